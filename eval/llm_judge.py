@@ -1,0 +1,154 @@
+"""A language model as judge, behind any OpenAI-compatible endpoint, with FastChat's single-answer prompts.
+
+prompt                         when                                          reads
+single-v1                      turn 1                                        question, answer
+single-math-v1                 turn 1 of math, reasoning, coding             and the reference answer
+single-v1-multi-turn           turn 2                                        both turns
+single-math-v1-multi-turn      turn 2 of math, reasoning, coding             and both reference answers
+
+Asked at temperature 0 (Zheng et al., arXiv 2306.05685). A reply without a readable rating is asked for once more; after
+that the verdict is None, and counted. A prompt that the endpoint refuses as malformed (too long for it) is None too.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ValidationError
+
+from eval.judge import Verdict
+from eval.questions import NUM_TURNS, Question
+from winnow.config import JudgeConfig
+from winnow.errors import InputError, ServerError, UsageError
+from winnow.models import first_line
+from winnow.rows import read_jsonl
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.chat import ChatCompletionMessageParam
+
+REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
+PROMPT_NAMES = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
+RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
+REMINDER = 'Your reply holds no rating that can be read. Reply with the rating alone, from 1 to 10, like "[[5]]".'
+MAX_TOKENS = 2048
+NUM_PARALLEL = 8
+
+
+class JudgePrompt(BaseModel):
+    """One row of judge_prompts.jsonl; `prompt_template` has named fields in braces."""
+
+    name: str
+    system_prompt: str
+    prompt_template: str
+
+
+def parse_rating(text: str) -> float | None:
+    """The last valid `[[x]]` with 1 <= x <= 10, or None.
+
+    `[[7.5/10]]` means 7.5, `[[08]]` means 8; `[[85]]`, `[[0]]`, `[[7/5]]`, `[8]` and a bare "Rating: 8" are no ratings.
+
+    >>> parse_rating("As shown in [1], not a [[10]]. Rating: [[8]]")
+    8.0
+    """
+    ratings = [rating for found in RATING.findall(text) if 1 <= (rating := float(found)) <= 10]
+    return ratings[-1] if ratings else None
+
+
+def read_judge_prompts(path: str) -> dict[str, JudgePrompt]:
+    """The four single-answer prompts of a FastChat judge_prompts.jsonl. Raises InputError when one is missing."""
+    prompts = {}
+    for number, row in read_jsonl(path):
+        try:
+            prompt = JudgePrompt.model_validate(row)
+        except ValidationError as error:
+            key = ".".join(map(str, error.errors()[0]["loc"]))
+            raise InputError(f"{path} line {number}: {key}: {error.errors()[0]['msg']}") from None
+        prompts[prompt.name] = prompt
+    if missing := [name for name in PROMPT_NAMES if name not in prompts]:
+        raise InputError(f"{path} holds no prompt named {', '.join(missing)}; use FastChat's judge_prompts.jsonl")
+    return prompts
+
+
+@contextmanager
+def open_llm_judge(config: JudgeConfig) -> Iterator["LlmJudge"]:
+    """The judge of a config, with its connections open. Raises UsageError without an endpoint and without a key."""
+    from openai import OpenAI
+
+    assert config.model is not None  # JudgeConfig: llm needs both
+    assert config.prompts is not None
+    key = os.environ.get("OPENAI_API_KEY")
+    if key is None and config.base_url is None:
+        raise UsageError("judge kind llm needs judge.base_url, or OPENAI_API_KEY in the environment for OpenAI's own")
+    prompts = read_judge_prompts(config.prompts)
+    with OpenAI(base_url=config.base_url, api_key=key or "none") as client:
+        yield LlmJudge(client, config.model, prompts)
+
+
+class LlmJudge:
+    """A judging model; its name in results is the model's."""
+
+    num_parallel = NUM_PARALLEL
+
+    def __init__(self, client: "OpenAI", model: str, prompts: Mapping[str, JudgePrompt]) -> None:
+        self.name = model
+        self._client = client
+        self._prompts = prompts
+
+    def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
+        """Ask for a verdict on the last answer. Raises ServerError when the endpoint gives none at all."""
+        prompt = self._prompts[prompt_name(question, len(answers))]
+        text = prompt.prompt_template.format(**prompt_fields(question, answers, reference))
+        messages: list[ChatCompletionMessageParam] = [
+            {"role": "system", "content": prompt.system_prompt},
+            {"role": "user", "content": text},
+        ]
+        reply = self._ask(messages)
+        rating = parse_rating(reply)
+        if rating is None:
+            messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": REMINDER}]
+            again = self._ask(messages)
+            rating, reply = parse_rating(again), f"{reply}\n\n{again}"
+        return Verdict(rating, reply, prompt.name, text)
+
+    def _ask(self, messages: "Sequence[ChatCompletionMessageParam]") -> str:
+        import openai
+
+        try:
+            answer = self._client.chat.completions.create(
+                model=self.name, messages=list(messages), temperature=0, max_tokens=MAX_TOKENS
+            )
+        except openai.BadRequestError as error:
+            return f"the endpoint refused the prompt: {first_line(error)}"
+        except openai.APIConnectionError as error:
+            raise ServerError(
+                f"the judge at {self._client.base_url} cannot be reached ({first_line(error)}); start it, or set "
+                "evaluation.questions.judge.base_url"
+            ) from None
+        except openai.OpenAIError as error:
+            raise ServerError(f"the judge {self.name} at {self._client.base_url} fails: {first_line(error)}") from None
+        return (answer.choices[0].message.content if answer.choices else None) or ""
+
+
+def prompt_name(question: Question, turn: int) -> str:
+    """Which judge prompt a turn of a question takes."""
+    kind = "single-math-v1" if question.category in REFERENCE_CATEGORIES else "single-v1"
+    return kind if turn == 1 else f"{kind}-multi-turn"
+
+
+def prompt_fields(question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> dict[str, str]:
+    """Every field that FastChat's templates name. Raises InputError where a needed reference answer is missing."""
+    turn = len(answers)
+    fields = {"question": question.turns[turn - 1], "answer": answers[-1]}
+    fields |= {f"question_{number}": text for number, text in enumerate(question.turns, start=1)}
+    fields |= {f"answer_{number}": text for number, text in enumerate(answers, start=1)}
+    if question.category in REFERENCE_CATEGORIES:
+        if reference is None or len(reference) < NUM_TURNS:
+            raise InputError(
+                f"question {question.question_id} ({question.category}) has no reference answers, which its judge "
+                "prompt needs; add them to evaluation.questions.references"
+            )
+        fields |= {f"ref_answer_{number}": text for number, text in enumerate(reference, start=1)}
+    return fields

@@ -1,0 +1,102 @@
+"""A two-turn question set in MT-Bench's file format: the questions and the reference answers.
+
+question.jsonl           {"question_id", "category", "turns": [first, second], ...}     other keys are kept
+reference_answer.jsonl   {"question_id", "choices": [{"turns": [first, second]}], ...}
+
+Of ours: "form_pattern", a regular expression that an answer of the right form matches as a whole, one for both turns or
+a list of one per turn. The format is FastChat's (Zheng et al., arXiv 2306.05685).
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from winnow.errors import InputError
+from winnow.rows import read_jsonl
+
+QuestionId = int | str
+References = dict[QuestionId, tuple[str, ...]]
+
+NUM_TURNS = 2
+
+
+class Question(BaseModel):
+    """One question of two turns; the second builds on the answer to the first."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    question_id: QuestionId
+    category: str
+    turns: tuple[str, str]
+    form_pattern: str | tuple[str, str] | None = None
+
+    @field_validator("form_pattern")
+    @classmethod
+    def _patterns_compile(cls, pattern: str | tuple[str, str] | None) -> str | tuple[str, str] | None:
+        for one in (pattern,) if isinstance(pattern, str) else pattern or ():
+            try:
+                re.compile(one)
+            except re.error as error:
+                raise ValueError(f"{one!r} is no regular expression ({error})") from None
+        return pattern
+
+    def form_of(self, turn: int) -> str | None:
+        """The pattern for the answer to a turn (1 or 2), if a form is asked for."""
+        if self.form_pattern is None or isinstance(self.form_pattern, str):
+            return self.form_pattern
+        return self.form_pattern[turn - 1]
+
+
+class _Choice(BaseModel):
+    turns: tuple[str, ...]
+
+
+class _Reference(BaseModel):
+    question_id: QuestionId
+    choices: tuple[_Choice, ...]
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Every question, in the order of the file. Raises InputError naming file and line."""
+    questions: dict[QuestionId, Question] = {}
+    for where, question in _parsed(path, Question):
+        if question.question_id in questions:
+            raise InputError(f"{where}: question_id {question.question_id!r} occurs twice")
+        questions[question.question_id] = question
+    if not questions:
+        raise InputError(f"{path} holds no question")
+    return list(questions.values())
+
+
+def read_references(path: str | Path | None) -> References:
+    """Question id -> the reference answer to each turn; of several choices the first. No path: no references."""
+    if path is None:
+        return {}
+    references: References = {}
+    for where, row in _parsed(path, _Reference):
+        if not row.choices:
+            raise InputError(f"{where}: choices is empty")
+        references[row.question_id] = row.choices[0].turns
+    return references
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def _parsed(path: str | Path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    """Each line's place and what it holds."""
+    for number, row in read_jsonl(path):
+        where = f"{path} line {number}"
+        try:
+            yield where, kind.model_validate(row)
+        except ValidationError as error:
+            raise InputError(f"{where}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem: Any = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"

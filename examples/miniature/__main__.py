@@ -1,0 +1,53 @@
+"""The whole recipe in miniature, on a CPU: the world and its models, LAB SFT, rounds against a reward server, the peak.
+
+    python -m examples.miniature [--seed 0] [KEY=VALUE ...]
+
+Everything lands in runs/miniature-world and runs/miniature under the current folder. What is finished there is kept:
+called again, it goes on where it was stopped.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from sampler.rounds import run_rounds
+from winnow.config import RunConfig, load_config
+from winnow.errors import WinnowError
+from winnow.rundir import locked, run_root, start_run
+from winnow.stages import run_inline
+
+HERE = Path(__file__).parent
+WORLD = Path("runs/miniature-world")
+
+
+def main() -> None:
+    """Make what is not there yet, then run the recipe."""
+    parser = argparse.ArgumentParser(prog="python -m examples.miniature", description=main.__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of config.yaml to set")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    try:
+        run_miniature(arguments.seed, arguments.overrides)
+    except WinnowError as error:
+        print(f"winnow: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(f"{time.monotonic() - start:.0f} s in all")
+
+
+def run_miniature(seed: int, overrides: list[str]) -> None:
+    """The world and its models in WORLD, and a run of config.yaml on them."""
+    from examples.miniature.models import make_world
+
+    make_world(WORLD, seed)
+    config = load_config(
+        HERE / "config.yaml", RunConfig, [f"seed={seed}", f"evaluation.task_dir={HERE / 'tasks'}", *overrides]
+    )
+    root = run_root(config)
+    with locked(root):
+        run_rounds(start_run(config, is_resumed=(root / "config.json").exists()), run_inline)
+
+
+if __name__ == "__main__":
+    main()

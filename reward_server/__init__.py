@@ -1,0 +1,1 @@
+"""The reward server: log-ratio rewards of completions over gRPC, and its client."""

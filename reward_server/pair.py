@@ -1,0 +1,215 @@
+"""The pair of models whose log-ratio is the reward: instruct and base, each with its renderer and engine.
+
+    group -> tokens of each completion, for either model -> log-probabilities of either model -> rewards
+
+A completion that cannot be scored gets an outcome with a status of its own; the others go on. Both models must have one
+tokenizer: with two, each model sums over tokens of its own, and that must be asked for by name.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
+from reward_server.engines.transformers import TransformersEngine
+from reward_server.fingerprint import tokenizer_hash, weight_hash
+from reward_server.rendering import Conversation, Ids, Limits, PromptGroup, Renderer, ScoredTokens, Text
+from reward_server.reward import LogRatio, Normalization, log_ratio_reward
+from reward_server.spans import EosPolicy, UnscorableError
+from winnow.chat import Chat, load_tokenizer
+from winnow.config import ServeConfig
+from winnow.errors import ChatError, ModelError, UsageError
+from winnow.models import check_model_path
+from winnow.records import Message
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the reward is made."""
+
+    normalization: Normalization = "sum"
+    beta: float = 1.0
+    eos_policy: EosPolicy = "if_finished"
+    is_reference_free: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer for one completion: `status` is "ok" and the rest is set, or it is not and `error` says why."""
+
+    status: str = "ok"
+    error: str = ""
+    ratio: LogRatio | None = None
+    tokens: ScoredTokens | None = None
+    instruct_logprobs: Logprobs | None = None
+    base_logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is loaded on one side of the pair."""
+
+    name: str
+    weight_hash: str
+    tokenizer_hash: str
+    template_hash: str
+    chat_template: str
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model of the pair."""
+
+    renderer: Renderer
+    engine: ScoringEngine
+    facts: ModelFacts
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two models. Not safe for threads: one group at a time."""
+
+    instruct: Side
+    base: Side
+    has_shared_tokenizer: bool
+    is_base_plain: bool
+
+    def refusal(self, group: PromptGroup) -> str:
+        """Why this pair can score no such group, or an empty text."""
+        has_ids = any(isinstance(part, Ids) for part in (group.prompt, *group.completions))
+        if has_ids and not self.has_shared_tokenizer:
+            return "the models have different tokenizers, so token ids mean nothing to one of them; send texts"
+        if isinstance(group.prompt, Ids) and self.is_base_plain:
+            return "the base model reads prompts in a plain form of its own; send the prompt as messages"
+        return ""
+
+    def score(self, group: PromptGroup, options: Options) -> list[Outcome]:
+        """The outcome of each completion, in order."""
+        outcomes: dict[int, Outcome] = {}
+        tokens: dict[int, tuple[ScoredTokens, ScoredTokens]] = {}
+        for index, completion in enumerate(group.completions):
+            try:
+                tokens[index] = self._tokens(group.prompt, completion, options.eos_policy)
+            except UnscorableError as error:
+                outcomes[index] = Outcome(error.status, str(error))
+        instruct = _logprobs(self.instruct.engine, [ours for ours, _ in tokens.values()])
+        base = None if options.is_reference_free else _logprobs(self.base.engine, [own for _, own in tokens.values()])
+        for place, (index, (ours, _)) in enumerate(tokens.items()):
+            outcomes[index] = _outcome(ours, instruct[place], base[place] if base else None, options)
+        return [outcomes[index] for index in range(len(group.completions))]
+
+    def _tokens(
+        self, prompt: Conversation | Ids, completion: Text | Ids, eos_policy: EosPolicy
+    ) -> tuple[ScoredTokens, ScoredTokens]:
+        """What the instruct model reads, and what the base model does."""
+        ours = self.instruct.renderer.scored_tokens(prompt, completion, eos_policy)
+        if self.base.renderer is self.instruct.renderer:
+            return ours, ours
+        return ours, self.base.renderer.scored_tokens(prompt, completion, eos_policy)
+
+
+def open_pair(config: ServeConfig) -> Pair:
+    """Load both models. Raises UsageError and ModelError with the ways out."""
+    models = (config.instruct, config.base)
+    for model in models:
+        check_model_path(model)
+    tokenizers = [load_tokenizer(model) for model in models]
+    hashes = [tokenizer_hash(tokenizer) for tokenizer in tokenizers]
+    check_tokenizers(config, *hashes)
+    base_template = "plain" if config.base_prompt == "plain" else config.chat_template
+    chats = [Chat(tokenizers[0], config.chat_template), Chat(tokenizers[1], base_template)]
+    for chat in chats:
+        check_template(chat)
+    engines = [_load_engine(model, config) for model in models]
+    renderers = _renderers(chats, engines, max_tokens(config, engines), is_shared=hashes[0] == hashes[1])
+    sides = [
+        Side(renderer, engine, _facts(model, renderer.chat, engine, own_hash))
+        for model, renderer, engine, own_hash in zip(models, renderers, engines, hashes, strict=True)
+    ]
+    return Pair(sides[0], sides[1], hashes[0] == hashes[1], config.base_prompt == "plain")
+
+
+def check_template(chat: Chat) -> None:
+    """Raise ModelError unless the template renders a conversation and closes an assistant turn with EOS."""
+    name = chat.tokenizer.name_or_path
+    if chat.tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {name!r} has no EOS; set eos_token in its tokenizer_config.json")
+    try:
+        pair = chat.scored_pair([Message(role="user", content="a")], "b")
+    except ChatError as error:
+        raise ModelError(f"chat_template {chat.template} does not fit {name!r}: {error}") from error
+    if not pair.has_eos:
+        raise ModelError(
+            f"chat_template {chat.template} does not close an assistant turn with the EOS of {name!r}, "
+            f"{chat.tokenizer.eos_token}; set eos_token in its tokenizer_config.json, or take another template"
+        )
+
+
+def check_tokenizers(config: ServeConfig, instruct_hash: str, base_hash: str) -> None:
+    """Raise ModelError for tokenizers that differ, unless the config accepts that; then say so in the log."""
+    if instruct_hash == base_hash:
+        return
+    what = f"the tokenizers of {config.instruct!r} ({instruct_hash[:12]}) and {config.base!r} ({base_hash[:12]}) differ"
+    if not config.allow_different_tokenizers:
+        raise ModelError(
+            f"{what}; give a base model with the instruct model's tokenizer, or set allow_different_tokenizers: true, "
+            "and each model sums over tokens of its own"
+        )
+    log.warning("%s: EACH MODEL SCORES TOKENS OF ITS OWN; the rewards are not those of a shared tokenizer", what)
+
+
+def max_tokens(config: ServeConfig, engines: Sequence[ScoringEngine]) -> int:
+    """The longest conversation: as configured, at most what both models were made for. Raises UsageError beyond it."""
+    own = min((limit for engine in engines if (limit := engine.max_tokens)), default=None)
+    if config.max_tokens is not None and own is not None and config.max_tokens > own:
+        raise UsageError(f"max_tokens {config.max_tokens} is more than the models were made for; take at most {own}")
+    return config.max_tokens or own or config.token_budget
+
+
+def _renderers(
+    chats: Sequence[Chat], engines: Sequence[ScoringEngine], longest: int, *, is_shared: bool
+) -> list[Renderer]:
+    """A renderer for each model; one for both where they read the same tokens."""
+    sizes = [engine.vocab_size for engine in engines]
+    if not is_shared:
+        return [Renderer(chat, Limits(size, longest)) for chat, size in zip(chats, sizes, strict=True)]
+    instruct, base = (Renderer(chat, Limits(min(sizes), longest)) for chat in chats)
+    return [instruct, instruct if base.chat.template_hash == instruct.chat.template_hash else base]
+
+
+def _load_engine(model: str, config: ServeConfig) -> ScoringEngine:
+    log.info("loading %s", model)
+    return TransformersEngine(model, dtype=config.dtype, device_map=config.device_map, token_budget=config.token_budget)
+
+
+def _facts(model: str, chat: Chat, engine: ScoringEngine, own_hash: str) -> ModelFacts:
+    facts = ModelFacts(
+        name=model,
+        weight_hash=weight_hash(model),
+        tokenizer_hash=own_hash,
+        template_hash=chat.template_hash,
+        chat_template=chat.template,
+        dtype=engine.dtype,
+        device=engine.device,
+    )
+    log.info("%s: %s on %s, weights %s", facts.name, facts.dtype, facts.device, facts.weight_hash)
+    return facts
+
+
+def _logprobs(engine: ScoringEngine, tokens: Sequence[ScoredTokens]) -> list[Logprobs]:
+    """Log-probabilities of the scored tokens of completions of one prompt."""
+    if not tokens:
+        return []
+    return engine.logprobs(TokenGroup(tokens[0].prompt_ids, [one.span.token_ids for one in tokens]))
+
+
+def _outcome(tokens: ScoredTokens, instruct: Logprobs, base: Logprobs | None, options: Options) -> Outcome:
+    own = None if base is None else base.tolist()
+    ratio = log_ratio_reward(instruct.tolist(), own, normalization=options.normalization, beta=options.beta)
+    if not ratio.is_finite:
+        return Outcome("non_finite", "a model gave a log-probability that is not finite; check its weights and dtype")
+    return Outcome(ratio=ratio, tokens=tokens, instruct_logprobs=instruct, base_logprobs=base)

@@ -1,0 +1,1 @@
+"""Prompts -> completions -> rewards -> selected rows, and the loop over rounds."""

@@ -1,0 +1,1 @@
+"""Training: rows and phases -> token rows -> one SFT job (TRL) -> a checkpoint."""

@@ -1,0 +1,255 @@
+"""lm-eval on a tiny model: local tasks of the model cards' three kinds, checked against logprobs computed by hand."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+
+from eval.benchmarks import BenchmarkItem, BenchmarkRun, data_files, run_benchmarks
+from tests.tiny_models import make_model
+from winnow.chat import Chat, load_tokenizer
+from winnow.config import BenchmarkConfig, EvaluationConfig
+from winnow.errors import UsageError, WinnowError
+from winnow.models import load_causal_lm
+
+PROMPT = "<s><|user|>\n{question}\n<|assistant|>\n"
+
+HEAD = """\
+task: {task}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+doc_to_text: "<s><|user|>\\n{{{{question}}}}\\n<|assistant|>\\n"
+target_delimiter: ""
+"""
+
+CHOICE_TASK = (
+    HEAD
+    + """\
+output_type: multiple_choice
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - metric: {metric}
+    aggregation: mean
+    higher_is_better: true
+"""
+)
+
+EXACT_TASK = (
+    HEAD
+    + """\
+output_type: generate_until
+doc_to_target: answer
+generation_kwargs:
+  do_sample: false
+  max_gen_toks: 8
+  until: ["\\n"]
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+    ignore_case: true
+    ignore_punctuation: true
+"""
+)
+
+CHOICES = [
+    {"question": f"Name colour {n}.", "choices": ["red", "a green one", "tan"], "answer": n % 3} for n in range(9)
+]
+SUMS = [{"question": f"What is {n} + 3?", "answer": str(n + 3)} for n in range(6)]
+CARD = (
+    BenchmarkConfig(task="choices", metric="acc,none"),
+    BenchmarkConfig(task="endings", metric="acc_norm,none"),
+    BenchmarkConfig(task="sums", metric="exact_match,none"),
+)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_model("llama", tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def task_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    choices = write_rows(folder / "choices.jsonl", CHOICES)
+    sums = write_rows(folder / "sums.jsonl", SUMS)
+    (folder / "choices.yaml").write_text(CHOICE_TASK.format(task="choices", metric="acc", data=choices))
+    (folder / "endings.yaml").write_text(CHOICE_TASK.format(task="endings", metric="acc_norm", data=choices))
+    (folder / "sums.yaml").write_text(EXACT_TASK.format(task="sums", data=sums))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def card(model: str, task_dir: Path) -> BenchmarkRun:
+    return run(model, task_dir, *CARD)
+
+
+def run(model: str, task_dir: Path, *benchmarks: BenchmarkConfig) -> BenchmarkRun:
+    config = EvaluationConfig(task_dir=str(task_dir), benchmarks=benchmarks, batch_size=4)
+    return run_benchmarks(config, model, Chat(load_tokenizer(model), "lab"), "float32", "round 0")
+
+
+def logprob(model: Any, tokenizer: Any, prompt: str, continuation: str) -> float:
+    """Log-probability of a continuation, one sequence at a time."""
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    token_ids = tokenizer(prompt + continuation, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([token_ids])).logits[0].double().log_softmax(-1)
+    return float(sum(logprobs[place - 1, token_ids[place]] for place in range(len(prompt_ids), len(token_ids))))
+
+
+def test_every_task_gives_value_stderr_and_n(card: BenchmarkRun) -> None:
+    assert [(row.task, row.metric, row.n) for row in card.results] == [
+        ("choices", "acc,none", 9),
+        ("endings", "acc_norm,none", 9),
+        ("sums", "exact_match,none", 6),
+    ]
+    for result in card.results[:2]:
+        assert result.stderr == pytest.approx((result.value * (1 - result.value) / (result.n - 1)) ** 0.5)
+
+
+def test_a_value_is_the_mean_of_its_items(card: BenchmarkRun) -> None:
+    for result in card.results:
+        items = [item.value for item in card.items if item.task == result.task]
+        assert len(items) == result.n
+        assert fmean(items) == pytest.approx(result.value)
+        assert set(items) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("task", "is_normalized"), [("choices", False), ("endings", True)])
+def test_choices_are_ranked_by_their_logprobs(card: BenchmarkRun, model: str, task: str, is_normalized: bool) -> None:
+    policy, tokenizer = load_causal_lm(model, dtype="float32").eval(), load_tokenizer(model)
+    values = []
+    for row in CHOICES:
+        # lm-eval counts the prompt's trailing white space, here the header's newline, to the continuation.
+        prompt = PROMPT.format(question=row["question"]).rstrip()
+        scores = [
+            logprob(policy, tokenizer, prompt, "\n" + choice) / (len(choice) if is_normalized else 1)
+            for choice in row["choices"]  # type: ignore[attr-defined]
+        ]
+        values.append(float(scores.index(max(scores)) == row["answer"]))
+    assert [item.value for item in card.items if item.task == task] == values
+
+
+def test_the_same_checkpoint_gives_the_same_results_and_item_ids(
+    card: BenchmarkRun, model: str, task_dir: Path
+) -> None:
+    assert run(model, task_dir, *CARD) == card
+
+
+def test_another_checkpoint_has_the_same_items_but_its_own_values(
+    card: BenchmarkRun, task_dir: Path, tmp_path: Path
+) -> None:
+    other = run(str(make_model("llama", tmp_path, seed=5)), task_dir, CARD[1])
+    ours = [item for item in card.items if item.task == "endings"]
+    assert [item.item_id for item in other.items] == [item.item_id for item in ours]
+    assert [item.value for item in other.items] != [item.value for item in ours]
+
+
+def test_few_shot_examples_change_the_prompt_and_so_the_items(card: BenchmarkRun, model: str, task_dir: Path) -> None:
+    path = task_dir / "shots.yaml"
+    shots = "fewshot_split: test\nfewshot_config:\n  sampler: first_n\n"
+    path.write_text(CHOICE_TASK.format(task="shots", metric="acc", data=task_dir / "choices.jsonl") + shots)
+    plain = run(model, task_dir, BenchmarkConfig(task="shots", metric="acc,none"))
+    shown = run(model, task_dir, BenchmarkConfig(task="shots", metric="acc,none", num_fewshot=2))
+    path.unlink()
+    assert {item.item_id for item in plain.items}.isdisjoint({item.item_id for item in shown.items})
+    assert shown.results[0].n == 9
+
+
+def test_a_limit_takes_the_first_items(card: BenchmarkRun, model: str, task_dir: Path) -> None:
+    limited = run(model, task_dir, BenchmarkConfig(task="choices", metric="acc,none", limit=4))
+    assert limited.results[0].n == 4
+    assert limited.items == [item for item in card.items if item.task == "choices"][:4]
+
+
+def test_a_group_is_one_benchmark_of_all_its_items(card: BenchmarkRun, model: str, task_dir: Path) -> None:
+    path = task_dir / "both.yaml"
+    path.write_text(
+        "group: both\ntask: [choices, first]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    first = task_dir / "first.yaml"
+    first.write_text(CHOICE_TASK.format(task="first", metric="acc", data=task_dir / "choices.jsonl"))
+    both = run(model, task_dir, BenchmarkConfig(task="both", metric="acc,none"))
+    path.unlink()
+    first.unlink()
+    assert (both.results[0].n, len({item.item_id for item in both.items})) == (18, 18)
+    assert both.results[0].value == pytest.approx(card.results[0].value)
+
+
+def test_lm_eval_is_quiet_and_the_progress_is_ours(
+    model: str, task_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(model, task_dir, CARD[0])
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "round 0: choices: 27/27 requests" in shown.err
+    foreign = [line for line in re.split(r"[\r\n]", shown.err) if "it/s" in line and "Loading weights" not in line]
+    assert foreign == []
+
+
+def test_an_unknown_task_is_named_with_its_neighbours(model: str, task_dir: Path) -> None:
+    with pytest.raises(UsageError, match=r"no task 'choises' in .*; did you mean choices\?"):
+        run(model, task_dir, BenchmarkConfig(task="choises", metric="acc,none"))
+
+
+def test_an_unknown_metric_is_named_with_its_neighbours(model: str, task_dir: Path) -> None:
+    with pytest.raises(UsageError, match=r"task choices has no metric 'acc'; did you mean acc,none\?"):
+        run(model, task_dir, BenchmarkConfig(task="choices", metric="acc", limit=1))
+
+
+def test_a_missing_task_folder_or_data_file_is_named(model: str, task_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"task_dir .* is no folder"):
+        run(model, tmp_path / "none", CARD[0])
+    (tmp_path / "lost.yaml").write_text(CHOICE_TASK.format(task="lost", metric="acc", data="/nowhere/lost.jsonl"))
+    with pytest.raises(UsageError, match=r"task lost: its data is not there: .*/nowhere/lost\.jsonl"):
+        run(model, tmp_path, BenchmarkConfig(task="lost", metric="acc,none"))
+
+
+def test_a_broken_task_file_is_named(model: str, tmp_path: Path) -> None:
+    text = CHOICE_TASK.format(task="odd", metric="acc", data=write_rows(tmp_path / "choices.jsonl", CHOICES))
+    (tmp_path / "odd.yaml").write_text(text.replace("multiple_choice", "many_choices"))
+    with pytest.raises(WinnowError, match="task odd cannot be loaded: Got invalid output_type 'many_choices'"):
+        run(model, tmp_path, BenchmarkConfig(task="odd", metric="acc,none"))
+
+
+def test_what_decides_a_local_task_is_its_file_and_its_data(task_dir: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "elsewhere.jsonl", CHOICES)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(CHOICE_TASK.format(task="a", metric="acc", data=data))
+    (folder / "b.yaml").write_text("task: b\nprocess_docs: !function code.process\n")
+    assert data_files(folder) == [data, folder / "a.yaml", folder / "b.yaml"]
+
+
+def test_no_benchmarks_is_nothing_to_do(model: str, tmp_path: Path) -> None:
+    assert run(model, tmp_path) == BenchmarkRun([], [])
+
+
+def test_an_item_is_a_plain_row(card: BenchmarkRun) -> None:
+    assert BenchmarkItem.model_validate_json(card.items[0].model_dump_json()) == card.items[0]
+    assert card.items[0].item_id.startswith("choices/0/")

@@ -1,0 +1,193 @@
+"""Rendering: templates, loss spans, prefixes, and the official Mixtral form."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.tiny_models import BOS, EOS, HEADERS, PAD, make_tokenizer
+from winnow.chat import Chat, built_in_templates, load_tokenizer
+from winnow.errors import ChatError, ModelError, UsageError
+from winnow.records import Message
+
+QUESTION = Message(role="user", content="What is 2 + 3?")
+ANSWER = Message(role="assistant", content="It is 5.")
+TWO_TURNS = (QUESTION, ANSWER, Message(role="user", content="And 4?"), Message(role="assistant", content="Nine."))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(folder)
+    return load_tokenizer(str(folder))
+
+
+def loss_texts(chat: Chat, messages: tuple[Message, ...]) -> list[str]:
+    rendered = chat.conversation(messages)
+    return [rendered.text[start:end] for start, end in rendered.loss_spans]
+
+
+def test_the_lab_form_is_headers_text_and_end(tokenizer: Any) -> None:
+    text = Chat(tokenizer, "lab", "Be careful.").conversation(TWO_TURNS).text
+    assert text == (
+        "<s><|system|>\nBe careful.\n<|user|>\nWhat is 2 + 3?\n<|assistant|>\nIt is 5.<|endoftext|>\n"
+        "<|user|>\nAnd 4?\n<|assistant|>\nNine.<|endoftext|>"
+    )
+
+
+def test_the_mixtral_form_opens_the_first_turn_with_the_system_message(tokenizer: Any) -> None:
+    text = Chat(tokenizer, "mixtral", "Be careful.").conversation(TWO_TURNS).text
+    assert text == (
+        "<s>[INST] Be careful.\n\nWhat is 2 + 3? [/INST]It is 5.<|endoftext|>[INST] And 4? [/INST]Nine.<|endoftext|>"
+    )
+
+
+@pytest.mark.parametrize("template", built_in_templates())
+def test_the_loss_covers_assistant_text_through_its_end_and_nothing_else(tokenizer: Any, template: str) -> None:
+    chat = Chat(tokenizer, template, "Be careful.")
+    assert loss_texts(chat, TWO_TURNS) == ["It is 5.<|endoftext|>", "Nine.<|endoftext|>"]
+    rendered = chat.conversation(TWO_TURNS)
+    in_loss = [token for token, is_in in zip(rendered.token_ids, rendered.loss_mask, strict=True) if is_in]
+    assert tokenizer.decode(in_loss) == "It is 5.<|endoftext|>Nine.<|endoftext|>"
+
+
+@pytest.mark.parametrize("template", built_in_templates())
+def test_spans_agree_with_the_generation_marks_of_the_template(tokenizer: Any, template: str) -> None:
+    chat = Chat(tokenizer, template)
+    marked = tokenizer.apply_chat_template(
+        [message.model_dump() for message in TWO_TURNS],
+        chat_template=chat._source,
+        return_assistant_tokens_mask=True,
+        return_dict=True,
+    )
+    rendered = chat.conversation(TWO_TURNS)
+    if rendered.token_ids == marked["input_ids"]:
+        assert rendered.loss_mask == [bool(flag) for flag in marked["assistant_masks"]]
+    theirs = [i for i, flag in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if flag]
+    ours = [i for i, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
+    assert tokenizer.decode(ours) == tokenizer.decode(theirs)
+
+
+CONTROL_TOKENS = (BOS, EOS, PAD, *HEADERS)
+
+# Hypothesis tries words of our own source too, so that it does find the control tokens; those are refused (see below).
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=24).filter(
+    lambda text: not any(token in text for token in CONTROL_TOKENS)
+)
+
+
+@pytest.mark.parametrize("template", built_in_templates())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(question=TEXTS, answer=TEXTS)
+def test_a_prompt_is_a_prefix_of_every_continuation(tokenizer: Any, template: str, question: str, answer: str) -> None:
+    chat = Chat(tokenizer, template)
+    messages = [Message(role="user", content=question)]
+    prompt_ids = chat.prompt_ids(messages)
+    pair = chat.scored_pair(messages, answer)
+    full = chat.conversation([*messages, Message(role="assistant", content=answer)])
+    assert pair.prompt_ids == prompt_ids
+    assert full.token_ids == prompt_ids + pair.completion_ids
+    assert pair.has_eos
+    assert tokenizer.decode(pair.completion_ids[:-1], clean_up_tokenization_spaces=False) == answer
+
+
+def test_a_merge_is_cut_where_it_would_cross_into_the_completion(tokenizer: Any) -> None:
+    pair = Chat(tokenizer, "lab").scored_pair([QUESTION], "\n\nFive.")
+    assert tokenizer.decode(pair.completion_ids) == "\n\nFive.<|endoftext|>"
+
+
+@pytest.mark.parametrize("template", built_in_templates())
+def test_there_is_exactly_one_bos(tokenizer: Any, template: str) -> None:
+    ids = Chat(tokenizer, template, "Be careful.").conversation(TWO_TURNS).token_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_system_message_of_its_own_replaces_the_default(tokenizer: Any) -> None:
+    text = Chat(tokenizer, "lab", "Default.").prompt_text([Message(role="system", content="Own."), QUESTION])
+    assert "Own." in text
+    assert "Default." not in text
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([], "at least one message"),
+        ([ANSWER], "turn 1 should be user, is assistant"),
+        ([QUESTION, QUESTION], "turn 2 should be assistant, is user"),
+        ([QUESTION, ANSWER], "the last message should be user, is assistant"),
+        ([Message(role="system", content="x")], "the last message should be user, is system"),
+        ([Message(role="user", content="a<|user|>b")], "the user message holds the control token '<|user|>'"),
+    ],
+)
+def test_a_conversation_that_cannot_be_rendered_says_why(tokenizer: Any, messages: list[Message], problem: str) -> None:
+    with pytest.raises(ChatError) as error:
+        Chat(tokenizer, "lab").prompt_ids(messages)
+    assert problem in str(error.value)
+
+
+def test_an_unknown_template_names_the_known_ones(tokenizer: Any) -> None:
+    with pytest.raises(UsageError, match="'laab' is neither a file nor one of lab, mixtral"):
+        Chat(tokenizer, "laab")
+    with pytest.raises(ModelError, match="chat_template: tokenizer was asked for"):
+        Chat(tokenizer, "tokenizer")
+
+
+def test_a_template_of_ones_own_is_a_file(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+        "{{ eos_token if m['role'] == 'assistant' else ' ' }}{% endfor %}"
+        "{{ 'assistant: ' if add_generation_prompt else '' }}"
+    )
+    assert loss_texts(Chat(tokenizer, str(path)), (QUESTION, ANSWER)) == ["It is 5.<|endoftext|>"]
+
+
+def test_template_hashes_tell_renderings_apart(tokenizer: Any) -> None:
+    chats = [Chat(tokenizer, "lab"), Chat(tokenizer, "mixtral"), Chat(tokenizer, "lab", "Be careful.")]
+    assert len({chat.template_hash for chat in chats}) == 3
+    assert Chat(tokenizer, "lab").template_hash == chats[0].template_hash
+
+
+def test_headers_become_special_tokens_of_a_tokenizer_that_lacks_them(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    grown = load_tokenizer(str(tmp_path), eos_token="<|end|>", added_tokens=["<|tool|>", "<|user|>"])
+    assert grown.eos_token == "<|end|>"
+    assert len(grown) == len(tokenizer) + 2
+    assert len(grown("<|tool|>", add_special_tokens=False)["input_ids"]) == 1
+
+
+def golden_conversation(reference_data: Path) -> tuple[list[Message], list[int]]:
+    folder = reference_data / "mistral_tokenizer" / "samples" / "no_tools"
+    rows = json.loads((folder / "sample.json").read_text())["messages"]
+    tokens = json.loads((folder / "tokens_v1.json").read_text())["tokens"]
+    return [Message(role=row["role"], content=row["content"]) for row in rows], tokens
+
+
+@pytest.fixture
+def mixtral_folder(reference_data: Path, tmp_path: Path) -> str:
+    """The official SentencePiece model where a Hugging Face loader finds it."""
+    source = reference_data / "mistral_tokenizer" / "tokenizer.model.v1"
+    (tmp_path / "tokenizer.model").write_bytes(source.read_bytes())
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("loader", ["auto", "llama"])
+def test_mixtral_rendering_equals_the_official_tokens(reference_data: Path, mixtral_folder: str, loader: str) -> None:
+    from transformers import LlamaTokenizer
+
+    tokenizer = load_tokenizer(mixtral_folder) if loader == "auto" else LlamaTokenizer.from_pretrained(mixtral_folder)
+    messages, tokens = golden_conversation(reference_data)
+    assert Chat(tokenizer, "mixtral").prompt_ids(messages) == tokens
+    answered = Chat(tokenizer, "mixtral").conversation(messages[:4])
+    assert answered.token_ids == tokens[: len(answered.token_ids)]
+
+
+def test_the_usual_hugging_face_rendering_of_mixtral_differs(reference_data: Path, mixtral_folder: str) -> None:
+    messages, tokens = golden_conversation(reference_data)
+    ids = Chat(load_tokenizer(mixtral_folder), "mixtral-hf").prompt_ids(messages)
+    assert len(ids) == len(tokens)
+    assert sum(ours != theirs for ours, theirs in zip(ids, tokens, strict=True)) == 7

@@ -1,0 +1,142 @@
+"""peak.json, the closing table and the chart."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from eval.chart import draw_chart
+from eval.judged_scores import JudgedScore
+from eval.peak import Peak, Rule
+from eval.report import PeakReport, RoundReport, named_results, peak_report, round_report
+from eval.table import print_closing
+from winnow.records import EvalResult
+
+REWARDS = {1: (1.51, -4.72), 2: (1.77, 0.24), 3: (2.02, 1.08)}
+SCORES = (5.9, 7.9, 7.85, 7.6)
+FIVE_TASKS = ("arc_challenge", "hellaswag", "mmlu", "winogrande", "gsm8k")
+
+
+def judged(mean: float) -> JudgedScore:
+    return JudgedScore(
+        judge="reference-judge",
+        mean=mean,
+        min=mean - 0.2,
+        max=mean + 0.1,
+        sd=0.15,
+        runs=(mean - 0.2, mean + 0.1),
+        by_category={},
+        by_turn={},
+        num_judgments=40,
+        num_unparsable=0,
+        mean_answer_chars=12.0,
+    )
+
+
+def rounds(tasks: tuple[str, ...] = ("facts", "sums"), *, is_judged: bool = True) -> list[RoundReport]:
+    reports = []
+    for number, score in enumerate(SCORES):
+        results = [EvalResult(task=task, metric="acc,none", value=0.715, stderr=0.029, n=240) for task in tasks]
+        batch_reward, control = REWARDS.get(number, (None, None))
+        metrics = {"batch_reward": batch_reward, "random_control_reward": control}
+        reports.append(round_report(number, results, judged(score) if is_judged else None, metrics))
+    return reports
+
+
+def report(tasks: tuple[str, ...] = ("facts", "sums"), *, is_judged: bool = True) -> PeakReport:
+    rule = Rule(judge_tolerance=0.1).text
+    peak = Peak(2, [1, 2], {3: "facts is 16.0 points below round 0 (p = 0.0004)"}, rule)
+    return peak_report(peak, rounds(tasks, is_judged=is_judged), "runs/tiny/round-02/checkpoint")
+
+
+def printed(one: PeakReport, width: int = 100) -> str:
+    text = io.StringIO()
+    print_closing(one, Console(file=text, width=width))
+    return text.getvalue()
+
+
+def test_peak_json_has_just_these_keys() -> None:
+    content = report().model_dump(mode="json")
+    assert set(content) == {
+        "round",
+        "checkpoint",
+        "batch_reward",
+        "judge_score",
+        "ties",
+        "rule",
+        "rounds",
+        "dropped",
+    }
+    assert (content["round"], content["checkpoint"]) == (2, "runs/tiny/round-02/checkpoint")
+    assert content["batch_reward"] == 1.77
+    assert content["judge_score"] == {"mean": 7.85, "min": 7.85 - 0.2, "max": 7.85 + 0.1}
+    assert content["dropped"] == [{"round": 3, "reason": "facts is 16.0 points below round 0 (p = 0.0004)"}]
+    assert content["rounds"][0] == {
+        "round": 0,
+        "batch_reward": None,
+        "random_control_reward": None,
+        "judge_score": {"mean": 5.9, "min": 5.9 - 0.2, "max": 5.9 + 0.1},
+        "benchmarks": {
+            task: {"value": 0.715, "stderr": 0.029, "n": 240, "metric": "acc,none"} for task in ("facts", "sums")
+        },
+    }
+
+
+def test_a_task_with_two_metrics_is_named_with_them() -> None:
+    results = [EvalResult(task=t, metric=m, value=1, stderr=None, n=1) for t, m in [("a", "x"), ("a", "y"), ("b", "x")]]
+    assert list(named_results(results)) == ["a x", "a y", "b"]
+
+
+def test_the_table_shows_every_round_and_marks_the_peak() -> None:
+    lines = printed(report()).splitlines()
+    peak = next(line for line in lines if line.lstrip().startswith("2 "))
+    assert peak.split() == ["2", "1.77", "+1.53", "71.5+-2.9", "71.5+-2.9", "7.85", "[7.65..7.95]", "<-", "peak"]
+    assert next(line for line in lines if line.lstrip().startswith("0 ")).split()[1:3] == ["-", "-"]
+    assert next(line for line in lines if line.lstrip().startswith("3 ")).rstrip().endswith("dropped")
+
+
+def test_the_text_says_why_and_what_is_tied_and_dropped() -> None:
+    text = " ".join(printed(report()).split())
+    assert "Peak: round 2 (runs/tiny/round-02/checkpoint), the highest batch reward among the tied" in text
+    assert "Ties: 2 of 3 rounds are indistinguishable by judged score: 1, 2." in text
+    assert "Dropped: round 3: facts is 16.0 points below round 0 (p = 0.0004)." in text
+    assert "Spearman of batch reward against judged score over rounds: -1.00." in text
+
+
+@pytest.mark.parametrize("tasks", [("facts", "sums", "endings"), FIVE_TASKS])
+def test_the_table_fits_100_columns_with_a_line_per_round(tasks: tuple[str, ...]) -> None:
+    lines = printed(report(tasks), width=40).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines if "71.5+-2.9" in line] == ["0", "1", "2", "3"]
+    assert all(line.count("71.5+-2.9") == len(tasks) for line in lines if "71.5+-2.9" in line)
+
+
+def test_a_single_leader_and_the_earlier_of_equals_are_explained() -> None:
+    alone = report().model_copy(update={"ties": (2,), "dropped": ()})
+    assert "the highest judged score of all rounds." in " ".join(printed(alone).split())
+    assert "Ties: none; 1 of 4 rounds leads." in printed(alone)
+    equal = [one.model_copy(update={"batch_reward": 1.0}) for one in rounds()]
+    earlier = report().model_copy(update={"rounds": tuple(equal), "batch_reward": 1.0})
+    assert "the earliest of the highest judged scores" in " ".join(printed(earlier).split())
+
+
+def test_without_questions_and_benchmarks_table_and_chart_still_show_the_rewards(tmp_path: Path) -> None:
+    bare = report((), is_judged=False)
+    assert "by batch reward, since no round has a judged score" in printed(bare)
+    assert "not defined" in printed(bare)
+    draw_chart(bare, "tiny", [tmp_path / "rounds.png"])
+    start_only = peak_report(Peak(0, [0], {}, Rule().text), rounds()[:1], "start")
+    draw_chart(start_only, "tiny", [tmp_path / "rounds.svg"])
+    assert (tmp_path / "rounds.svg").stat().st_size > 0
+
+
+def test_the_chart_is_the_same_whenever_the_numbers_are(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        draw_chart(report(), "tiny", [tmp_path / name / "rounds.png", tmp_path / name / "rounds.svg"])
+    for name in ("rounds.png", "rounds.svg"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert (tmp_path / "first" / "rounds.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "first" / "rounds.svg").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["rounds.png", "rounds.svg"]

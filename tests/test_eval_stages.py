@@ -1,0 +1,249 @@
+"""Evaluation's stages on a run of tiny models: what they write, what they skip, what they refuse."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.stages import Results, evaluate, pick_peak, read_results
+from tests.tiny_models import make_model
+from winnow.config import RunConfig, parse_config
+from winnow.errors import InputError, WinnowError
+from winnow.records import EvalResult
+from winnow.rundir import Run
+
+ROOT = Path(__file__).parent.parent
+
+TASK = """\
+task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "<s><|user|>\\n{{{{question}}}}\\n<|assistant|>\\n"
+doc_to_target: answer
+generation_kwargs: {{do_sample: false, max_gen_toks: 4, until: ["\\n"]}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+
+QUESTIONS = [
+    {"question_id": 1, "category": "math", "turns": ["2 + 3?", "Double it."], "form_pattern": r"\d+"},
+    {"question_id": 2, "category": "writing", "turns": ["A colour?", "Another one."]},
+]
+REFERENCES = [{"question_id": n, "choices": [{"index": 0, "turns": ["5", "10"]}]} for n in (1, 2)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+    torch.set_num_threads(threads)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run whose round 0 is a tiny model, with one benchmark and two questions."""
+    sums = write_rows(tmp_path / "data" / "sums.jsonl", [{"question": f"{n} + 1?", "answer": str(n)} for n in range(4)])
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.yaml").write_text(TASK.format(data=sums))
+    tree = {
+        "name": "tiny",
+        "policy": {"model": str(make_model("llama", tmp_path / "start")), "dtype": "float32"},
+        "evaluation": {
+            "task_dir": str(tmp_path / "tasks"),
+            "benchmarks": [{"task": "sums", "metric": "exact_match,none"}],
+            "questions": {
+                "questions": write_rows(tmp_path / "data" / "question.jsonl", QUESTIONS),
+                "references": write_rows(tmp_path / "data" / "reference.jsonl", REFERENCES),
+                "num_runs": 2,
+                "max_new_tokens": 6,
+            },
+        },
+    }
+    return Run(tmp_path / "run", parse_config(tree, RunConfig, "test"))
+
+
+def stored(run: Run, number: int) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.eval_dir(number).iterdir()}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_round_is_evaluated_into_its_four_files(run: Run) -> None:
+    evaluate(run, 0)
+    results = json.loads((run.eval_dir(0) / "results.json").read_text())
+    assert (results["round"], results["checkpoint"]) == (0, run.config.policy.model)
+    assert [(row["task"], row["n"]) for row in results["benchmarks"]] == [("sums", 4)]
+    judge = results["judge"]
+    assert (judge["judge"], judge["num_judgments"], judge["num_unparsable"]) == ("reference-judge", 8, 0)
+    assert judge["min"] <= judge["mean"] <= judge["max"]
+    assert len(judge["runs"]) == 2
+    assert set(judge["by_category"]) == {"math", "writing"}
+    assert set(judge["by_turn"]) == {"1", "2"}
+    answers, judgments = rows(run.eval_dir(0) / "answers.jsonl"), rows(run.eval_dir(0) / "judgments.jsonl")
+    assert [(row["question_id"], row["run_id"], row["model_id"]) for row in answers] == [
+        (1, 0, "tiny/round-00"),
+        (2, 0, "tiny/round-00"),
+        (1, 1, "tiny/round-00"),
+        (2, 1, "tiny/round-00"),
+    ]
+    assert len(judgments) == 8
+    assert len(rows(run.eval_dir(0) / "benchmark_items.jsonl")) == 4
+    line = run.ledger.line("round-00/evaluate")
+    assert line is not None
+    assert (line["judge_score"], line["benchmarks"]) == (judge["mean"], {"sums": results["benchmarks"][0]["value"]})
+
+
+def test_what_is_finished_is_skipped_and_what_is_not_is_done_again_with_the_same_files(run: Run) -> None:
+    evaluate(run, 0)
+    first = stored(run, 0)
+    (run.eval_dir(0) / "answers.jsonl").unlink()
+    evaluate(run, 0)
+    assert "answers.jsonl" not in stored(run, 0)
+    run.ledger.path.unlink()
+    evaluate(run, 0)
+    assert stored(run, 0) == first
+
+
+def test_changed_questions_are_asked_anew(run: Run, tmp_path: Path) -> None:
+    evaluate(run, 0)
+    write_rows(tmp_path / "data" / "question.jsonl", QUESTIONS[:1])
+    evaluate(run, 0)
+    assert len(rows(run.eval_dir(0) / "answers.jsonl")) == 2
+    write_rows(tmp_path / "data" / "sums.jsonl", [{"question": "1 + 1?", "answer": "2"}])
+    evaluate(run, 0)
+    assert len(rows(run.eval_dir(0) / "benchmark_items.jsonl")) == 1
+
+
+def test_a_malformed_question_stops_before_anything_is_loaded_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    write_rows(tmp_path / "data" / "question.jsonl", [QUESTIONS[0], {"question_id": 2}])
+    with pytest.raises(InputError, match=r"question\.jsonl line 2"):
+        evaluate(run, 0)
+    assert not run.eval_dir(0).exists()
+    assert run.ledger.lines() == []
+
+
+def test_a_run_without_any_evaluation_still_has_results_and_a_peak(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = Run(run.root, run.config.model_copy(update={"evaluation": type(run.config.evaluation)()}))
+    evaluate(bare, 0)
+    assert read_results(bare, 0) == Results(round=0, checkpoint=run.config.policy.model, benchmarks=(), judge=None)
+    pick_peak(bare, 0)
+    assert "Peak: round 0" in capsys.readouterr().out
+
+
+# --- the peak -------------------------------------------------------------------------------------------------------
+
+
+def record_round(run: Run, number: int, judged: float, right: int, reward: float) -> None:
+    """Write a round's files as evaluate and select do: `right` of 20 items, a mean judged score, a batch reward."""
+    base = read_results(run, 0) if number else None
+    items = [
+        {"task": "sums", "metric": "exact_match,none", "item_id": f"sums/{place}/x", "value": float(place < right)}
+        for place in range(20)
+    ]
+    write_rows(run.eval_dir(number) / "benchmark_items.jsonl", items)
+    judge = {
+        "judge": "reference-judge",
+        "mean": judged,
+        "min": judged - 0.1,
+        "max": judged + 0.1,
+        "sd": 0.1,
+        "runs": [judged - 0.1, judged + 0.1],
+        "by_category": {},
+        "by_turn": {},
+        "num_judgments": 4,
+        "num_unparsable": 0,
+        "mean_answer_chars": 3.0,
+    }
+    result = EvalResult(task="sums", metric="exact_match,none", value=right / 20, stderr=0.1, n=20)
+    results = {
+        "round": number,
+        "checkpoint": run.policy_path(number),
+        "benchmarks": [result.model_dump()],
+        "judge": judge,
+    }
+    (run.eval_dir(number) / "results.json").write_text(json.dumps(results))
+    if base:
+        metrics = {"batch_reward": reward, "random_control_reward": reward - 1, "gap": 1.0}
+        run.metrics_path(number).write_text(json.dumps(metrics))
+
+
+@pytest.fixture
+def finished(run: Run) -> Run:
+    """Four rounds: 2 is judged best but forgot its sums, 1 and 3 are equal, 3 with the higher reward."""
+    for number, judged, right, reward in [(0, 5.0, 15, 0.0), (1, 7.0, 16, 1.0), (2, 9.0, 3, 1.5), (3, 7.0, 14, 2.0)]:
+        record_round(run, number, judged, right, reward)
+    return run
+
+
+def test_the_peak_is_chosen_written_and_shown(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    pick_peak(finished, 3)
+    peak = json.loads(finished.peak_path.read_text())
+    assert (peak["round"], peak["ties"], peak["checkpoint"]) == (3, [1, 3], finished.policy_path(3))
+    assert (peak["batch_reward"], peak["judge_score"]["mean"]) == (2.0, 7.0)
+    assert [dropped["round"] for dropped in peak["dropped"]] == [2]
+    assert [row["batch_reward"] for row in peak["rounds"]] == [None, 1.0, 1.5, 2.0]
+    assert [row["random_control_reward"] for row in peak["rounds"]] == [None, 0.0, 0.5, 1.0]
+    assert peak["rounds"][2]["benchmarks"]["sums"] == {
+        "value": 0.15,
+        "stderr": 0.1,
+        "n": 20,
+        "metric": "exact_match,none",
+    }
+    assert finished.chart_path("png").exists()
+    assert finished.chart_path("svg").exists()
+    shown = capsys.readouterr().out
+    assert "<- peak" in shown
+    assert "2 of 3 rounds are indistinguishable" in shown
+    assert "Dropped: round 2: sums exact_match,none is 60.0 points below round 0" in shown
+
+
+def test_the_peak_of_a_finished_run_is_shown_again_and_recorded_once(finished: Run) -> None:
+    pick_peak(finished, 3)
+    before = finished.peak_path.read_bytes()
+    pick_peak(finished, 3)
+    assert finished.peak_path.read_bytes() == before
+    assert [line["piece"] for line in finished.ledger.lines()] == ["peak"]
+
+
+def test_a_benchmark_that_is_no_guard_drops_nothing(finished: Run) -> None:
+    evaluation = finished.config.evaluation
+    lenient = evaluation.model_copy(
+        update={"benchmarks": tuple(one.model_copy(update={"is_guard": False}) for one in evaluation.benchmarks)}
+    )
+    run = Run(finished.root, finished.config.model_copy(update={"evaluation": lenient}))
+    pick_peak(run, 3)
+    assert json.loads(run.peak_path.read_text())["round"] == 2
+
+
+def test_a_round_that_was_not_evaluated_is_named(finished: Run) -> None:
+    with pytest.raises(WinnowError, match=r"round-04/eval/results\.json is missing; evaluate round 4 first"):
+        pick_peak(finished, 4)
+    finished.metrics_path(3).unlink()
+    with pytest.raises(WinnowError, match=r"round-03/metrics\.json is missing; select round 3 first"):
+        pick_peak(finished, 3)
+
+
+def test_the_stages_load_nothing_heavy_until_they_are_called() -> None:
+    heavy = ("torch", "transformers", "lm_eval", "matplotlib", "openai", "datasets")
+    program = f"import sys, eval.stages; print([name for name in {heavy!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"

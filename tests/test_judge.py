@@ -1,0 +1,289 @@
+"""Judges: the rule's table, and the language model against a real HTTP endpoint."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from eval.judge import REFERENCE_JUDGE, Judge, ReferenceJudge, has_form, open_judge, reference_score, word_overlap
+from eval.llm_judge import MAX_TOKENS, REMINDER, parse_rating, prompt_name, read_judge_prompts
+from eval.questions import Question
+from winnow.config import JudgeConfig
+from winnow.errors import InputError, ServerError, UsageError
+
+LIST_FORM = r"[a-z]+(, [a-z]+)+"
+
+
+def question(category: str = "writing", **extra: Any) -> Question:
+    return Question(question_id=7, category=category, turns=("Reverse boat, moss, fish.", "In capitals."), **extra)
+
+
+def rule_score(answer: str, reference: str, form: str | None) -> float | None:
+    asked = question(form_pattern=form)
+    return ReferenceJudge().judge(asked, [answer], [reference, ""]).score
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("fish, moss, boat", 10.0),
+        ("fish, moss, boat\n", 10.0),
+        ("Fish moss boat.", 6.0),
+        ("fish, boat, moss", 5.33),
+        ("fish, moss", 6.0),
+        ("red, blue, hat", 2.0),
+        ("I do not know.", 1.0),
+        ("", 1.0),
+    ],
+)
+def test_the_table_of_the_rule_is_true(answer: str, score: float) -> None:
+    assert rule_score(answer, "fish, moss, boat", LIST_FORM) == score
+
+
+def test_a_right_number_in_a_sentence_is_worth_more_than_a_wrong_one_in_the_right_form() -> None:
+    assert rule_score("18", "19", r"\d+") == 2.0
+    assert rule_score("19", "19", r"\d+") == 10.0
+    assert rule_score("The sum is 19.", "19", r"\d+") == 3.0
+
+
+def test_where_no_form_is_asked_any_answer_has_it_but_the_empty_one() -> None:
+    assert rule_score("Fish moss boat", "fish, moss, boat", None) == 10.0
+    assert rule_score("hat", "fish", None) == 2.0
+    assert rule_score("  ", "fish", None) == 1.0
+
+
+def test_scores_stay_on_the_scale_and_grow_with_overlap_and_form() -> None:
+    for form in (False, True):
+        scores = [reference_score(step / 10, form) for step in range(11)]
+        assert scores == sorted(scores)
+        assert 1 <= scores[0] <= scores[-1] <= 10
+    assert all(reference_score(step / 10, True) > reference_score(step / 10, False) for step in range(11))
+
+
+def test_overlap_counts_words_in_their_order() -> None:
+    assert word_overlap("a b c", "a b c") == 1.0
+    assert word_overlap("c b a", "a b c") == pytest.approx(1 / 3)
+    assert word_overlap("", "a") == 0.0
+    assert word_overlap("-7", "7") == 0.0
+
+
+def test_the_form_is_matched_as_a_whole() -> None:
+    assert has_form("19", r"\d+")
+    assert not has_form("19 apples", r"\d+")
+
+
+def test_each_turn_has_its_own_reference_and_form() -> None:
+    asked = question(form_pattern=[LIST_FORM, r"[A-Z]+(, [A-Z]+)+"])
+    reference = ["fish, moss, boat", "FISH, MOSS, BOAT"]
+    judge = ReferenceJudge()
+    assert judge.judge(asked, ["fish, moss, boat", "FISH, MOSS, BOAT"], reference).score == 10.0
+    assert judge.judge(asked, ["fish, moss, boat", "fish, moss, boat"], reference).score == 6.0
+
+
+def test_the_rule_is_named_and_says_what_it_saw() -> None:
+    with open_judge(JudgeConfig()) as judge:
+        verdict = judge.judge(question(form_pattern=LIST_FORM), ["red, hat"], ["fish, moss, boat"])
+        assert judge.name == REFERENCE_JUDGE == "reference-judge"
+    assert verdict.explanation == "word overlap 0.00 with the reference, right form"
+
+
+def test_the_rule_needs_a_reference() -> None:
+    with pytest.raises(InputError, match="question 7 has no reference answer to turn 2"):
+        ReferenceJudge().judge(question(), ["a", "b"], ["only one"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "rating"),
+    [
+        ("Rating: [[5]]", 5.0),
+        ("As shown in [1] and [2], it is good. Rating: 8", None),
+        ("As shown in [1]. Rating: [[8]]", 8.0),
+        ("[[85]]", None),
+        ("[[9]] at first, no: [[85]]", 9.0),
+        ("First [[3]], on reflection [[4]]", 4.0),
+        ("[[7.5/10]]", 7.5),
+        ("[[7 / 10]]", 7.0),
+        ("[[7/5]]", None),
+        ("[[08]]", 8.0),
+        ("[[10]]", 10.0),
+        ("[[10.5]]", None),
+        ("[[0]]", None),
+        ("[[ 6 ]]", 6.0),
+        ("[[rating]]", None),
+        ("", None),
+    ],
+)
+def test_the_last_valid_rating_counts(reply: str, rating: float | None) -> None:
+    assert parse_rating(reply) == rating
+
+
+def test_math_reasoning_and_coding_are_judged_with_a_reference() -> None:
+    assert prompt_name(question("writing"), 1) == "single-v1"
+    assert prompt_name(question("math"), 1) == "single-math-v1"
+    assert prompt_name(question("stem"), 2) == "single-v1-multi-turn"
+    assert prompt_name(question("coding"), 2) == "single-math-v1-multi-turn"
+
+
+# --- a real endpoint ------------------------------------------------------------------------------------------------
+
+TEMPLATES = {
+    "single-v1": "Q: {question} A: {answer} {{rate}}",
+    "single-math-v1": "Q: {question} R: {ref_answer_1} A: {answer}",
+    "single-v1-multi-turn": "Q1: {question_1} A1: {answer_1} Q2: {question_2} A2: {answer_2}",
+    "single-math-v1-multi-turn": "R1: {ref_answer_1} R2: {ref_answer_2} A1: {answer_1} A2: {answer_2} {question_2}",
+}
+
+
+@contextmanager
+def endpoint(replies: list[str | int]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An OpenAI-compatible server that gives one reply (or HTTP status) after the other; its address and requests."""
+    requests: list[dict[str, Any]] = []
+    left = iter(replies)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append({"path": self.path, **body})
+            reply = next(left)
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
+            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
+            payload = json.dumps({"error": {"message": "no"}} if isinstance(reply, int) else answer).encode()
+            self.send_response(reply if isinstance(reply, int) else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1", requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "judge_prompts.jsonl"
+    rows = [{"name": name, "system_prompt": "Be fair.", "prompt_template": text} for name, text in TEMPLATES.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@contextmanager
+def llm(prompts: str, address: str) -> Iterator[Judge]:
+    with open_judge(JudgeConfig(kind="llm", model="judge-1", base_url=address, prompts=prompts)) as judge:
+        yield judge
+
+
+def test_a_verdict_of_a_language_model(prompts: str) -> None:
+    with endpoint(["Good. Rating: [[8]]"]) as (address, requests), llm(prompts, address) as judge:
+        verdict = judge.judge(question(), ["fish {moss}"], None)
+    assert (verdict.score, verdict.explanation, verdict.prompt_name) == (8.0, "Good. Rating: [[8]]", "single-v1")
+    [request] = requests
+    assert request["path"] == "/v1/chat/completions"
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("judge-1", 0, MAX_TOKENS)
+    assert request["messages"] == [
+        {"role": "system", "content": "Be fair."},
+        {"role": "user", "content": "Q: Reverse boat, moss, fish. A: fish {moss} {rate}"},
+    ]
+
+
+def test_the_second_turn_of_a_math_question_shows_answers_and_references(prompts: str) -> None:
+    with endpoint(["[[4]]"]) as (address, requests), llm(prompts, address) as judge:
+        verdict = judge.judge(question("math"), ["one", "two"], ["first", "second"])
+    assert verdict.prompt_name == "single-math-v1-multi-turn"
+    assert requests[0]["messages"][1]["content"] == "R1: first R2: second A1: one A2: two In capitals."
+
+
+def test_an_unreadable_reply_is_asked_for_once_more(prompts: str) -> None:
+    with endpoint(["It is an eight.", "[[8]]"]) as (address, requests), llm(prompts, address) as judge:
+        verdict = judge.judge(question(), ["fish"], None)
+    assert verdict.score == 8.0
+    assert verdict.explanation == "It is an eight.\n\n[[8]]"
+    assert requests[1]["messages"][2:] == [
+        {"role": "assistant", "content": "It is an eight."},
+        {"role": "user", "content": REMINDER},
+    ]
+
+
+def test_twice_unreadable_is_no_score(prompts: str) -> None:
+    with endpoint(["eight", "[[80]]"]) as (address, requests), llm(prompts, address) as judge:
+        assert judge.judge(question(), ["fish"], None).score is None
+        assert len(requests) == 2
+
+
+def test_a_prompt_that_the_endpoint_refuses_is_no_score(prompts: str) -> None:
+    with endpoint([400, 400]) as (address, _), llm(prompts, address) as judge:
+        verdict = judge.judge(question(), ["fish"], None)
+    assert verdict.score is None
+    assert "refused the prompt" in verdict.explanation
+
+
+def test_an_endpoint_that_wants_another_key_is_an_error(prompts: str) -> None:
+    with (
+        endpoint([401]) as (address, _),
+        llm(prompts, address) as judge,
+        pytest.raises(ServerError, match=r"judge-1 at http://127\S+ fails: .*401"),
+    ):
+        judge.judge(question(), ["fish"], None)
+
+
+def test_an_endpoint_that_is_not_there_is_named(prompts: str) -> None:
+    with endpoint([]) as (address, _):
+        pass
+    with llm(prompts, address) as judge, pytest.raises(ServerError, match=r"cannot be reached.*judge\.base_url"):
+        judge.judge(question(), ["fish"], None)
+
+
+def test_math_without_a_reference_is_an_error(prompts: str) -> None:
+    with (
+        endpoint([]) as (address, _),
+        llm(prompts, address) as judge,
+        pytest.raises(InputError, match=r"question 7 \(math\) has no reference"),
+    ):
+        judge.judge(question("math"), ["4"], None)
+
+
+def test_openai_itself_needs_a_key(prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    config = JudgeConfig(kind="llm", model="judge-1", prompts=prompts)
+    with pytest.raises(UsageError, match="OPENAI_API_KEY"), open_judge(config):
+        pass
+
+
+def test_a_missing_judge_prompt_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"name": "single-v1", "system_prompt": "", "prompt_template": "{question}"}\n')
+    with pytest.raises(InputError, match="single-math-v1, single-v1-multi-turn"):
+        read_judge_prompts(str(path))
+    path.write_text('{"name": "single-v1"}\n')
+    with pytest.raises(InputError, match="line 1: system_prompt"):
+        read_judge_prompts(str(path))
+
+
+def test_fastchats_own_judge_prompts_are_filled_in(reference_data: Path) -> None:
+    path = reference_data / "mt_bench" / "judge_prompts.jsonl"
+    with (
+        endpoint(["[[1]]", "[[2]]", "[[3]]", "[[4]]"]) as (address, requests),
+        llm(str(path), address) as judge,
+    ):
+        for category in ("writing", "math"):
+            judge.judge(question(category), ["one"], ["first", "second"])
+            judge.judge(question(category), ["one", "two"], ["first", "second"])
+    texts = [request["messages"][1]["content"] for request in requests]
+    assert "[The Start of Assistant's Answer]\none\n" in texts[0]
+    assert "### Assistant A:\ntwo\n" in texts[1]
+    assert "[The Start of Reference Answer]\nfirst\n" in texts[2]
+    assert "### Reference answer:\nsecond\n" in texts[3]
+    assert not any("{" in text for text in texts)

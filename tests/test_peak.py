@@ -1,0 +1,234 @@
+"""The peak rule by worked examples and by properties that hold for any results."""
+
+import doctest
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval import judge, llm_judge, peak, ranking
+from eval.peak import Candidate, Rule, choose_peak, guard_tests, holm, mcnemar_p_value
+from eval.ranking import average_ranks, spearman
+from winnow.errors import WinnowError
+
+
+def items(values: Sequence[float]) -> dict[str, float]:
+    return {f"item-{place}": float(value) for place, value in enumerate(values)}
+
+
+def candidate(number: int, judged: float | None, reward: float | None = None, **guards: Sequence[float]) -> Candidate:
+    return Candidate(number, judged, reward, {name: items(values) for name, values in guards.items()})
+
+
+# A busy machine is no failure.
+steady = settings(deadline=None)
+
+# A guard of 20 items: round 0 has 15 right; "worse" loses ten of them, "a bit worse" two, "better" wins three.
+START = [1] * 15 + [0] * 5
+WORSE = [0] * 10 + [1] * 5 + [0] * 5
+A_BIT_WORSE = [0] * 2 + [1] * 13 + [0] * 5
+BETTER = [1] * 18 + [0] * 2
+
+
+def test_the_examples_in_the_docstrings_are_true() -> None:
+    for module in (peak, ranking, judge, llm_judge):
+        assert doctest.testmod(module).failed == 0
+
+
+def test_the_highest_judged_score_wins_and_later_rounds_do_not_matter() -> None:
+    found = choose_peak([candidate(0, 5.0), candidate(1, 7.0, 1.0), candidate(2, 6.5, 9.0)], Rule())
+    assert (found.round, found.ties, found.dropped) == (1, [1], {})
+
+
+def test_ties_within_the_tolerance_go_to_the_batch_reward() -> None:
+    rounds = [candidate(0, 6.96), candidate(1, 7.0, 1.0), candidate(2, 6.95, 1.5), candidate(3, 6.8, 9.0)]
+    found = choose_peak(rounds, Rule(judge_tolerance=0.1))
+    assert (found.round, found.ties) == (2, [0, 1, 2])
+
+
+def test_ties_in_batch_reward_too_go_to_the_earlier_round() -> None:
+    rounds = [candidate(2, 7.0, 1.0), candidate(1, 7.0, 1.0), candidate(0, 5.0)]
+    assert choose_peak(rounds, Rule()).round == 1
+
+
+def test_round_0_has_no_batch_reward_and_loses_ties() -> None:
+    assert choose_peak([candidate(0, 7.0), candidate(1, 7.0, -3.0)], Rule()).round == 1
+
+
+def test_a_round_that_is_significantly_worse_on_a_guard_is_dropped_with_the_reason() -> None:
+    rounds = [candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=BETTER), candidate(2, 9.0, 2.0, facts=WORSE)]
+    found = choose_peak(rounds, Rule())
+    assert found.round == 1
+    assert found.dropped == {2: "facts is 50.0 points below round 0 (p = 0.002)"}
+
+
+def test_a_loss_that_may_be_chance_drops_nothing() -> None:
+    rounds = [candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=A_BIT_WORSE)]
+    assert choose_peak(rounds, Rule()).dropped == {}
+
+
+def test_a_loss_within_the_tolerance_is_accepted_however_significant() -> None:
+    rounds = [candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=WORSE)]
+    assert choose_peak(rounds, Rule(guard_tolerance=0.5)).dropped == {}
+    assert choose_peak(rounds, Rule(guard_tolerance=0.49)).round == 0
+
+
+def test_more_comparisons_make_a_guard_stricter_about_what_is_significant() -> None:
+    six_worse = [0] * 6 + [1] * 9 + [0] * 5
+    start, later = candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=six_worse)
+    assert choose_peak([start, later], Rule()).round == 0
+    others = [candidate(number, 5.5, 1.0, facts=START) for number in (2, 3, 4)]
+    assert choose_peak([start, later, *others], Rule()).round == 1
+
+
+def test_all_later_rounds_dropped_leaves_round_0() -> None:
+    rounds = [candidate(0, 1.0, facts=START), candidate(1, 9.0, 1.0, facts=WORSE), candidate(2, 9.0, 2.0, facts=WORSE)]
+    found = choose_peak(rounds, Rule())
+    assert (found.round, found.ties, sorted(found.dropped)) == (0, [0], [1, 2])
+
+
+def test_without_any_judged_score_the_batch_reward_decides() -> None:
+    found = choose_peak([candidate(0, None), candidate(1, None, 1.0), candidate(2, None, 0.5)], Rule())
+    assert (found.round, found.ties) == (1, [0, 1, 2])
+
+
+def test_a_round_without_a_judged_score_ranks_below_one_with() -> None:
+    assert choose_peak([candidate(0, 2.0), candidate(1, None, 1.0)], Rule()).ties == [0]
+
+
+def test_the_rule_is_told_in_one_line_with_its_numbers() -> None:
+    text = choose_peak([candidate(0, 5.0)], Rule(0.01, 0.02, 0.3)).rule
+    assert "alpha 0.01" in text
+    assert "tolerance 0.02" in text
+    assert "within 0.3" in text
+    assert "\n" not in text
+
+
+def test_round_0_is_needed() -> None:
+    with pytest.raises(WinnowError, match="round 0"):
+        choose_peak([candidate(1, 7.0, 1.0)], Rule())
+
+
+def test_other_items_than_round_0_answered_cannot_be_compared() -> None:
+    with pytest.raises(WinnowError, match="round 1 and round 0 were evaluated on different items"):
+        choose_peak([candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=START[:-1])], Rule())
+
+
+def test_the_paired_test_agrees_with_counting_all_outcomes() -> None:
+    for worse, better in [(0, 0), (5, 0), (3, 4), (9, 2), (0, 7)]:
+        differences = [-1.0] * worse + [1.0] * better + [0.0] * 3
+        changed = worse + better
+        outcomes = sum(bin(outcome).count("1") >= worse for outcome in range(2**changed))
+        assert mcnemar_p_value(differences) == outcomes / 2**changed
+
+
+def test_the_paired_test_bears_a_whole_benchmark() -> None:
+    assert mcnemar_p_value([-1.0] * 3000 + [1.0] * 2700 + [0.0] * 8000) == pytest.approx(3.8e-5, rel=0.05)
+
+
+def test_guards_are_corrected_over_guards_and_rounds_together() -> None:
+    start = candidate(0, 5.0, facts=START, sums=START)
+    tests = guard_tests([candidate(1, 6.0, facts=WORSE, sums=START), start])
+    assert [(test.round, test.guard) for test in tests] == [(1, "facts"), (1, "sums")]
+    assert [test.p_value for test in tests] == [2 * 2.0**-10, 1.0]
+    assert [test.loss for test in tests] == [0.5, 0.0]
+
+
+p_values = st.lists(st.floats(0, 1), max_size=8)
+
+
+@steady
+@given(p_values)
+def test_holm_is_never_below_the_p_value_and_never_above_bonferroni(values: list[float]) -> None:
+    for value, corrected in zip(values, holm(values), strict=True):
+        assert value <= corrected <= min(1.0, len(values) * value)
+
+
+@steady
+@given(p_values)
+def test_holm_keeps_the_order(values: list[float]) -> None:
+    pairs = sorted(zip(values, holm(values), strict=True))
+    assert [corrected for _, corrected in pairs] == sorted(corrected for _, corrected in pairs)
+
+
+scores = st.none() | st.floats(1, 10)
+rewards = st.none() | st.floats(-5, 5)
+guard_values = st.lists(st.sampled_from([0, 1]), min_size=12, max_size=12)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[Candidate]:
+    numbers = range(draw(st.integers(1, 5)))
+    return [
+        candidate(number, draw(scores), draw(rewards) if number else None, facts=draw(guard_values))
+        for number in numbers
+    ]
+
+
+rules = st.builds(Rule, st.floats(0.01, 0.5), st.floats(0, 0.5), st.floats(0, 3))
+
+
+@steady
+@given(runs(), rules, st.randoms())
+def test_the_order_of_the_rounds_does_not_matter(rounds: list[Candidate], rule: Rule, random: st.DataObject) -> None:
+    shuffled = list(rounds)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert choose_peak(shuffled, rule) == choose_peak(rounds, rule)
+
+
+@steady
+@given(runs(), rules)
+def test_a_dropped_round_is_never_the_peak_nor_tied_with_it(rounds: list[Candidate], rule: Rule) -> None:
+    found = choose_peak(rounds, rule)
+    assert found.round in found.ties
+    assert not set(found.ties) & set(found.dropped)
+    assert 0 not in found.dropped
+    if len(found.dropped) == len(rounds) - 1:
+        assert found.round == 0
+
+
+@steady
+@given(runs(), rules)
+def test_no_kept_round_is_judged_better_by_more_than_the_tolerance(rounds: list[Candidate], rule: Rule) -> None:
+    found = choose_peak(rounds, rule)
+    chosen = next(one for one in rounds if one.round == found.round)
+    known = [one.judge_score for one in rounds if one.round not in found.dropped and one.judge_score is not None]
+    if known:
+        assert chosen.judge_score is not None
+        assert chosen.judge_score >= max(known) - rule.judge_tolerance
+
+
+@steady
+@given(runs(), rules)
+def test_a_round_that_improves_its_own_judged_score_stays_the_peak(rounds: list[Candidate], rule: Rule) -> None:
+    found = choose_peak(rounds, rule)
+    better = [
+        Candidate(one.round, 20.0, one.batch_reward, one.guards) if one.round == found.round else one for one in rounds
+    ]
+    assert choose_peak(better, rule).round == found.round
+
+
+def test_ranks_of_equal_values_are_averaged() -> None:
+    assert average_ranks([3.0, 1.0, 3.0, 2.0]) == [3.5, 1.0, 3.5, 2.0]
+
+
+def test_spearman_of_a_textbook_example() -> None:
+    # Ten pairs of which sum of squared rank differences is 194: rho = 1 - 6 * 194 / 990.
+    iq = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110]
+    hours = [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
+    assert spearman(iq, hours) == pytest.approx(1 - 6 * 194 / 990)
+
+
+@steady
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=8, unique=True))
+def test_spearman_of_a_monotone_relation_is_one(values: list[int]) -> None:
+    assert spearman(values, [value**3 for value in values]) == pytest.approx(1.0)
+    assert spearman(values, [-value for value in values]) == pytest.approx(-1.0)
+
+
+def test_spearman_is_undefined_of_constants_and_single_rounds() -> None:
+    assert spearman([1.0], [2.0]) is None
+    assert spearman([1.0, 2.0], [3.0, 3.0]) is None
+    with pytest.raises(ValueError, match="paired"):
+        spearman([1.0], [])

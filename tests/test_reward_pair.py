@@ -1,0 +1,155 @@
+"""Opening the pair: what fits together, what is refused and with which way out; hashes."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from reward_server import fingerprint
+from reward_server.fingerprint import tokenizer_hash, weight_hash
+from reward_server.pair import Options, open_pair
+from reward_server.rendering import Conversation, Ids, PromptGroup, Text
+from tests.oracle import Oracle
+from tests.tiny_models import make_model, make_tokenizer
+from winnow.chat import Chat, load_tokenizer
+from winnow.config import ServeConfig
+from winnow.errors import ModelError, UsageError
+from winnow.records import Message
+
+QUESTION = Conversation((("user", "What is 2 + 3?"),))
+GROUP = PromptGroup(QUESTION, (Text("It is 5.", True), Text("It is", False)))
+OTHER_TEXTS = ("Quite another text trains quite another vocabulary.", "So do these words, we hope, zebra.")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pair")
+    models = {
+        "instruct": make_model("mixtral", root / "instruct", seed=1),
+        "base": make_model("mixtral", root / "base", seed=2),
+        "foreign": make_model("llama", root / "foreign", seed=3),
+    }
+    make_tokenizer(models["foreign"], OTHER_TEXTS)
+    return models
+
+
+def config_of(folders: dict[str, Path], base: str = "base", **settings: Any) -> ServeConfig:
+    fixed = {"chat_template": "lab", "device_map": "cpu", "dtype": "float32"}
+    return ServeConfig(instruct=str(folders["instruct"]), base=str(folders[base]), **{**fixed, **settings})
+
+
+def oracle_logp(folder: Path, template: str, text: str, *, with_eos: bool) -> float:
+    chat = Chat(load_tokenizer(str(folder)), template)
+    pair = chat.scored_pair([Message(role="user", content="What is 2 + 3?")], text)
+    scored = pair.completion_ids if with_eos else pair.completion_ids[:-1]
+    return Oracle(folder).logp(pair.prompt_ids, scored)
+
+
+@pytest.mark.parametrize(("base_prompt", "template"), [("same", "lab"), ("plain", "plain")])
+def test_the_base_model_reads_the_form_that_the_config_names(
+    folders: dict[str, Path], base_prompt: str, template: str
+) -> None:
+    outcomes = open_pair(config_of(folders, base_prompt=base_prompt)).score(GROUP, Options())
+    for outcome, text, with_eos in zip(outcomes, ["It is 5.", "It is"], [True, False], strict=True):
+        assert outcome.ratio is not None
+        instruct = oracle_logp(folders["instruct"], "lab", text, with_eos=with_eos)
+        base = oracle_logp(folders["base"], template, text, with_eos=with_eos)
+        assert outcome.ratio.instruct_logp == pytest.approx(instruct, abs=1e-3)
+        assert outcome.ratio.base_logp == pytest.approx(base, abs=1e-3)
+        assert outcome.ratio.reward == pytest.approx(instruct - base, abs=2e-3)
+
+
+def test_reference_free_leaves_the_base_model_alone(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = open_pair(config_of(folders))
+    monkeypatch.setattr(pair.base.engine, "logprobs", None)
+    outcome = pair.score(GROUP, Options(is_reference_free=True))[0]
+    assert outcome.ratio is not None
+    assert outcome.ratio.reward == outcome.ratio.instruct_logp
+    assert outcome.ratio.base_logp is None
+
+
+def test_tokenizers_that_differ_are_refused_with_the_ways_out(folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match=r"tokenizers of .* differ; give a base model .* allow_different_tokenizers"):
+        open_pair(config_of(folders, "foreign"))
+
+
+def test_tokenizers_that_differ_can_be_asked_for_and_are_named_loudly(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        pair = open_pair(config_of(folders, "foreign", allow_different_tokenizers=True))
+    assert "EACH MODEL SCORES TOKENS OF ITS OWN" in caplog.text
+    assert not pair.has_shared_tokenizer
+    outcome = pair.score(GROUP, Options())[0]
+    assert outcome.ratio is not None
+    assert outcome.ratio.base_logp == pytest.approx(
+        oracle_logp(folders["foreign"], "lab", "It is 5.", with_eos=True), abs=1e-3
+    )
+    assert "different tokenizers" in pair.refusal(PromptGroup(QUESTION, (Ids((9, 9)),)))
+
+
+def test_a_base_form_of_its_own_refuses_a_prompt_of_ids(folders: dict[str, Path]) -> None:
+    pair = open_pair(config_of(folders, base_prompt="plain"))
+    assert "as messages" in pair.refusal(PromptGroup(Ids((0, 9)), (Ids((9, 9)),)))
+    assert pair.refusal(PromptGroup(QUESTION, (Ids((9, 9)),))) == ""
+
+
+def test_a_missing_folder_is_named_before_anything_is_loaded(folders: dict[str, Path]) -> None:
+    config = config_of(folders).model_copy(update={"base": "./no/such/model"})
+    with pytest.raises(UsageError, match=r"'\./no/such/model' does not exist"):
+        open_pair(config)
+
+
+def test_more_tokens_than_the_models_were_made_for_are_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="take at most 512"):
+        open_pair(config_of(folders, max_tokens=1024))
+    assert open_pair(config_of(folders)).instruct.renderer.limits.max_tokens == 512
+
+
+def test_a_template_that_does_not_close_its_turns_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "open.jinja"
+    path.write_text("{{ bos_token }}{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    with pytest.raises(ModelError, match="does not close an assistant turn"):
+        open_pair(config_of(folders, chat_template=str(path)))
+
+
+def test_a_template_without_bos_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "headless.jinja"
+    path.write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
+    with pytest.raises(ModelError, match="exactly one BOS"):
+        open_pair(config_of(folders, chat_template=str(path)))
+
+
+def test_weights_have_one_hash_and_other_weights_another(folders: dict[str, Path], tmp_path: Path) -> None:
+    ours = weight_hash(str(folders["instruct"]))
+    assert ours.startswith("sha256:")
+    assert ours == weight_hash(str(make_model("mixtral", tmp_path, seed=1)))
+    assert ours != weight_hash(str(folders["base"]))
+
+
+def test_large_weights_are_sampled_and_the_hash_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "FULL_HASH_BYTES", 0)
+    path = make_model("llama", tmp_path) / "model.safetensors"
+    before = weight_hash(str(tmp_path))
+    weights = load_file(path)
+    weights["lm_head.weight"] += 1
+    save_file(weights, path, metadata={"format": "pt"})
+    assert before.startswith("sampled-sha256:")
+    assert weight_hash(str(tmp_path)) != before
+
+
+def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no weight files"):
+        weight_hash(str(tmp_path))
+
+
+def test_tokenizers_are_equal_by_what_they_do(folders: dict[str, Path], tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    hashes = {name: tokenizer_hash(load_tokenizer(str(folder))) for name, folder in folders.items()}
+    assert hashes["instruct"] == hashes["base"] == tokenizer_hash(load_tokenizer(str(tmp_path)))
+    assert hashes["foreign"] != hashes["base"]
+    other_end = load_tokenizer(str(tmp_path))
+    other_end.eos_token = "<|pad|>"
+    assert tokenizer_hash(other_end) != hashes["base"]

@@ -1,0 +1,75 @@
+"""The server as a process: its one line on stdout, how it ends, and what it says when it cannot start."""
+
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from reward_server.client import RewardClient
+from tests.tiny_models import make_model
+
+ROOT = Path(__file__).parent.parent
+START_S = 120
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("pair")
+    instruct, base = (make_model("llama", root / name, seed) for seed, name in enumerate(["instruct", "base"]))
+    return ["--instruct", str(instruct), "--base", str(base), "--listen", "127.0.0.1:0"]
+
+
+@contextmanager
+def serving(arguments: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-m", "winnow.cli", "serve", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def address_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], START_S)[0], "the server said nothing"
+    line = process.stdout.readline()
+    assert line.startswith("listening on 127.0.0.1:")
+    return line.removeprefix("listening on ").strip()
+
+
+def test_sigterm_ends_it_with_exit_code_0(pair: list[str]) -> None:
+    with serving(pair) as process:
+        with RewardClient(address_of(process), timeout_s=60) as client:
+            client.wait_until_ready(30)
+            assert client.score([{"role": "user", "content": "Hi"}], ["yes"])[0].status == "ok"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0
+    assert "loading" in errors
+    assert "float32 on cpu, weights sha256:" in errors
+    assert "client.score(" in errors
+    assert "Traceback" not in errors
+
+
+def test_it_ends_when_its_parent_closes_stdin(pair: list[str]) -> None:
+    with serving([*pair, "--until-stdin-closes"]) as process:
+        address_of(process)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+def test_a_model_that_is_not_there_is_one_line_and_exit_code_2(pair: list[str]) -> None:
+    with serving([*pair[:2], "--base", "./no/such/model"]) as process:
+        output, errors = process.communicate(timeout=START_S)
+        assert process.returncode == 2
+    assert output == ""
+    assert "winnow: model folder './no/such/model' does not exist" in errors.splitlines()[-1]

@@ -1,0 +1,100 @@
+"""Rows as tokens: what carries loss, what is left out and counted, and when nothing is left to train on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.encoding import IGNORED, encode
+from tests.tiny_models import make_tokenizer
+from winnow.chat import Chat
+from winnow.config import TrainConfig
+from winnow.errors import TrainingError
+from winnow.steps import num_steps, warmup_warning
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
+    return Chat(make_tokenizer(tmp_path_factory.mktemp("tokenizer")), "lab", "Be careful.")
+
+
+def row(*contents: str) -> dict[str, Any]:
+    roles = ("user", "assistant") * len(contents)
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]}
+
+
+def test_labels_are_the_assistant_turns_through_their_end_of_sequence_token(chat: Chat) -> None:
+    encoded = encode([row("Add 2 and 3.", "It is 5.", "And one more?", "Six.")], chat, 200)
+    labels = [int(label) for label in encoded.labels[0] if label != IGNORED]
+    assert chat.tokenizer.decode(labels) == "It is 5.<|endoftext|>Six.<|endoftext|>"
+    assert encoded.num_loss_tokens == len(labels)
+    kept = encoded.labels[0] != IGNORED
+    assert (encoded.labels[0][kept] == encoded.input_ids[0][kept]).all()
+
+
+def test_long_rows_are_dropped_and_counted_and_never_cut(chat: Chat) -> None:
+    short, long = row("Name a sea.", "Salt."), row("Name a sea.", "waves " * 100)
+    length = len(encode([short], chat, 200).input_ids[0])
+    encoded = encode([long, short], chat, length)
+    assert (len(encoded.input_ids), encoded.num_dropped_long) == (1, 1)
+    assert len(encoded.input_ids[0]) == length
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"prompt": "x"}, "no list of messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role: Input should be"),
+        ({"messages": [{"role": "user"}]}, "content: Field required"),
+        (row("Only a question."), "the last message should be assistant"),
+        (row("Say <|endoftext|>.", "No."), "control token"),
+    ],
+)
+def test_rows_that_cannot_be_rendered_are_counted_by_reason(chat: Chat, bad: dict[str, Any], reason: str) -> None:
+    encoded = encode([bad, row("Name a sea.", "Salt."), bad], chat, 200)
+    assert len(encoded.input_ids) == 1
+    (found, count), *others = encoded.invalid_reasons.items()
+    assert reason in found
+    assert (count, others) == (2, [])
+
+
+def test_nothing_left_to_train_on_says_where_the_rows_went(chat: Chat) -> None:
+    with pytest.raises(
+        TrainingError, match=r"of 2 rows 1 are longer than max_tokens 60 and 1 cannot be rendered \(1 x"
+    ):
+        encode([row("Name a sea.", "waves " * 100), {"messages": []}], chat, 60)
+    with pytest.raises(TrainingError, match="of 0 rows"):
+        encode([], chat, 60)
+
+
+def test_a_row_without_loss_stops_the_job(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "mute.jinja").write_text("{{ bos_token + eos_token + messages[0].content }}")
+    mute = Chat(chat.tokenizer, str(tmp_path / "mute.jinja"))
+    with pytest.raises(TrainingError, match="row 1 has no token that carries loss"):
+        encode([row("Name a sea.", "Salt.")], mute, 60)
+
+
+def test_identity_tells_rows_and_their_order_apart(chat: Chat) -> None:
+    rows = [row("Name a sea.", "Salt."), row("Name a colour.", "Blue.")]
+    identity = encode(rows, chat, 60).identity()
+    assert encode(rows, chat, 60).identity() == identity
+    assert encode(rows[::-1], chat, 60).identity() != identity
+
+
+def test_steps_count_passes_and_their_last_smaller_batch() -> None:
+    recipe = TrainConfig(learning_rate=1e-6, num_epochs=4, batch_size=3840, warmup_steps=800)
+    assert num_steps(630_000, recipe) == 660
+    assert num_steps(3840, recipe) == 4
+    assert num_steps(1, recipe.model_copy(update={"num_epochs": 0.5})) == 1
+    assert num_steps(630_000, recipe.model_copy(update={"max_steps": 7})) == 7
+
+
+def test_a_warm_up_that_is_not_shorter_than_training_is_told() -> None:
+    recipe = TrainConfig(learning_rate=1e-6, warmup_steps=800)
+    assert (
+        warmup_warning(656, recipe)
+        == "warm-up of 800 steps is not shorter than training (656 steps); the learning rate never reaches its peak"
+    )
+    assert warmup_warning(800, recipe) is not None
+    assert warmup_warning(801, recipe) is None
+    assert warmup_warning(1, TrainConfig(learning_rate=1e-6)) is None

@@ -1,0 +1,202 @@
+"""One SFT job: its loss, its batches, its files, and that it repeats itself and goes on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sft.encoding import encode
+from sft.resume import last_checkpoint, trainer_folder
+from sft.train import TrainReport, train
+from tests.tiny_models import make_model
+from winnow.chat import Chat, load_tokenizer
+from winnow.config import Dtype, TrainConfig
+from winnow.errors import ModelError, TrainingError
+
+ROOT = Path(__file__).parent.parent
+
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": f"Add {n}."}, {"role": "assistant", "content": "sea " * (1 + n % 5)}]}
+    for n in range(16)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_model("mistral", tmp_path_factory.mktemp("models") / "mistral"))
+
+
+def config(**changes: Any) -> TrainConfig:
+    values = {"learning_rate": 1e-3, "max_steps": 3, "batch_size": 8, "micro_batch_size": 8, "max_tokens": 64}
+    return TrainConfig(**{**values, **changes})
+
+
+def run_job(model: str, output_dir: Path, rows: Any = ROWS, dtype: Dtype = "auto", **changes: Any) -> TrainReport:
+    chat = Chat(load_tokenizer(model), "lab", "Be careful.")
+    return train(
+        config(**changes),
+        model=model,
+        chat=chat,
+        rows=rows,
+        output_dir=output_dir,
+        seed=1,
+        dtype=dtype,
+        description="train",
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_checkpoint_is_whole_and_says_where_its_turns_end(model: str, tmp_path: Path) -> None:
+    report = run_job(model, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert trained.generation_config.eos_token_id == trained.config.eos_token_id == tokenizer.eos_token_id
+    assert json.loads((tmp_path / "out" / "train_report.json").read_text()) == report.model_dump()
+    assert (report.num_rows, report.steps, report.num_invalid, report.num_dropped_long) == (16, 3, 0, 0)
+
+
+def test_the_loss_is_the_token_mean_of_the_assistant_turns(model: str, tmp_path: Path) -> None:
+    report = run_job(model, tmp_path / "out", max_steps=1, batch_size=16, micro_batch_size=2)
+    encoded = encode(ROWS, Chat(load_tokenizer(model), "lab", "Be careful."), 64)
+    start = AutoModelForCausalLM.from_pretrained(model)
+    total = 0.0
+    for input_ids, labels in zip(encoded.input_ids, encoded.labels, strict=True):
+        with torch.inference_mode():
+            logprobs = start(torch.tensor(input_ids[None].astype(int))).logits[0].log_softmax(dim=-1)
+        total -= sum(float(logprobs[i - 1, label]) for i, label in enumerate(labels) if label >= 0)
+    assert report.num_loss_tokens == encoded.num_loss_tokens
+    assert report.final_loss == pytest.approx(total / encoded.num_loss_tokens, rel=1e-4)
+
+
+def test_a_batch_weighs_its_tokens_alike_however_it_is_cut(model: str, tmp_path: Path) -> None:
+    """Plain means of unequal micro-batches would differ: the rows have from 2 to 6 loss tokens."""
+    run_job(model, tmp_path / "whole", micro_batch_size=8)
+    run_job(model, tmp_path / "cut", micro_batch_size=1)
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    start = weights(Path(model))
+    for name in whole:
+        moved = (whole[name] - start[name]).abs().max()
+        assert (whole[name] - cut[name]).abs().max() <= 0.02 * moved, name
+
+
+def test_equal_jobs_give_equal_bytes_and_another_seed_or_order_another_model(model: str, tmp_path: Path) -> None:
+    run_job(model, tmp_path / "first")
+    torch.rand(5)
+    run_job(model, tmp_path / "second")
+    names = ("model.safetensors", "config.json", "tokenizer.json")
+    first, second = ([(tmp_path / run / name).read_bytes() for name in names] for run in ("first", "second"))
+    assert first == second
+    run_job(model, tmp_path / "third", rows=ROWS[::-1])
+    assert (tmp_path / "third" / "model.safetensors").read_bytes() != first[0]
+
+
+def test_training_lowers_the_loss(model: str, tmp_path: Path) -> None:
+    first = run_job(model, tmp_path / "short", max_steps=1).final_loss
+    schedule: dict[str, Any] = {"num_epochs": 6, "max_steps": None, "lr_schedule": "cosine", "warmup_steps": 2}
+    report = run_job(model, tmp_path / "long", learning_rate=1e-2, **schedule)
+    assert report.steps == 12
+    assert report.final_loss < 0.5 * first
+
+
+def test_left_out_rows_are_in_the_report(model: str, tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "x " * 80}, {"role": "assistant", "content": "sea"}]}
+    report = run_job(model, tmp_path / "out", rows=[*ROWS, long, {"messages": []}])
+    assert (report.num_rows, report.num_dropped_long, report.num_invalid) == (16, 1, 1)
+    assert report.invalid_reasons == {"a conversation needs at least one message": 1}
+
+
+def test_bfloat16_is_trained_in_float32_and_stored_in_bfloat16(model: str, tmp_path: Path) -> None:
+    """A step of 1e-5 is below the resolution of most bfloat16 weights; 20 of them are not."""
+    run_job(model, tmp_path / "out", dtype="bfloat16", learning_rate=1e-5, max_steps=20)
+    trained, start = weights(tmp_path / "out"), weights(Path(model))
+    assert {tensor.dtype for tensor in trained.values()} == {torch.bfloat16}
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = (trained[name] != start[name].bfloat16()).float().mean()
+    assert moved > 0.05
+
+
+def test_a_lost_loss_stops_the_job_and_leaves_no_checkpoint(model: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the loss of step \d+ is (nan|inf); lower learning_rate"):
+        run_job(model, tmp_path / "out", learning_rate=1e30, max_steps=20)
+    assert not (tmp_path / "out").exists()
+
+
+def test_float16_is_refused_where_it_cannot_be_trained(model: str, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("float16 can be trained here")
+    with pytest.raises(TrainingError, match="dtype float16 needs a GPU"):
+        run_job(model, tmp_path / "out", dtype="float16")
+
+
+def test_a_long_warm_up_is_told_on_stderr(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_job(model, tmp_path / "out", max_steps=1, warmup_steps=5)
+    assert "train: warm-up of 5 steps is not shorter than training (1 steps)" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_is_one_clear_line(model: str, tmp_path: Path) -> None:
+    chat = Chat(load_tokenizer(model), "lab")
+    with pytest.raises(ModelError, match="no model could be loaded"):
+        train(
+            config(),
+            model=str(tmp_path),
+            chat=chat,
+            rows=ROWS,
+            output_dir=tmp_path / "out",
+            seed=1,
+            dtype="auto",
+            description="train",
+        )
+
+
+def test_a_killed_job_goes_on_from_its_last_step_and_ends_the_same(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job: dict[str, Any] = {"max_steps": 60, "save_steps": 1}
+    saved = tmp_path / ".out.trainer"
+    program = f"from tests.test_sft_train import *; run_job({model!r}, Path({str(tmp_path / 'out')!r}), **{job!r})"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(saved.glob("checkpoint-[3-9]/trainer_state.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    assert run_job(model, tmp_path / "out", **job).steps == 60
+    assert "train: going on from checkpoint-" in capsys.readouterr().err
+    assert not saved.exists()
+    run_job(model, tmp_path / "undisturbed", max_steps=60)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "undisturbed" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_trainer_checkpoints_of_another_job_or_cut_short_are_not_gone_on_with(tmp_path: Path) -> None:
+    with suppress(KeyboardInterrupt), trainer_folder(tmp_path / "out", "job a") as folder:
+        for step in (9, 10, 11):
+            (folder / f"checkpoint-{step}").mkdir()
+        for step in (9, 10):
+            (folder / f"checkpoint-{step}" / "trainer_state.json").write_text('{"global_step": 1}')
+        (folder / "checkpoint-11" / "trainer_state.json").write_text('{"global_st')
+        raise KeyboardInterrupt
+    with suppress(KeyboardInterrupt), trainer_folder(tmp_path / "out", "job a") as folder:
+        assert last_checkpoint(folder) == folder / "checkpoint-10"
+        raise KeyboardInterrupt
+    with trainer_folder(tmp_path / "out", "job b") as folder:
+        assert last_checkpoint(folder) is None
+    assert not folder.exists()

@@ -1,0 +1,252 @@
+"""Messages -> text and token ids, with the spans that carry loss or score. The only place that renders a conversation.
+
+    text       = template(messages)                        jinja: lab, mixtral, mixtral-hf, plain, tokenizer, or a file
+    token_ids  = ids(prompt) + ids(assistant turn) + ...   a prompt's ids are a prefix of every continuation's ids
+    loss_mask  = True on an assistant turn's text through its EOS, False elsewhere
+
+Prompts for sampling, completions for scoring, rows for training, questions for evaluation: all come from here, so they
+agree token for token. A token never spans the border between a prompt and an assistant turn: the policy generates after
+the prompt's last token, so a merge across that border (byte-level BPE joins "\\n" and "\\n" to one token) is cut there.
+
+`mixtral` encodes every turn by itself, as mistral-common does; `mixtral-hf` encodes one string, as the Hugging Face
+template of 2023 does. They differ in the first token after BOS, EOS and "[/INST]"; docs/chat.md says which to use.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from winnow.config import PolicyConfig
+from winnow.errors import ChatError, ModelError, UsageError
+from winnow.models import check_model_path, first_line
+from winnow.records import Message
+
+TEMPLATE_DIR = Path(__file__).parent / "templates"
+PIECEWISE_TEMPLATES = frozenset({"mixtral"})
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as tokens: `loss_mask[i]` says whether token i belongs to an assistant turn (text through EOS).
+
+    `loss_spans` are the same turns as (start, end) in characters of `text`.
+    """
+
+    text: str
+    loss_spans: list[tuple[int, int]]
+    token_ids: list[int]
+    loss_mask: list[bool]
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """A prompt and one completion as tokens; `has_eos` when the completion's last token closes the turn."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    has_eos: bool
+
+
+def template_source(name: str, tokenizer: Any) -> str:
+    """The jinja text of a template: a built-in name, "tokenizer" for the tokenizer's own, or a path to a file."""
+    if name == "tokenizer":
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"chat_template: tokenizer was asked for, but {tokenizer.name_or_path} has none; "
+                f"name one of {', '.join(built_in_templates())} or a .jinja file"
+            )
+        return str(tokenizer.chat_template)
+    path = TEMPLATE_DIR / f"{name}.jinja" if name in built_in_templates() else Path(name)
+    if not path.is_file():
+        raise UsageError(
+            f"chat_template {name!r} is neither a file nor one of {', '.join(built_in_templates())}, tokenizer"
+        )
+    return path.read_text()
+
+
+def built_in_templates() -> list[str]:
+    """Names of the templates that come with winnow."""
+    return sorted(path.stem for path in TEMPLATE_DIR.glob("*.jinja"))
+
+
+def check_messages(messages: Sequence[Message], last_role: str) -> None:
+    """Raise ChatError unless an optional system message, then user and assistant in turn, lead to `last_role`."""
+    if not messages:
+        raise ChatError("a conversation needs at least one message")
+    turns = messages[1:] if messages[0].role == "system" else messages
+    for index, message in enumerate(turns):
+        expected = "user" if index % 2 == 0 else "assistant"
+        if message.role != expected:
+            raise ChatError(f"turn {index + 1} should be {expected}, is {message.role}")
+    if not turns or turns[-1].role != last_role:
+        raise ChatError(f"the last message should be {last_role}, is {messages[-1].role}")
+
+
+class Chat:
+    """A tokenizer with a template: the one renderer of conversations.
+
+    `system_prompt` is put before a conversation that brings no system message of its own.
+    """
+
+    def __init__(self, tokenizer: Any, template: str = "lab", system_prompt: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.system_prompt = system_prompt
+        self._source = template_source(template, tokenizer)
+        self._is_piecewise = template in PIECEWISE_TEMPLATES
+
+    @cached_property
+    def template_hash(self) -> str:
+        """Sixteen hex digits of the SHA-256 of the template's text, name and system prompt."""
+        identity = "\0".join([self.template, self._source, self.system_prompt or ""])
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that closes an assistant turn."""
+        return int(self.tokenizer.eos_token_id)
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The text of a conversation up to and including the header of the assistant turn to come."""
+        check_messages(messages, last_role="user")
+        return self._render(self._with_system(messages), add_generation_prompt=True)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of `prompt_text`, with exactly one BOS if the tokenizer has one."""
+        check_messages(messages, last_role="user")
+        return self._rendered(self._with_system(messages), add_generation_prompt=True).token_ids
+
+    def conversation(self, messages: Sequence[Message]) -> Rendered:
+        """A whole conversation, ending in an assistant turn, with its loss mask."""
+        check_messages(messages, last_role="assistant")
+        return self._rendered(self._with_system(messages), add_generation_prompt=False)
+
+    def scored_pair(self, messages: Sequence[Message], completion: str) -> ScoredPair:
+        """A prompt and a completion as tokens. Raises ChatError for a control token in either."""
+        prompt_ids = self.prompt_ids(messages)
+        full = self.conversation([*messages, Message(role="assistant", content=completion)])
+        if full.token_ids[: len(prompt_ids)] != prompt_ids:
+            raise ChatError(
+                "the prompt's tokens are not a prefix of prompt and completion together; use another template"
+            )
+        turn = zip(full.token_ids[len(prompt_ids) :], full.loss_mask[len(prompt_ids) :], strict=True)
+        completion_ids = [token_id for token_id, is_in_turn in turn if is_in_turn]
+        return ScoredPair(prompt_ids, completion_ids, completion_ids[-1:] == [self.eos_token_id])
+
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        if self.system_prompt and messages[0].role != "system":
+            return [Message(role="system", content=self.system_prompt), *messages]
+        return list(messages)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        self._refuse_control_tokens(messages)
+        text = self.tokenizer.apply_chat_template(
+            [message.model_dump() for message in messages],
+            chat_template=self._source,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+        return str(text)
+
+    def _rendered(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> Rendered:
+        text = self._render(messages, add_generation_prompt=add_generation_prompt)
+        spans = self._assistant_spans(messages, text)
+        cuts = sorted({0, len(text), *(border for span in spans for border in span)})
+        token_ids: list[int] = []
+        loss_mask: list[bool] = []
+        for start, end in itertools.pairwise(cuts):
+            piece = self._next_ids(text, start, end, token_ids)
+            token_ids += piece
+            loss_mask += [(start, end) in spans] * len(piece)
+        self._check_bos(token_ids)
+        return Rendered(text, spans, token_ids, loss_mask)
+
+    def _assistant_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+        """Character spans of the assistant turns: from the end of their prompt to the end of their EOS."""
+        spans = []
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            start = self._render(messages[:index], add_generation_prompt=True)
+            end = self._render(messages[: index + 1], add_generation_prompt=False)
+            eos = end.rfind(self.tokenizer.eos_token, len(start))
+            end = end[: eos + len(self.tokenizer.eos_token)] if eos >= 0 else end
+            if not (text.startswith(start) and text.startswith(end)):
+                raise ChatError(f"template {self.template} renders a conversation otherwise than its beginning")
+            spans.append((len(start), len(end)))
+        return spans
+
+    def _next_ids(self, text: str, start: int, end: int, before: list[int]) -> list[int]:
+        """The ids of text[start:end] given the ids before it, cut where a merge would cross the border."""
+        if not self._is_piecewise:
+            longer = self._encode(text[:end])
+            if longer[: len(before)] == before:
+                return longer[len(before) :]
+            return self._encode(text[start:end])
+        bos = self.tokenizer.bos_token or ""
+        if start == 0 and bos and text.startswith(bos):
+            return [int(self.tokenizer.bos_token_id), *self._encode(self._dummy_prefix + text[len(bos) : end])]
+        return self._encode(self._dummy_prefix + text[start:end])
+
+    @cached_property
+    def _dummy_prefix(self) -> str:
+        """The space that SentencePiece puts before a text, where a fast tokenizer with its vocabulary does not."""
+        vocabulary = self.tokenizer.get_vocab()
+        adds_none = "\u2581x" in vocabulary and self._encode("x") != [vocabulary["\u2581x"]]
+        return " " if adds_none else ""
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _check_bos(self, token_ids: list[int]) -> None:
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if bos is None or bos == eos:
+            return
+        if token_ids[:1] != [bos] or bos in token_ids[1:]:
+            raise ChatError(
+                f"template {self.template} should give exactly one BOS, at the start; it gives {token_ids[:4]}..."
+            )
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        tokens = sorted({*added, *self.tokenizer.all_special_tokens}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+    def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if found := self._control_tokens.search(message.content):
+                raise ChatError(
+                    f"the {message.role} message holds the control token {found[0]!r}; take it out of the text"
+                )
+
+
+def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Sequence[str] = ()) -> Any:
+    """The tokenizer of a local model folder or hub id. Raises ModelError when there is none.
+
+    `eos_token` and `added_tokens` become special tokens where the tokenizer does not have them yet: a base model learns
+    the LAB form's headers in SFT, and its embedding grows with them.
+    """
+    from transformers import AutoTokenizer
+
+    check_model_path(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer could be loaded from {model!r}: {first_line(error)}") from error
+    if eos_token is not None and tokenizer.eos_token != eos_token:
+        tokenizer.add_special_tokens({"eos_token": eos_token})
+    missing = [token for token in added_tokens if token not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    return tokenizer
+
+
+def load_chat(policy: PolicyConfig, model: str) -> Chat:
+    """The renderer of a policy's conversations, with the tokenizer of one of its checkpoints."""
+    tokenizer = load_tokenizer(model, policy.eos_token, policy.added_tokens)
+    return Chat(tokenizer, policy.chat_template, policy.system_prompt)

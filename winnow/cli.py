@@ -1,0 +1,180 @@
+"""The command line: one verb per stage, each loaded only when it is called, so that `--help` needs no torch.
+
+winnow run examples/miniature/config.yaml
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from winnow.errors import UsageError, WinnowError
+
+app = typer.Typer(
+    name="winnow",
+    help="Sample many, keep the best, train on it, repeat; stop at the peak.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that `winnow run` made.")]
+RoundNumber = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to set, by dotted path.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        from winnow import __version__
+
+        print(f"winnow {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: winnow run configs/merlinite-7b-pt.yaml rounds.num_rounds=2 --dry-run")
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The recipe.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+) -> None:
+    """Run a recipe: SFT start, rounds of best-of-N, evaluation, peak."""
+    from winnow.config import RunConfig, load_config
+
+    resolved = load_config(config, RunConfig, overrides or [])
+    if dry_run:
+        _entry("sampler.plan:print_plan")(resolved)
+        return
+    from winnow.rundir import locked, run_root, start_run
+    from winnow.stages import run_in_subprocess, run_inline
+
+    stage = run_in_subprocess if resolved.stages == "subprocess" else run_inline
+    with locked(run_root(resolved)):
+        _entry("sampler.rounds:run_rounds")(start_run(resolved, is_resumed=resume), stage)
+
+
+@app.command(epilog="Example: winnow status runs/miniature --json")
+def status(
+    run_dir: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a run has finished and what comes next."""
+    from winnow.rundir import open_run
+    from winnow.status import print_status
+
+    print_status(open_run(run_dir), as_json=as_json)
+
+
+@app.command(
+    epilog="Example: winnow serve --instruct models/mixtral-instruct --base models/mixtral --listen 127.0.0.1:50051"
+)
+def serve(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A serve config.")] = None,
+    overrides: Overrides = None,
+    instruct: Annotated[str | None, typer.Option(help="Folder or hub id of the instruct model.")] = None,
+    base: Annotated[str | None, typer.Option(help="Folder or hub id of the base model.")] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 is a free one.")
+    ] = None,
+    until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Host a pair of models over gRPC and answer log-ratio rewards."""
+    from winnow.config import ServeConfig, load_config, parse_config
+
+    given = {"instruct": instruct, "base": base, "listen": listen}
+    flags = {key: value for key, value in given.items() if value is not None}
+    if config is None:
+        if instruct is None or base is None:
+            raise UsageError("give CONFIG.yaml, or --instruct DIR and --base DIR")
+        resolved = parse_config(flags, ServeConfig, "command line")
+    else:
+        resolved = load_config(config, ServeConfig, [*(overrides or []), *(f"{k}={v}" for k, v in flags.items())])
+    _entry("reward_server.server:serve")(resolved, stop_when_stdin_closes=until_stdin_closes)
+
+
+@app.command(epilog="Example: winnow score --address localhost:50051 --input in.jsonl --output out.jsonl")
+def score(
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="A running reward server.")],
+    in_path: Annotated[Path, typer.Option("--input", help='JSONL rows: {"messages" or "prompt", "completions"}.')],
+    out_path: Annotated[Path, typer.Option("--output", help='The same rows with "rewards".')],
+    normalization: Annotated[str, typer.Option(help="sum or mean (per token).")] = "sum",
+    eos_policy: Annotated[str, typer.Option(help="include, exclude or if_finished.")] = "if_finished",
+) -> None:
+    """Score completions on a reward server."""
+    from winnow.config import RewardConfig, parse_config
+
+    options = {"address": address, "normalization": normalization, "eos_policy": eos_policy}
+    counts = _entry("sampler.score:score_file")(
+        address, in_path, out_path, parse_config(options, RewardConfig, "command line")
+    )
+    print(f"{out_path}: " + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
+
+
+@app.command(epilog="Example: winnow sample runs/miniature --round 1")
+def sample(run_dir: RunFolder, round_number: RoundNumber = 1) -> None:
+    """Do one round's sample stage of a run: N completions of each prompt."""
+    _stage("sample", run_dir, round_number, first=1)
+
+
+@app.command(epilog="Example: winnow select runs/miniature --round 1")
+def select(run_dir: RunFolder, round_number: RoundNumber = 1) -> None:
+    """Do one round's select stage of a run: keep the best completion of each prompt."""
+    _stage("select", run_dir, round_number, first=1)
+
+
+@app.command(epilog="Example: winnow sft runs/miniature --round 0")
+def sft(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
+    """Do one round's SFT of a run; round 0 is the LAB start."""
+    _stage("train" if round_number else "start", run_dir, round_number)
+
+
+@app.command("eval", epilog="Example: winnow eval runs/miniature --round 2")
+def evaluate(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
+    """Do one round's evaluation of a run: benchmarks and judged questions."""
+    _stage("evaluate", run_dir, round_number)
+
+
+@app.command(epilog="Example: winnow peak runs/miniature")
+def peak(run_dir: RunFolder) -> None:
+    """Pick the peak checkpoint of a run's evaluated rounds; write peak.json and the chart."""
+    from winnow.rundir import open_run
+
+    _stage("peak", run_dir, open_run(run_dir).config.rounds.num_rounds)
+
+
+def _stage(name: str, run_dir: Path, number: int, first: int = 0) -> None:
+    from winnow.rundir import locked, open_run
+    from winnow.stages import run_inline
+
+    folder = open_run(run_dir)
+    last = folder.config.rounds.num_rounds
+    if not first <= number <= last:
+        raise UsageError(f"{run_dir} has rounds {first} to {last}; --round {number} is none of them")
+    with locked(folder.root):
+        run_inline(name, folder, number)
+
+
+def _entry(name: str) -> Any:
+    from winnow.stages import entry_point
+
+    return entry_point(name)
+
+
+def main() -> None:
+    """Run the command line; a WinnowError is one line on stderr and its exit code."""
+    try:
+        app()
+    except WinnowError as error:
+        print(f"winnow: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        print(f"winnow: {error}; this verb needs an extra: pip install 'winnow[all]'", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

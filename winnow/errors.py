@@ -1,0 +1,55 @@
+"""What can go wrong, as one tree.
+
+    WinnowError                  exit code 1: the work failed
+    |-- UsageError               exit code 2: what was asked cannot be done as asked
+    |   |-- ConfigError          a config file, key or override is wrong
+    |   `-- RunFolderError       the run folder exists, is missing, or belongs to another config
+    |-- InputError               a line of a data file is malformed; names file and line
+    |-- ChatError                a conversation cannot be rendered (role, control token, template)
+    |-- ModelError               a model or tokenizer cannot be used
+    |-- TrainingError            a training job cannot give a useful model (nothing to train on, zero loss mask)
+    `-- ServerError              the reward server cannot be reached or refuses to answer
+
+Every message says what was given, what is wrong with it, and the ways out; the command line prints it as one line.
+A bad *row* is no exception: it becomes a row with a status of its own (see `winnow.records`).
+"""
+
+
+class WinnowError(Exception):
+    """The work failed; the command line exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(WinnowError, ValueError):
+    """What was asked for cannot be done as asked."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A config file, key or override is wrong."""
+
+
+class RunFolderError(UsageError):
+    """A run folder exists, is missing, or was made by another config."""
+
+
+class InputError(WinnowError, ValueError):
+    """A line of a data file is malformed."""
+
+
+class ChatError(WinnowError, ValueError):
+    """A conversation cannot be rendered."""
+
+
+class ModelError(WinnowError):
+    """A model or tokenizer cannot be used."""
+
+
+class TrainingError(WinnowError):
+    """A training job cannot give a useful model."""
+
+
+class ServerError(WinnowError, ConnectionError):
+    """The reward server cannot be reached or refuses to answer."""

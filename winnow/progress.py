@@ -1,0 +1,89 @@
+"""Progress bars for long work: how much is done, how fast, how long it still takes. On stderr; output stays clean.
+
+    for shard in track(shards, "sample round 1", unit="shards"): ...
+
+Where stderr is no terminal a line is written now and then instead, so that logs show the same facts.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LOG_EVERY_S = 10.0
+
+Item = TypeVar("Item")
+
+
+class Advance(Protocol):
+    """Reports that so many more items are done."""
+
+    def __call__(self, amount: int = 1) -> None:
+        """Say that `amount` more items are done."""
+
+
+class RateColumn(ProgressColumn):
+    """Items per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The rate, or a dash before anything is known."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s")
+
+
+def track(items: Sequence[Item], description: str, unit: str = "items") -> Iterator[Item]:
+    """Yield the items, showing how many are done."""
+    with progress(description, len(items), unit) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "items") -> Iterator[Advance]:
+    """A bar of `total` items; call what it yields with the number of items just done."""
+    if sys.stderr.isatty():
+        with _bar(unit) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda amount=1: bar.update(task, advance=amount)
+    else:
+        yield _LogLines(description, total, unit)
+
+
+def _bar(unit: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        RateColumn(unit),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+    )
+
+
+class _LogLines:
+    """A line every ten seconds and one at the end."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, amount: int = 1) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if self.done >= self.total or now - self.last >= LOG_EVERY_S:
+            self.last = now
+            rate = self.done / max(now - self.start, 1e-9)
+            left = max(self.total - self.done, 0) / max(rate, 1e-9)
+            counts = f"{self.done}/{self.total} {self.unit}, {rate:,.1f}/s"
+            print(f"{self.description}: {counts}, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -1,0 +1,109 @@
+"""The stored rows: one class = one row of a file, and the field's standard names for what is in it.
+
+    prompts/*.jsonl           Prompt        one conversation up to the assistant turn
+    completions/*.parquet     Completion    one sampled assistant turn
+    rewards/*.parquet         Reward        what the reward server answered for one completion
+    selected.jsonl            Selection     the kept completion as a training row
+    eval/results.json         EvalResult    one metric of one task
+
+A bad item is a row whose `status` is not "ok" and whose `error` says why: it is counted, kept, and never selected.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Role = Literal["system", "user", "assistant"]
+
+OK = "ok"
+
+
+class Row(BaseModel):
+    """A stored row: immutable, and strict about its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Message(Row):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class Prompt(Row):
+    """A conversation up to the assistant turn.
+
+    `prompt_id` is the hash of source and messages, so that it is stable across files and runs.
+    """
+
+    prompt_id: str
+    source: str
+    messages: tuple[Message, ...]
+
+
+class Completion(Row):
+    """One generated assistant turn; `is_finished` when the model ended it with its end-of-sequence token."""
+
+    prompt_id: str
+    completion_id: int
+    text: str
+    num_tokens: int
+    is_finished: bool
+    status: str = OK
+    error: str = ""
+
+
+class Reward(Row):
+    """What the reward server answered for one completion; logps are natural logarithms, summed over its tokens.
+
+    `status` is "ok" or a name of `winnow.v1.Status` in lower case; then the numbers are None.
+    """
+
+    prompt_id: str
+    completion_id: int
+    status: str = OK
+    error: str = ""
+    reward: float | None = None
+    instruct_logp: float | None = None
+    base_logp: float | None = None
+    num_tokens: int = 0
+    normalization: str = "sum"
+    is_truncated: bool = False
+    is_eos_scored: bool = False
+
+
+class Selection(Row):
+    """A kept completion as a training row, in the form that TRL and InstructLab read."""
+
+    messages: tuple[Message, ...]
+    metadata: dict[str, Any]
+
+
+class EvalResult(Row):
+    """One metric of one task on one checkpoint; `stderr` is the standard error of `value` over `n` items."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+
+
+def digest(value: object) -> str:
+    """Sixteen hex digits of the SHA-256 of a JSON-serialisable value; keys are sorted, so equal values agree."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def seed_from(*parts: int | str) -> int:
+    """A seed below 2**31 that depends on every part: one per piece of work, the same when the work is done again."""
+    return int(digest(list(parts)), 16) % 2**31
+
+
+def make_prompt(source: str, messages: tuple[Message, ...]) -> Prompt:
+    """The prompt with its stable id."""
+    identity = [source, [[m.role, m.content] for m in messages]]
+    return Prompt(prompt_id=digest(identity), source=source, messages=messages)
