@@ -20,10 +20,11 @@ from typing import Any
 import yaml
 
 from winnow.chat import Chat
-from winnow.config import BenchmarkConfig, Dtype, EvaluationConfig
+from winnow.config import BenchmarkConfig, EvaluationConfig
 from winnow.errors import InputError, UsageError, WinnowError
 from winnow.models import first_line, load_causal_lm
 from winnow.records import EvalResult, Row
+from winnow.sections import Dtype
 
 
 class BenchmarkItem(Row):

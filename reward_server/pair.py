@@ -17,10 +17,10 @@ from reward_server.rendering import Conversation, Ids, Limits, PromptGroup, Rend
 from reward_server.reward import LogRatio, Normalization, log_ratio_reward
 from reward_server.spans import EosPolicy, UnscorableError
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import ServeConfig
 from winnow.errors import ChatError, ModelError, UsageError
 from winnow.models import check_model_path
 from winnow.records import Message
+from winnow.serve_config import ServeConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,37 @@ class Outcome:
     tokens: ScoredTokens | None = None
     instruct_logprobs: Logprobs | None = None
     base_logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A rendered group: what cannot be scored, and of the rest what the instruct and the base model read; by index."""
+
+    options: Options
+    refused: dict[int, Outcome]
+    tokens: dict[int, tuple[ScoredTokens, ScoredTokens]]
+
+    @property
+    def instruct_group(self) -> TokenGroup:
+        """What the instruct model reads; there must be something to score."""
+        return _token_group([ours for ours, _ in self.tokens.values()])
+
+    @property
+    def base_group(self) -> TokenGroup:
+        """What the base model reads; there must be something to score."""
+        return _token_group([theirs for _, theirs in self.tokens.values()])
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base model has something to do."""
+        return bool(self.tokens) and not self.options.is_reference_free
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to compute, both models' together, each prompt once."""
+        groups = [self.instruct_group] if self.tokens else []
+        groups += [self.base_group] if self.needs_base else []
+        return sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in groups)
 
 
 @dataclass(frozen=True)
@@ -87,20 +118,26 @@ class Pair:
             return "the base model reads prompts in a plain form of its own; send the prompt as messages"
         return ""
 
-    def score(self, group: PromptGroup, options: Options) -> list[Outcome]:
-        """The outcome of each completion, in order."""
-        outcomes: dict[int, Outcome] = {}
+    def prepare(self, group: PromptGroup, options: Options) -> Work:
+        """Render a group. Needs no model and changes nothing, so that any thread may do it beside `score`."""
+        refused: dict[int, Outcome] = {}
         tokens: dict[int, tuple[ScoredTokens, ScoredTokens]] = {}
         for index, completion in enumerate(group.completions):
             try:
                 tokens[index] = self._tokens(group.prompt, completion, options.eos_policy)
             except UnscorableError as error:
-                outcomes[index] = Outcome(error.status, str(error))
-        instruct = _logprobs(self.instruct.engine, [ours for ours, _ in tokens.values()])
-        base = None if options.is_reference_free else _logprobs(self.base.engine, [own for _, own in tokens.values()])
-        for place, (index, (ours, _)) in enumerate(tokens.items()):
-            outcomes[index] = _outcome(ours, instruct[place], base[place] if base else None, options)
-        return [outcomes[index] for index in range(len(group.completions))]
+                refused[index] = Outcome(error.status, str(error))
+        return Work(options, refused, tokens)
+
+    def score(self, works: Sequence[Work]) -> list[list[Outcome]]:
+        """The outcome of each completion of each group, in order. One call at a time."""
+        instruct = self.instruct.engine.logprobs([work.instruct_group for work in works if work.tokens])
+        base = self.base.engine.logprobs([work.base_group for work in works if work.needs_base])
+        ours, theirs = iter(instruct), iter(base)
+        return [
+            _outcomes(work, next(ours) if work.tokens else [], next(theirs) if work.needs_base else None)
+            for work in works
+        ]
 
     def _tokens(
         self, prompt: Conversation | Ids, completion: Text | Ids, eos_policy: EosPolicy
@@ -200,11 +237,16 @@ def _facts(model: str, chat: Chat, engine: ScoringEngine, own_hash: str) -> Mode
     return facts
 
 
-def _logprobs(engine: ScoringEngine, tokens: Sequence[ScoredTokens]) -> list[Logprobs]:
-    """Log-probabilities of the scored tokens of completions of one prompt."""
-    if not tokens:
-        return []
-    return engine.logprobs(TokenGroup(tokens[0].prompt_ids, [one.span.token_ids for one in tokens]))
+def _token_group(tokens: Sequence[ScoredTokens]) -> TokenGroup:
+    return TokenGroup(tokens[0].prompt_ids, [one.span.token_ids for one in tokens])
+
+
+def _outcomes(work: Work, instruct: Sequence[Logprobs], base: Sequence[Logprobs] | None) -> list[Outcome]:
+    """The outcomes of a group from the log-probabilities of what could be scored."""
+    outcomes = dict(work.refused)
+    for place, (index, (ours, _)) in enumerate(work.tokens.items()):
+        outcomes[index] = _outcome(ours, instruct[place], base[place] if base else None, work.options)
+    return [outcomes[index] for index in sorted(outcomes)]
 
 
 def _outcome(tokens: ScoredTokens, instruct: Logprobs, base: Logprobs | None, options: Options) -> Outcome:

@@ -24,8 +24,8 @@ from reward_server.pair import Pair, open_pair
 from reward_server.pb.reward_pb2_grpc import add_RewardServiceServicer_to_server
 from reward_server.service import RewardService
 from reward_server.wire import server_info
-from winnow.config import ServeConfig
 from winnow.errors import UsageError
+from winnow.serve_config import ServeConfig
 
 SERVICE_NAME = "winnow.v1.RewardService"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024

@@ -70,7 +70,7 @@ class RewardService(RewardServiceServicer):
         options = parse_options(request.options)
         if refusal := self.pair.refusal(group):
             raise MalformedError(refusal)
-        outcomes = self.pair.score(group, options)
+        outcomes = self.pair.score([self.pair.prepare(group, options)])[0]
         has_token_logprobs = request.options.want_token_logprobs
         scores = [completion_score(outcome, options, has_token_logprobs=has_token_logprobs) for outcome in outcomes]
         return pb.ScoreResponse(request_id=request.request_id, completions=scores)

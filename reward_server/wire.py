@@ -11,7 +11,7 @@ from reward_server.rendering import Conversation, Ids, PromptGroup, Text
 from reward_server.reward import Normalization
 from reward_server.spans import EosPolicy
 from winnow import __version__
-from winnow.config import ServeConfig
+from winnow.serve_config import ServeConfig
 
 NORMALIZATIONS: dict[int, Normalization] = {
     pb.NORMALIZATION_UNSPECIFIED: "sum",

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reward_server.client import RewardClient
-from winnow.config import RewardConfig, ServeConfig, dump_config
+from winnow.config import RewardConfig, dump_config
 from winnow.errors import ServerError
 from winnow.rows import write_text
+from winnow.serve_config import ServeConfig
 
 READY_TIMEOUT_S = 1800.0
 STOP_TIMEOUT_S = 30.0

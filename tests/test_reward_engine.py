@@ -56,12 +56,16 @@ def engine_of(folder: Path, **settings: Any) -> TransformersEngine:
     return TransformersEngine(str(folder), **{"dtype": "float32", "device_map": "cpu", **settings})
 
 
+def scored(engine: TransformersEngine, group: TokenGroup) -> list[Logprobs]:
+    return engine.logprobs([group])[0]
+
+
 def logps(logprobs: list[Logprobs]) -> npt.NDArray[np.float64]:
     return np.array([one.sum(dtype=np.float64) for one in logprobs])
 
 
 def test_every_token_is_as_the_oracle_says(case: Case) -> None:
-    actual = case.engine.logprobs(case.group)
+    actual = scored(case.engine, case.group)
     for ours, expected in zip(actual, case.expected, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
         assert abs(ours.sum(dtype=np.float64) - expected.sum()) <= MAX_ERROR
@@ -70,7 +74,7 @@ def test_every_token_is_as_the_oracle_says(case: Case) -> None:
 @pytest.mark.parametrize("token_budget", [1, 30, 60, 16384])
 def test_any_budget_gives_the_same_scores(case: Case, token_budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(case.engine, "token_budget", token_budget)
-    actual = logps(case.engine.logprobs(case.group))
+    actual = logps(scored(case.engine, case.group))
     np.testing.assert_allclose(actual, [one.sum() for one in case.expected], atol=MAX_ERROR, rtol=0)
 
 
@@ -79,29 +83,27 @@ def test_any_order_and_any_neighbours_give_the_same_scores(case: Case) -> None:
     for order in ([5, 4, 3, 2, 1, 0], [2, 0, 5, 1, 3, 4], [4], [1, 4], [0, 0, 0]):
         group = TokenGroup(case.group.prompt_ids, [case.group.completions[index] for index in order])
         np.testing.assert_allclose(
-            logps(case.engine.logprobs(group)), [expected[index] for index in order], atol=MAX_ERROR, rtol=0
+            logps(scored(case.engine, group)), [expected[index] for index in order], atol=MAX_ERROR, rtol=0
         )
 
 
 def test_a_prompt_of_one_token_is_enough(case: Case) -> None:
     group = TokenGroup([0], [[7, 8, 9], [10]])
     oracle = Oracle(case.folder)
-    for ours, completion in zip(case.engine.logprobs(group), group.completions, strict=True):
+    for ours, completion in zip(scored(case.engine, group), group.completions, strict=True):
         np.testing.assert_allclose(ours, oracle.logprobs([0], completion), atol=1e-4, rtol=0)
 
 
 def test_values_are_of_each_token_in_single_precision(case: Case) -> None:
-    values = case.engine.logprobs(case.group)
+    values = scored(case.engine, case.group)
     assert [(one.shape, one.dtype) for one in values] == [((length,), np.dtype("float32")) for length in LENGTHS]
 
 
 def test_in_bfloat16_neighbours_stay_below_the_noise_of_the_arithmetic(case: Case) -> None:
     """The noise floor: how far bfloat16 is from double precision when each completion is scored alone."""
     engine = engine_of(case.folder, dtype="bfloat16")
-    alone = np.array(
-        [logps(engine.logprobs(TokenGroup(case.group.prompt_ids, [c])))[0] for c in case.group.completions]
-    )
-    together = logps(engine.logprobs(case.group))
+    alone = np.array([logps(scored(engine, TokenGroup(case.group.prompt_ids, [c])))[0] for c in case.group.completions])
+    together = logps(scored(engine, case.group))
     floor = float(np.abs(alone - [one.sum() for one in case.expected]).max())
     moved = float(np.abs(together - alone).max())
     print(f"\nbfloat16, {case.folder.name}: noise floor of logp {floor:.4f}, moved by neighbours {moved:.4f}")
@@ -112,8 +114,8 @@ def test_in_bfloat16_neighbours_stay_below_the_noise_of_the_arithmetic(case: Cas
 
 def test_a_sliding_window_is_seen_and_shorter_than_the_group(tmp_path: Path) -> None:
     group = random_group(17, (12,))
-    windowed = engine_of(make_model("mistral", tmp_path / "windowed")).logprobs(group)[0]
-    full = engine_of(make_model("mistral", tmp_path / "full", sliding_window=None)).logprobs(group)[0]
+    windowed = scored(engine_of(make_model("mistral", tmp_path / "windowed")), group)[0]
+    full = scored(engine_of(make_model("mistral", tmp_path / "full", sliding_window=None)), group)[0]
     assert np.abs(windowed - full).max() > 0.1
 
 
@@ -136,7 +138,7 @@ def test_no_tensor_of_tokens_by_vocabulary_exists(tmp_path: Path, monkeypatch: p
     engine.model.lm_head.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
     group = random_group(17, (50, 50))
     with LargestOutput() as largest:  # type: ignore[no-untyped-call]
-        engine.logprobs(group)
+        scored(engine, group)
     assert rows == [16] * 6 + [4]
     assert largest.numel < 100 * VOCAB_SIZE
 
@@ -145,7 +147,7 @@ def test_the_prompt_is_computed_once_for_each_piece(tmp_path: Path) -> None:
     engine = engine_of(make_model("llama", tmp_path), token_budget=40)
     rows: list[int] = []
     engine.model.model.layers[0].register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[1]))
-    engine.logprobs(random_group(17, (10, 10, 10, 40)))
+    scored(engine, random_group(17, (10, 10, 10, 40)))
     assert rows == [17 + 9 + 9, 17 + 9, 17 + 39]
 
 
@@ -153,7 +155,7 @@ def test_a_row_dependent_position_encoding_keeps_completions_apart(tmp_path: Pat
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     folder = make_model("llama", tmp_path, rope_parameters=rope, max_position_embeddings=24)
     oracle, group = Oracle(folder), random_group(17, (5, 23))
-    for ours, completion in zip(engine_of(folder).logprobs(group), group.completions, strict=True):
+    for ours, completion in zip(scored(engine_of(folder), group), group.completions, strict=True):
         np.testing.assert_allclose(ours, oracle.logprobs(group.prompt_ids, completion), atol=1e-4, rtol=0)
 
 
@@ -168,8 +170,8 @@ def poisoned(tmp_path: Path) -> TransformersEngine:
 def test_what_is_not_finite_stays_with_its_completion(poisoned: TransformersEngine) -> None:
     prompt = [0, 20, 21]
     completions = [[30, 31], [30, 9, 31], [40, 41, 42]]
-    good = [poisoned.logprobs(TokenGroup(prompt, [completion]))[0] for completion in completions]
-    together = poisoned.logprobs(TokenGroup(prompt, completions))
+    good = [scored(poisoned, TokenGroup(prompt, [completion]))[0] for completion in completions]
+    together = scored(poisoned, TokenGroup(prompt, completions))
     assert not np.isfinite(together[1]).all()
     np.testing.assert_allclose(together[0], good[0], atol=1e-5)
     np.testing.assert_allclose(together[2], good[2], atol=1e-5)

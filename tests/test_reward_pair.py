@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from reward_server import fingerprint
 from reward_server.fingerprint import tokenizer_hash, weight_hash
-from reward_server.pair import Options, open_pair
+from reward_server.pair import Options, Outcome, Pair, open_pair
 from reward_server.rendering import Conversation, Ids, PromptGroup, Text
 from tests.oracle import Oracle
 from tests.tiny_models import make_model, make_tokenizer
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import ServeConfig
 from winnow.errors import ModelError, UsageError
 from winnow.records import Message
+from winnow.serve_config import ServeConfig
 
 QUESTION = Conversation((("user", "What is 2 + 3?"),))
 GROUP = PromptGroup(QUESTION, (Text("It is 5.", True), Text("It is", False)))
@@ -40,6 +40,10 @@ def config_of(folders: dict[str, Path], base: str = "base", **settings: Any) -> 
     return ServeConfig(instruct=str(folders["instruct"]), base=str(folders[base]), **{**fixed, **settings})
 
 
+def scored(pair: Pair, group: PromptGroup, options: Options) -> list[Outcome]:
+    return pair.score([pair.prepare(group, options)])[0]
+
+
 def oracle_logp(folder: Path, template: str, text: str, *, with_eos: bool) -> float:
     chat = Chat(load_tokenizer(str(folder)), template)
     pair = chat.scored_pair([Message(role="user", content="What is 2 + 3?")], text)
@@ -51,7 +55,7 @@ def oracle_logp(folder: Path, template: str, text: str, *, with_eos: bool) -> fl
 def test_the_base_model_reads_the_form_that_the_config_names(
     folders: dict[str, Path], base_prompt: str, template: str
 ) -> None:
-    outcomes = open_pair(config_of(folders, base_prompt=base_prompt)).score(GROUP, Options())
+    outcomes = scored(open_pair(config_of(folders, base_prompt=base_prompt)), GROUP, Options())
     for outcome, text, with_eos in zip(outcomes, ["It is 5.", "It is"], [True, False], strict=True):
         assert outcome.ratio is not None
         instruct = oracle_logp(folders["instruct"], "lab", text, with_eos=with_eos)
@@ -64,7 +68,7 @@ def test_the_base_model_reads_the_form_that_the_config_names(
 def test_reference_free_leaves_the_base_model_alone(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = open_pair(config_of(folders))
     monkeypatch.setattr(pair.base.engine, "logprobs", None)
-    outcome = pair.score(GROUP, Options(is_reference_free=True))[0]
+    outcome = scored(pair, GROUP, Options(is_reference_free=True))[0]
     assert outcome.ratio is not None
     assert outcome.ratio.reward == outcome.ratio.instruct_logp
     assert outcome.ratio.base_logp is None
@@ -82,7 +86,7 @@ def test_tokenizers_that_differ_can_be_asked_for_and_are_named_loudly(
         pair = open_pair(config_of(folders, "foreign", allow_different_tokenizers=True))
     assert "EACH MODEL SCORES TOKENS OF ITS OWN" in caplog.text
     assert not pair.has_shared_tokenizer
-    outcome = pair.score(GROUP, Options())[0]
+    outcome = scored(pair, GROUP, Options())[0]
     assert outcome.ratio is not None
     assert outcome.ratio.base_logp == pytest.approx(
         oracle_logp(folders["foreign"], "lab", "It is 5.", with_eos=True), abs=1e-3

@@ -24,9 +24,9 @@ from tests.oracle import Oracle
 from tests.tiny_models import make_model
 from winnow import __version__
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import ServeConfig
 from winnow.errors import UsageError
 from winnow.records import Message
+from winnow.serve_config import ServeConfig
 
 MESSAGES = [{"role": "system", "content": "Be careful."}, {"role": "user", "content": "What is 2 + 3?"}]
 TEXTS = [
@@ -195,9 +195,9 @@ def test_bad_token_ids_have_statuses(client: RewardClient, completion: list[int]
 def test_what_is_not_finite_is_a_status(hosted: Hosted, client: RewardClient, monkeypatch: pytest.MonkeyPatch) -> None:
     logprobs = hosted.pair.base.engine.logprobs
 
-    def overflowing(group: Any) -> Any:
-        values = logprobs(group)
-        values[1] = np.full_like(values[1], -np.inf)
+    def overflowing(groups: Any) -> Any:
+        values = logprobs(groups)
+        values[0][1] = np.full_like(values[0][1], -np.inf)
         return values
 
     monkeypatch.setattr(hosted.pair.base.engine, "logprobs", overflowing)

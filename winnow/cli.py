@@ -83,7 +83,8 @@ def serve(
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Host a pair of models over gRPC and answer log-ratio rewards."""
-    from winnow.config import ServeConfig, load_config, parse_config
+    from winnow.config import load_config, parse_config
+    from winnow.serve_config import ServeConfig
 
     given = {"instruct": instruct, "base": base, "listen": listen}
     flags = {key: value for key, value in given.items() if value is not None}

@@ -8,49 +8,14 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from winnow.errors import ConfigError
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    """A part of a config: immutable, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ServeConfig(Section):
-    """What `winnow serve` hosts: the pair of models whose log-ratio is the reward."""
-
-    instruct: str
-    """Folder or hub id of the instruct model."""
-    base: str
-    """Folder or hub id of the base model; it must share the instruct model's tokenizer."""
-    chat_template: str = "mixtral"
-    """How conversations are rendered: a name in winnow/templates, `tokenizer`, or a .jinja file."""
-    base_prompt: Literal["same", "plain"] = "same"
-    """What the base model reads: the instruct rendering (as RewardBench does) or the turns as plain paragraphs."""
-    allow_different_tokenizers: bool = False
-    """Accept models whose tokenizers differ: each then sums over tokens of its own, which is another reward."""
-    listen: str = "127.0.0.1:50051"
-    """HOST:PORT to listen on; port 0 takes a free one."""
-    dtype: Dtype = "auto"
-    """Precision of the weights; `auto` takes the checkpoint's own."""
-    device_map: str = "auto"
-    """Where each model lies: `auto` spreads it over the GPUs there are, else `cpu`, `cuda:0`, ..."""
-    token_budget: Positive = 16384
-    """Most tokens of one forward pass; a larger group is split, its prompt computed once per piece."""
-    max_tokens: Positive | None = None
-    """Longest conversation in tokens; unset: the smaller of the two models' own limits."""
-    max_completions: Positive = 1024
-    """Most completions of one request."""
+from winnow.sections import Dtype, Fraction, Positive, Section
+from winnow.serve_config import ServeConfig
 
 
 class RewardConfig(Section):

@@ -6,8 +6,8 @@ Importing this loads no torch; calling `load_causal_lm` does.
 from pathlib import Path
 from typing import Any
 
-from winnow.config import Dtype
 from winnow.errors import ModelError, UsageError
+from winnow.sections import Dtype
 
 
 def load_causal_lm(model: str, *, dtype: Dtype, device_map: str = "auto", **arguments: Any) -> Any:

@@ -41,9 +41,10 @@ class ScoringEngine(Protocol):
         """Most tokens of a prompt and one completion that the model was made for; None where it does not say."""
         ...
 
-    def logprobs(self, group: TokenGroup) -> list[Logprobs]:
+    def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
         """log p(token | prompt, tokens before it) for each token of each completion: one [num_tokens] array each.
 
+        Answers group by group, completion by completion, in order; what is computed together is the engine's choice.
         A completion's values depend on the prompt and itself only, up to the rounding of the model's arithmetic. Where
         the model's own arithmetic fails they are not finite, for that completion alone.
         """

@@ -17,9 +17,9 @@ import torch
 
 from reward_server.engines import Logprobs, TokenGroup
 from reward_server.engines.packing import PackedRow, pack, split
-from winnow.config import Dtype
 from winnow.errors import ModelError
 from winnow.models import load_causal_lm
+from winnow.sections import Dtype
 
 HEAD_ROWS = 256
 
@@ -64,8 +64,11 @@ class TransformersEngine:
         limit = getattr(self._config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
-    def logprobs(self, group: TokenGroup) -> list[Logprobs]:
+    def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
         """The log-probabilities of each completion's tokens, as `ScoringEngine` says."""
+        return [self._group(group) for group in groups]
+
+    def _group(self, group: TokenGroup) -> list[Logprobs]:
         budget = 0 if self._has_row_dependent_rope else self.token_budget
         pieces = [[group.completions[index] for index in piece] for piece in split(group, budget)]
         return [values for piece in pieces for values in self._piece(group.prompt_ids, piece)]

@@ -24,19 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreward_server/pb/reward.proto\x12\twinnow.v1\"\xdc\x01\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x01(\x0b\x32\x13.winnow.v1.MessagesH\x00\x12/\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x13.winnow.v1.TokenIdsH\x00\x12*\n\x0b\x63ompletions\x18\x04 \x03(\x0b\x32\x15.winnow.v1.Completion\x12(\n\x07options\x18\x05 \x01(\x0b\x32\x17.winnow.v1.ScoreOptionsB\x08\n\x06prompt\"0\n\x08Messages\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.winnow.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"l\n\nCompletion\x12)\n\x04text\x18\x01 \x01(\x0b\x32\x19.winnow.v1.CompletionTextH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.winnow.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"3\n\x0e\x43ompletionText\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0bis_finished\x18\x02 \x01(\x08\"\xbd\x01\n\x0cScoreOptions\x12/\n\rnormalization\x18\x01 \x01(\x0e\x32\x18.winnow.v1.Normalization\x12\x11\n\x04\x62\x65ta\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12(\n\neos_policy\x18\x03 \x01(\x0e\x32\x14.winnow.v1.EosPolicy\x12\x19\n\x11is_reference_free\x18\x04 \x01(\x08\x12\x1b\n\x13want_token_logprobs\x18\x05 \x01(\x08\x42\x07\n\x05_beta\"T\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x0b\x63ompletions\x18\x02 \x03(\x0b\x32\x1a.winnow.v1.CompletionScore\"\xa0\x03\n\x0f\x43ompletionScore\x12!\n\x06status\x18\x01 \x01(\x0e\x32\x11.winnow.v1.Status\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x13\n\x06reward\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rinstruct_logp\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tbase_logp\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tlog_ratio\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\nnum_tokens\x18\x07 \x01(\r\x12/\n\rnormalization\x18\x08 \x01(\x0e\x32\x18.winnow.v1.Normalization\x12\x15\n\ris_eos_scored\x18\t \x01(\x08\x12\x14\n\x0cis_truncated\x18\n \x01(\x08\x12\x11\n\ttoken_ids\x18\x0b \x03(\r\x12\x1f\n\x17instruct_token_logprobs\x18\x0c \x03(\x02\x12\x1b\n\x13\x62\x61se_token_logprobs\x18\r \x03(\x02\x42\t\n\x07_rewardB\x10\n\x0e_instruct_logpB\x0c\n\n_base_logpB\x0c\n\n_log_ratio\"\x16\n\x14GetServerInfoRequest\"\xf1\x01\n\x15GetServerInfoResponse\x12\x16\n\x0ewinnow_version\x18\x01 \x01(\t\x12&\n\x08instruct\x18\x02 \x01(\x0b\x32\x14.winnow.v1.ModelInfo\x12\"\n\x04\x62\x61se\x18\x03 \x01(\x0b\x32\x14.winnow.v1.ModelInfo\x12\x13\n\x0b\x62\x61se_prompt\x18\x04 \x01(\t\x12\x1c\n\x14has_shared_tokenizer\x18\x05 \x01(\x08\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x17\n\x0fmax_completions\x18\x07 \x01(\r\x12\x14\n\x0ctoken_budget\x18\x08 \x01(\r\"\x93\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bweight_hash\x18\x02 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x03 \x01(\t\x12\x15\n\rtemplate_hash\x18\x04 \x01(\t\x12\x15\n\rchat_template\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t*]\n\rNormalization\x12\x1d\n\x19NORMALIZATION_UNSPECIFIED\x10\x00\x12\x15\n\x11NORMALIZATION_SUM\x10\x01\x12\x16\n\x12NORMALIZATION_MEAN\x10\x02*s\n\tEosPolicy\x12\x1a\n\x16\x45OS_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45OS_POLICY_INCLUDE\x10\x01\x12\x16\n\x12\x45OS_POLICY_EXCLUDE\x10\x02\x12\x1a\n\x16\x45OS_POLICY_IF_FINISHED\x10\x03*\xcb\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x1b\n\x17STATUS_EMPTY_COMPLETION\x10\x02\x12\x13\n\x0fSTATUS_TOO_LONG\x10\x03\x12\x1f\n\x1bSTATUS_INVALID_CONVERSATION\x10\x04\x12\x18\n\x14STATUS_INVALID_TOKEN\x10\x05\x12\x16\n\x12STATUS_MISSING_EOS\x10\x06\x12\x15\n\x11STATUS_NON_FINITE\x10\x07\x32\xe5\x01\n\rRewardService\x12:\n\x05Score\x12\x17.winnow.v1.ScoreRequest\x1a\x18.winnow.v1.ScoreResponse\x12\x44\n\x0bScoreStream\x12\x17.winnow.v1.ScoreRequest\x1a\x18.winnow.v1.ScoreResponse(\x01\x30\x01\x12R\n\rGetServerInfo\x12\x1f.winnow.v1.GetServerInfoRequest\x1a .winnow.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreward_server/pb/reward.proto\x12\twinnow.v1\"\xdc\x01\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x01(\x0b\x32\x13.winnow.v1.MessagesH\x00\x12/\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x13.winnow.v1.TokenIdsH\x00\x12*\n\x0b\x63ompletions\x18\x04 \x03(\x0b\x32\x15.winnow.v1.Completion\x12(\n\x07options\x18\x05 \x01(\x0b\x32\x17.winnow.v1.ScoreOptionsB\x08\n\x06prompt\"0\n\x08Messages\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.winnow.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"l\n\nCompletion\x12)\n\x04text\x18\x01 \x01(\x0b\x32\x19.winnow.v1.CompletionTextH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.winnow.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"3\n\x0e\x43ompletionText\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0bis_finished\x18\x02 \x01(\x08\"\xad\x02\n\x0cScoreOptions\x12/\n\rnormalization\x18\x01 \x01(\x0e\x32\x18.winnow.v1.Normalization\x12\x11\n\x04\x62\x65ta\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12(\n\neos_policy\x18\x03 \x01(\x0e\x32\x14.winnow.v1.EosPolicy\x12\x19\n\x11is_reference_free\x18\x04 \x01(\x08\x12\x1b\n\x13want_token_logprobs\x18\x05 \x01(\x08\x12\x13\n\x0binstruction\x18\x06 \x01(\t\x12\x36\n\x11instruction_scope\x18\x07 \x01(\x0e\x32\x1b.winnow.v1.InstructionScope\x12!\n\x06recipe\x18\x08 \x01(\x0e\x32\x11.winnow.v1.RecipeB\x07\n\x05_beta\"\x85\x01\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x0b\x63ompletions\x18\x02 \x03(\x0b\x32\x1a.winnow.v1.CompletionScore\x12/\n\ndefinition\x18\x03 \x01(\x0b\x32\x1b.winnow.v1.RewardDefinition\"\xaf\x02\n\x10RewardDefinition\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x15\n\rnormalization\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x65ta\x18\x03 \x01(\x01\x12\x12\n\neos_policy\x18\x04 \x01(\t\x12\x19\n\x11is_reference_free\x18\x05 \x01(\x08\x12\x13\n\x0b\x62\x61se_prompt\x18\x06 \x01(\t\x12\x13\n\x0binstruction\x18\x07 \x01(\t\x12\x19\n\x11instruction_scope\x18\x08 \x01(\t\x12\x1c\n\x14instruct_weight_hash\x18\t \x01(\t\x12\x18\n\x10\x62\x61se_weight_hash\x18\n \x01(\t\x12\x1e\n\x16instruct_template_hash\x18\x0b \x01(\t\x12\x1a\n\x12\x62\x61se_template_hash\x18\x0c \x01(\t\"\xa0\x03\n\x0f\x43ompletionScore\x12!\n\x06status\x18\x01 \x01(\x0e\x32\x11.winnow.v1.Status\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x13\n\x06reward\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rinstruct_logp\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tbase_logp\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tlog_ratio\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\nnum_tokens\x18\x07 \x01(\r\x12/\n\rnormalization\x18\x08 \x01(\x0e\x32\x18.winnow.v1.Normalization\x12\x15\n\ris_eos_scored\x18\t \x01(\x08\x12\x14\n\x0cis_truncated\x18\n \x01(\x08\x12\x11\n\ttoken_ids\x18\x0b \x03(\r\x12\x1f\n\x17instruct_token_logprobs\x18\x0c \x03(\x02\x12\x1b\n\x13\x62\x61se_token_logprobs\x18\r \x03(\x02\x42\t\n\x07_rewardB\x10\n\x0e_instruct_logpB\x0c\n\n_base_logpB\x0c\n\n_log_ratio\"\x16\n\x14GetServerInfoRequest\"\xa7\x02\n\x15GetServerInfoResponse\x12\x16\n\x0ewinnow_version\x18\x01 \x01(\t\x12&\n\x08instruct\x18\x02 \x01(\x0b\x32\x14.winnow.v1.ModelInfo\x12\"\n\x04\x62\x61se\x18\x03 \x01(\x0b\x32\x14.winnow.v1.ModelInfo\x12\x13\n\x0b\x62\x61se_prompt\x18\x04 \x01(\t\x12\x1c\n\x14has_shared_tokenizer\x18\x05 \x01(\x08\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x17\n\x0fmax_completions\x18\x07 \x01(\r\x12\x14\n\x0ctoken_budget\x18\x08 \x01(\r\x12\x19\n\x11max_message_bytes\x18\t \x01(\x04\x12\x19\n\x11max_queued_tokens\x18\n \x01(\x04\"\x93\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bweight_hash\x18\x02 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x03 \x01(\t\x12\x15\n\rtemplate_hash\x18\x04 \x01(\t\x12\x15\n\rchat_template\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t*v\n\x10InstructionScope\x12!\n\x1dINSTRUCTION_SCOPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16INSTRUCTION_SCOPE_BOTH\x10\x01\x12#\n\x1fINSTRUCTION_SCOPE_INSTRUCT_ONLY\x10\x02*K\n\x06Recipe\x12\x16\n\x12RECIPE_UNSPECIFIED\x10\x00\x12\x11\n\rRECIPE_WINNOW\x10\x01\x12\x16\n\x12RECIPE_REWARDBENCH\x10\x02*]\n\rNormalization\x12\x1d\n\x19NORMALIZATION_UNSPECIFIED\x10\x00\x12\x15\n\x11NORMALIZATION_SUM\x10\x01\x12\x16\n\x12NORMALIZATION_MEAN\x10\x02*s\n\tEosPolicy\x12\x1a\n\x16\x45OS_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45OS_POLICY_INCLUDE\x10\x01\x12\x16\n\x12\x45OS_POLICY_EXCLUDE\x10\x02\x12\x1a\n\x16\x45OS_POLICY_IF_FINISHED\x10\x03*\xcb\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x1b\n\x17STATUS_EMPTY_COMPLETION\x10\x02\x12\x13\n\x0fSTATUS_TOO_LONG\x10\x03\x12\x1f\n\x1bSTATUS_INVALID_CONVERSATION\x10\x04\x12\x18\n\x14STATUS_INVALID_TOKEN\x10\x05\x12\x16\n\x12STATUS_MISSING_EOS\x10\x06\x12\x15\n\x11STATUS_NON_FINITE\x10\x07\x32\xe5\x01\n\rRewardService\x12:\n\x05Score\x12\x17.winnow.v1.ScoreRequest\x1a\x18.winnow.v1.ScoreResponse\x12\x44\n\x0bScoreStream\x12\x17.winnow.v1.ScoreRequest\x1a\x18.winnow.v1.ScoreResponse(\x01\x30\x01\x12R\n\rGetServerInfo\x12\x1f.winnow.v1.GetServerInfoRequest\x1a .winnow.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reward_server.pb.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NORMALIZATION']._serialized_start=1662
-  _globals['_NORMALIZATION']._serialized_end=1755
-  _globals['_EOSPOLICY']._serialized_start=1757
-  _globals['_EOSPOLICY']._serialized_end=1872
-  _globals['_STATUS']._serialized_start=1875
-  _globals['_STATUS']._serialized_end=2078
+  _globals['_INSTRUCTIONSCOPE']._serialized_start=2184
+  _globals['_INSTRUCTIONSCOPE']._serialized_end=2302
+  _globals['_RECIPE']._serialized_start=2304
+  _globals['_RECIPE']._serialized_end=2379
+  _globals['_NORMALIZATION']._serialized_start=2381
+  _globals['_NORMALIZATION']._serialized_end=2474
+  _globals['_EOSPOLICY']._serialized_start=2476
+  _globals['_EOSPOLICY']._serialized_end=2591
+  _globals['_STATUS']._serialized_start=2594
+  _globals['_STATUS']._serialized_end=2797
   _globals['_SCOREREQUEST']._serialized_start=45
   _globals['_SCOREREQUEST']._serialized_end=265
   _globals['_MESSAGES']._serialized_start=267
@@ -50,17 +54,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETIONTEXT']._serialized_start=494
   _globals['_COMPLETIONTEXT']._serialized_end=545
   _globals['_SCOREOPTIONS']._serialized_start=548
-  _globals['_SCOREOPTIONS']._serialized_end=737
-  _globals['_SCORERESPONSE']._serialized_start=739
-  _globals['_SCORERESPONSE']._serialized_end=823
-  _globals['_COMPLETIONSCORE']._serialized_start=826
-  _globals['_COMPLETIONSCORE']._serialized_end=1242
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1244
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1266
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1269
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1510
-  _globals['_MODELINFO']._serialized_start=1513
-  _globals['_MODELINFO']._serialized_end=1660
-  _globals['_REWARDSERVICE']._serialized_start=2081
-  _globals['_REWARDSERVICE']._serialized_end=2310
+  _globals['_SCOREOPTIONS']._serialized_end=849
+  _globals['_SCORERESPONSE']._serialized_start=852
+  _globals['_SCORERESPONSE']._serialized_end=985
+  _globals['_REWARDDEFINITION']._serialized_start=988
+  _globals['_REWARDDEFINITION']._serialized_end=1291
+  _globals['_COMPLETIONSCORE']._serialized_start=1294
+  _globals['_COMPLETIONSCORE']._serialized_end=1710
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1712
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1734
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1737
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2032
+  _globals['_MODELINFO']._serialized_start=2035
+  _globals['_MODELINFO']._serialized_end=2182
+  _globals['_REWARDSERVICE']._serialized_start=2800
+  _globals['_REWARDSERVICE']._serialized_end=3029
 # @@protoc_insertion_point(module_scope)

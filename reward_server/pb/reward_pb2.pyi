@@ -7,6 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class InstructionScope(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INSTRUCTION_SCOPE_UNSPECIFIED: _ClassVar[InstructionScope]
+    INSTRUCTION_SCOPE_BOTH: _ClassVar[InstructionScope]
+    INSTRUCTION_SCOPE_INSTRUCT_ONLY: _ClassVar[InstructionScope]
+
+class Recipe(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RECIPE_UNSPECIFIED: _ClassVar[Recipe]
+    RECIPE_WINNOW: _ClassVar[Recipe]
+    RECIPE_REWARDBENCH: _ClassVar[Recipe]
+
 class Normalization(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NORMALIZATION_UNSPECIFIED: _ClassVar[Normalization]
@@ -30,6 +42,12 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_INVALID_TOKEN: _ClassVar[Status]
     STATUS_MISSING_EOS: _ClassVar[Status]
     STATUS_NON_FINITE: _ClassVar[Status]
+INSTRUCTION_SCOPE_UNSPECIFIED: InstructionScope
+INSTRUCTION_SCOPE_BOTH: InstructionScope
+INSTRUCTION_SCOPE_INSTRUCT_ONLY: InstructionScope
+RECIPE_UNSPECIFIED: Recipe
+RECIPE_WINNOW: Recipe
+RECIPE_REWARDBENCH: Recipe
 NORMALIZATION_UNSPECIFIED: Normalization
 NORMALIZATION_SUM: Normalization
 NORMALIZATION_MEAN: Normalization
@@ -97,26 +115,62 @@ class CompletionText(_message.Message):
     def __init__(self, text: _Optional[str] = ..., is_finished: bool = ...) -> None: ...
 
 class ScoreOptions(_message.Message):
-    __slots__ = ("normalization", "beta", "eos_policy", "is_reference_free", "want_token_logprobs")
+    __slots__ = ("normalization", "beta", "eos_policy", "is_reference_free", "want_token_logprobs", "instruction", "instruction_scope", "recipe")
     NORMALIZATION_FIELD_NUMBER: _ClassVar[int]
     BETA_FIELD_NUMBER: _ClassVar[int]
     EOS_POLICY_FIELD_NUMBER: _ClassVar[int]
     IS_REFERENCE_FREE_FIELD_NUMBER: _ClassVar[int]
     WANT_TOKEN_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
     normalization: Normalization
     beta: float
     eos_policy: EosPolicy
     is_reference_free: bool
     want_token_logprobs: bool
-    def __init__(self, normalization: _Optional[_Union[Normalization, str]] = ..., beta: _Optional[float] = ..., eos_policy: _Optional[_Union[EosPolicy, str]] = ..., is_reference_free: bool = ..., want_token_logprobs: bool = ...) -> None: ...
+    instruction: str
+    instruction_scope: InstructionScope
+    recipe: Recipe
+    def __init__(self, normalization: _Optional[_Union[Normalization, str]] = ..., beta: _Optional[float] = ..., eos_policy: _Optional[_Union[EosPolicy, str]] = ..., is_reference_free: bool = ..., want_token_logprobs: bool = ..., instruction: _Optional[str] = ..., instruction_scope: _Optional[_Union[InstructionScope, str]] = ..., recipe: _Optional[_Union[Recipe, str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("request_id", "completions")
+    __slots__ = ("request_id", "completions", "definition")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
+    DEFINITION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     completions: _containers.RepeatedCompositeFieldContainer[CompletionScore]
-    def __init__(self, request_id: _Optional[str] = ..., completions: _Optional[_Iterable[_Union[CompletionScore, _Mapping]]] = ...) -> None: ...
+    definition: RewardDefinition
+    def __init__(self, request_id: _Optional[str] = ..., completions: _Optional[_Iterable[_Union[CompletionScore, _Mapping]]] = ..., definition: _Optional[_Union[RewardDefinition, _Mapping]] = ...) -> None: ...
+
+class RewardDefinition(_message.Message):
+    __slots__ = ("recipe", "normalization", "beta", "eos_policy", "is_reference_free", "base_prompt", "instruction", "instruction_scope", "instruct_weight_hash", "base_weight_hash", "instruct_template_hash", "base_template_hash")
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZATION_FIELD_NUMBER: _ClassVar[int]
+    BETA_FIELD_NUMBER: _ClassVar[int]
+    EOS_POLICY_FIELD_NUMBER: _ClassVar[int]
+    IS_REFERENCE_FREE_FIELD_NUMBER: _ClassVar[int]
+    BASE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCT_WEIGHT_HASH_FIELD_NUMBER: _ClassVar[int]
+    BASE_WEIGHT_HASH_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCT_TEMPLATE_HASH_FIELD_NUMBER: _ClassVar[int]
+    BASE_TEMPLATE_HASH_FIELD_NUMBER: _ClassVar[int]
+    recipe: str
+    normalization: str
+    beta: float
+    eos_policy: str
+    is_reference_free: bool
+    base_prompt: str
+    instruction: str
+    instruction_scope: str
+    instruct_weight_hash: str
+    base_weight_hash: str
+    instruct_template_hash: str
+    base_template_hash: str
+    def __init__(self, recipe: _Optional[str] = ..., normalization: _Optional[str] = ..., beta: _Optional[float] = ..., eos_policy: _Optional[str] = ..., is_reference_free: bool = ..., base_prompt: _Optional[str] = ..., instruction: _Optional[str] = ..., instruction_scope: _Optional[str] = ..., instruct_weight_hash: _Optional[str] = ..., base_weight_hash: _Optional[str] = ..., instruct_template_hash: _Optional[str] = ..., base_template_hash: _Optional[str] = ...) -> None: ...
 
 class CompletionScore(_message.Message):
     __slots__ = ("status", "error", "reward", "instruct_logp", "base_logp", "log_ratio", "num_tokens", "normalization", "is_eos_scored", "is_truncated", "token_ids", "instruct_token_logprobs", "base_token_logprobs")
@@ -153,7 +207,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("winnow_version", "instruct", "base", "base_prompt", "has_shared_tokenizer", "max_tokens", "max_completions", "token_budget")
+    __slots__ = ("winnow_version", "instruct", "base", "base_prompt", "has_shared_tokenizer", "max_tokens", "max_completions", "token_budget", "max_message_bytes", "max_queued_tokens")
     WINNOW_VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTRUCT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +216,8 @@ class GetServerInfoResponse(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     winnow_version: str
     instruct: ModelInfo
     base: ModelInfo
@@ -170,7 +226,9 @@ class GetServerInfoResponse(_message.Message):
     max_tokens: int
     max_completions: int
     token_budget: int
-    def __init__(self, winnow_version: _Optional[str] = ..., instruct: _Optional[_Union[ModelInfo, _Mapping]] = ..., base: _Optional[_Union[ModelInfo, _Mapping]] = ..., base_prompt: _Optional[str] = ..., has_shared_tokenizer: bool = ..., max_tokens: _Optional[int] = ..., max_completions: _Optional[int] = ..., token_budget: _Optional[int] = ...) -> None: ...
+    max_message_bytes: int
+    max_queued_tokens: int
+    def __init__(self, winnow_version: _Optional[str] = ..., instruct: _Optional[_Union[ModelInfo, _Mapping]] = ..., base: _Optional[_Union[ModelInfo, _Mapping]] = ..., base_prompt: _Optional[str] = ..., has_shared_tokenizer: bool = ..., max_tokens: _Optional[int] = ..., max_completions: _Optional[int] = ..., token_budget: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "weight_hash", "tokenizer_hash", "template_hash", "chat_template", "dtype", "device")

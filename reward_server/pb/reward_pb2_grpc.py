@@ -61,6 +61,8 @@ class RewardServiceServicer(object):
 
         A completion that cannot be scored gets a status of its own; the others are scored. INVALID_ARGUMENT answers a
         request that is malformed as a whole: no prompt, no completions or too many of them, an unknown option.
+        RESOURCE_EXHAUSTED answers one that finds the queue full, DEADLINE_EXCEEDED one whose deadline cannot be met; the
+        first says in its trailing metadata, grpc-retry-pushback-ms, when to come back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

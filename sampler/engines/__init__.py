@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from winnow.chat import Chat
-from winnow.config import Dtype, SamplingConfig
+from winnow.config import SamplingConfig
+from winnow.sections import Dtype
 
 
 @dataclass(frozen=True)
