@@ -1,128 +1,176 @@
-"""The client's calls: deadlines, retries of an unreachable server, streams that survive a lost connection.
+"""How a client goes about one call: which server to ask, what to try again, how long to pause. No transport here.
 
-    pause before retry i = retry_s * 2**(i - 1) * U(0.5, 1), at most MAX_PAUSE_S; never beyond the deadline
+    UNAVAILABLE, CANCELLED              again: the server was not reached, or went away before it answered
+    RESOURCE_EXHAUSTED with push-back   again after the push-back, until the deadline: the queue was full
+    a push-back below 0                 never again
+    anything else                       never again: a deadline is over, a request is malformed, a server is broken
 
-Only UNAVAILABLE is tried again: the server was not reached, or went away before it answered. Scoring twice does no
-harm.
+    pause after the i-th time no server answered = first_pause_s * 2**(i - 1), at most max_pause_s, times U(0.5, 1)
+    pause after a push-back                      = push-back * U(1, 1.2)
+
+Scoring twice does no harm. Of several servers each call goes to the one with the fewest calls in progress; one that
+failed or pushed back is left alone for its pause, while another one is asked at once.
 """
 
 import random
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from itertools import count
-from queue import SimpleQueue
-from threading import Timer
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from winnow.errors import ServerError, UsageError, WinnowError
+from winnow.errors import ServerBusyError, ServerError, UsageError, WinnowError
 
-MAX_PAUSE_S = 2.0
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+# A server that stops cancels the calls in progress; those that this side cancels never come back here.
+AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-class Caller:
-    """Makes the calls of one server; `max_attempts` None tries until `timeout_s` seconds are over."""
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How patient a client is: rounds over all servers without an answer (None: until the deadline), and pauses."""
 
-    def __init__(self, address: str, timeout_s: float, *, max_attempts: int | None = 5, retry_s: float = 0.2) -> None:
-        self.address = address
+    max_attempts: int | None = 5
+    first_pause_s: float = 0.2
+    max_pause_s: float = 2.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a failed call says: its status, and the server's push-back in seconds (below 0: do not come back)."""
+
+    code: grpc.StatusCode
+    details: str
+    pushback_s: float | None = None
+
+
+def failure_of(error: Any) -> Failure:
+    """What an error of gRPC says. A push-back that is no number means, as in gRPC itself, not to come back."""
+    pushback = next((value for key, value in error.trailing_metadata() or () if key == PUSHBACK_KEY), None)
+    return Failure(error.code(), error.details() or "", None if pushback is None else _seconds(pushback))
+
+
+def pause_s(failure: Failure, attempt: int, policy: RetryPolicy) -> float | None:
+    """Seconds until the server may be asked again, after the `attempt`-th round without an answer; None: not at all."""
+    is_told = failure.pushback_s is not None
+    is_away = failure.code in AWAY
+    is_full = failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED and is_told
+    if not (is_away or is_full) or (failure.pushback_s is not None and failure.pushback_s < 0):
+        return None
+    if is_away and policy.max_attempts is not None and attempt >= policy.max_attempts:
+        return None
+    if failure.pushback_s is not None:
+        return failure.pushback_s * random.uniform(1.0, 1.2)
+    doubled = policy.first_pause_s * 2.0 ** min(attempt - 1, 30)
+    return min(doubled, policy.max_pause_s) * random.uniform(0.5, 1.0)
+
+
+def explained(failure: Failure, address: str, timeout_s: float) -> WinnowError:
+    """The error for the user: what was asked, what went wrong, the way out."""
+    code, details = failure.code, failure.details
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return UsageError(f"the reward server calls the request malformed: {details}")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and failure.pushback_s is not None:
+        return ServerBusyError(
+            f"the reward server at {address} is full and took no request within {timeout_s:g} s ({details}); raise "
+            "timeout_s, ask for less at a time, or add servers",
+            retry_s=max(failure.pushback_s, 0.0),
+        )
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return ServerError(
+            f"the reward server at {address} gave no answer within {timeout_s:g} s; raise timeout_s, or "
+            "send fewer completions at a time"
+        )
+    return ServerError(_failed(code, details, address))
+
+
+def _failed(code: grpc.StatusCode, details: str, address: str) -> str:
+    if code in AWAY:
+        return (
+            f"no reward server answers at {address} ({details}); start one with `winnow serve --instruct DIR "
+            "--base DIR --listen HOST:PORT`, or check the address and whether both sides use TLS"
+        )
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return f"the reward server at {address} does not know the caller ({details}); give token= or --token-file"
+    return f"the reward server at {address} failed: {code.name}: {details}"
+
+
+class Servers:
+    """Which of several servers is asked next. Shared by the calls of one client, also between threads."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.addresses = addresses
+        self._in_progress = [0] * len(addresses)
+        self._not_before = [0.0] * len(addresses)
+        self._turn = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one(self, now: float) -> Iterator[int]:
+        """The index of the server to ask: of those that are not left alone, the one with the fewest calls."""
+        with self._lock:
+            index = self._next(now)
+            self._in_progress[index] += 1
+        try:
+            yield index
+        finally:
+            with self._lock:
+                self._in_progress[index] -= 1
+
+    def leave_alone(self, index: int, until: float) -> float:
+        """Ask a server no more before `until`; returns the time from which some server may be asked."""
+        with self._lock:
+            self._not_before[index] = until
+            return min(self._not_before)
+
+    def _next(self, now: float) -> int:
+        count = len(self.addresses)
+        free = [index for index in range(count) if self._not_before[index] <= now]
+        if not free:
+            return min(range(count), key=self._not_before.__getitem__)
+        chosen = min(free, key=lambda index: (self._in_progress[index], (index - self._turn) % count))
+        self._turn = chosen + 1
+        return chosen
+
+
+class Course:
+    """The course of one call: its deadline, and after each failure the pause or the error."""
+
+    def __init__(self, servers: Servers, policy: RetryPolicy, timeout_s: float) -> None:
+        self.servers = servers
+        self.policy = policy
         self.timeout_s = timeout_s
-        self.max_attempts = max_attempts
-        self.retry_s = retry_s
+        self.deadline = time.monotonic() + timeout_s
+        self._num_away = 0
 
-    def call(self, method: Callable[..., Any], request: Any) -> Any:
-        """The answer of a unary call. Raises ServerError, and UsageError for what the server calls malformed."""
-        deadline = time.monotonic() + self.timeout_s
-        for attempt in count(1):
-            try:
-                return method(request, timeout=max(deadline - time.monotonic(), 0.0))
-            except grpc.RpcError as error:
-                self._pause_or_raise(error, attempt, deadline)
-        raise AssertionError("count does not end")
+    @property
+    def left_s(self) -> float:
+        """Seconds to the deadline."""
+        return max(self.deadline - time.monotonic(), 0.0)
 
-    def stream(self, method: Callable[..., Any], requests: Iterator[Any], concurrency: int) -> Iterator[Any]:
-        """One response for each request, in order, with at most `concurrency` requests unanswered. Raises as `call`.
+    def server(self) -> Any:
+        """A context of the index of the server to ask now."""
+        return self.servers.one(time.monotonic())
 
-        After a lost connection the unanswered ones are sent again.
-        """
-        pending: deque[Any] = deque()
-        failures, deadline = 0, time.monotonic() + self.timeout_s
-        while True:
-            try:
-                with closing(_responses(method, requests, pending, concurrency, self.timeout_s)) as responses:
-                    for response in responses:
-                        yield response
-                        failures, deadline = 0, time.monotonic() + self.timeout_s
-                return
-            except grpc.RpcError as error:
-                failures += 1
-                self._pause_or_raise(error, failures, deadline)
-
-    def _pause_or_raise(self, error: Any, attempt: int, deadline: float) -> None:
-        pause = min(self.retry_s * 2 ** (attempt - 1), MAX_PAUSE_S) * random.uniform(0.5, 1.0)
-        is_last = self.max_attempts is not None and attempt >= self.max_attempts
-        if error.code() != grpc.StatusCode.UNAVAILABLE or is_last or time.monotonic() + pause > deadline:
-            raise self._explained(error) from error
-        time.sleep(pause)
-
-    def _explained(self, error: Any) -> WinnowError:
-        code, details = error.code(), error.details()
-        if code == grpc.StatusCode.INVALID_ARGUMENT:
-            return UsageError(f"the reward server calls the request malformed: {details}")
-        if code == grpc.StatusCode.UNAVAILABLE:
-            return ServerError(
-                f"no reward server answers at {self.address} ({details}); start one with `winnow serve --instruct DIR "
-                "--base DIR --listen HOST:PORT`, or check the address"
-            )
-        if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
-            return ServerError(
-                f"the reward server at {self.address} gave no answer within {self.timeout_s:g} s; raise timeout_s, or "
-                "send fewer completions at a time"
-            )
-        return ServerError(f"the reward server at {self.address} failed: {code.name}: {details}")
+    def pause_after(self, failure: Failure, index: int) -> float:
+        """Seconds to wait before another attempt. Raises what `explained` says where there is none."""
+        self._num_away += failure.code in AWAY
+        rounds = max(self._num_away // len(self.servers.addresses), 1)
+        own = pause_s(failure, rounds, self.policy)
+        if own is None:
+            raise explained(failure, self.servers.addresses[index], self.timeout_s)
+        now = time.monotonic()
+        pause = max(self.servers.leave_alone(index, now + own) - now, 0.0)
+        if now + pause > self.deadline:
+            raise explained(failure, self.servers.addresses[index], self.timeout_s)
+        return pause
 
 
-def _responses(
-    method: Callable[..., Any], requests: Iterator[Any], pending: deque[Any], concurrency: int, timeout_s: float
-) -> Generator[Any, None, None]:
-    """Responses over one connection; `pending` holds the unanswered requests, and starts with those of the last one.
-
-    `requests` is read in the caller's thread, where its errors belong, and not in gRPC's.
-    """
-    outgoing: SimpleQueue[Any] = SimpleQueue()
-    for request in pending:
-        outgoing.put(request)
-    call = method(iter(outgoing.get, None))
+def _seconds(pushback: str | bytes) -> float:
     try:
-        while _refill(pending, requests, concurrency, outgoing):
-            with _cancelled_after(call, timeout_s):
-                response = next(call, None)
-            if response is None or response.request_id != pending[0].request_id:
-                raise ServerError("the reward server broke the order of its stream; run one of this version")
-            pending.popleft()
-            yield response
-    finally:
-        outgoing.put(None)
-        call.cancel()
-
-
-def _refill(pending: deque[Any], requests: Iterator[Any], concurrency: int, outgoing: "SimpleQueue[Any]") -> bool:
-    """Send requests until `concurrency` are unanswered; False when none is."""
-    while len(pending) < concurrency and (request := next(requests, None)) is not None:
-        pending.append(request)
-        outgoing.put(request)
-    return bool(pending)
-
-
-@contextmanager
-def _cancelled_after(call: Any, timeout_s: float) -> Iterator[None]:
-    """Cancel the call if the block takes longer: a stream's own deadline would bound all of it."""
-    timer = Timer(timeout_s, call.cancel)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+        return int(pushback) / 1000
+    except ValueError:
+        return -1.0

@@ -1,93 +1,97 @@
-"""The client of a reward server. Needs the base install only: no torch, no transformers.
+"""The clients of reward servers. They need the base install only: no torch, no transformers.
 
     with RewardClient("localhost:50051") as client:
         scores = client.score([{"role": "user", "content": "What is 2 + 3?"}], ["It is 5.", "It is 6."])
         scores[0].reward, scores[0].instruct_logp, scores[0].base_logp, scores[0].num_tokens
 
+    async with AsyncRewardClient("gpu1:50051,gpu2:50051", token="...", tls_ca="ca.pem") as client:
+        scores = await client.score(messages, completions)
+
 Rewards compare within a prompt only (reward_server/reward.py says why). A completion that cannot be scored comes back
-with a `status` other than "ok" and an `error`; the rest of its group is scored.
+with a `status` other than "ok" and an `error`; the rest of its group is scored. `scores.definition` says what the
+rewards were made with. This module is the one that other code imports; both clients have the same methods.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from reward_server.calls import Caller
+from reward_server.aio_client import AsyncRewardClient
+from reward_server.answers import Definition, ScoredCompletion, ScoredGroup, scored_group
+from reward_server.calls import Course, RetryPolicy, Servers, failure_of
+from reward_server.channels import CHECK_HEALTH, SCORE, SERVER_INFO, Access, Address, File, Link, read_token
+from reward_server.groups import (
+    CompletionContent,
+    CompletionText,
+    Group,
+    Limits,
+    OptionKeywords,
+    Prompt,
+    RewardOptions,
+    limits_of,
+    options_of,
+    requests_of,
+)
 from reward_server.pb import reward_pb2 as pb
-from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from winnow.errors import ServerError, UsageError
+from reward_server.streams import POLL, SERVICE_NAME, Progress, check_concurrency, is_time_to_answer
+from winnow.errors import ServerError
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-SERVICE_NAME = "winnow.v1.RewardService"
-POLL_S = 0.2
+__all__ = [
+    "RewardClient",
+    "AsyncRewardClient",
+    "RewardOptions",
+    "Group",
+    "CompletionText",
+    "ScoredGroup",
+    "ScoredCompletion",
+    "Definition",
+    "Prompt",
+    "CompletionContent",
+    "Access",
+    "RetryPolicy",
+    "read_token",
+]
 
-Normalization = Literal["sum", "mean"]
-EosPolicy = Literal["include", "exclude", "if_finished"]
-
-
-@dataclass(frozen=True)
-class CompletionText:
-    """A completion as text, without EOS; `is_finished` when the policy ended it itself."""
-
-    text: str
-    is_finished: bool = True
-
-
-Prompt = Sequence[Mapping[str, str]] | Sequence[int]
-CompletionContent = str | CompletionText | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Group:
-    """One prompt (messages up to the assistant turn, or token ids with BOS) and its completions.
-
-    A completion is a text, taken as finished; a `CompletionText`; or token ids as sampled, with EOS where it ended.
-    """
-
-    messages: Prompt
-    completions: Sequence[CompletionContent]
-
-
-@dataclass(frozen=True)
-class ScoredCompletion:
-    """What the server says of one completion; logps are natural logarithms, summed over `num_tokens` scored tokens.
-
-    `status` is "ok", or a name of `winnow.v1.Status` in lower case ("too_long", ...); then the numbers are None. The
-    base model's numbers are None where reference-free, the tokens' where they were not asked for.
-    """
-
-    status: str
-    error: str
-    reward: float | None
-    instruct_logp: float | None
-    base_logp: float | None
-    log_ratio: float | None
-    num_tokens: int
-    normalization: str
-    is_eos_scored: bool
-    is_truncated: bool
-    token_ids: tuple[int, ...] | None
-    instruct_token_logprobs: tuple[float, ...] | None
-    base_token_logprobs: tuple[float, ...] | None
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class RewardClient:
-    """A connection to one reward server; a context manager. May be shared between threads.
+    """A connection to one or several reward servers; a context manager. May be shared between threads.
 
-    `timeout_s` bounds the wait for one group's rewards, in seconds, retries of an unreachable server included.
+    `timeout_s` bounds the wait for one group's rewards, in seconds, retries included. reward_server/channels.py says
+    what an address may be, reward_server/calls.py what is tried again.
     """
 
-    def __init__(self, address: str, timeout_s: float = 600.0) -> None:
-        self.address = address
+    def __init__(
+        self,
+        address: Address,
+        timeout_s: float = 600.0,
+        *,
+        token: str | None = None,
+        tls_ca: File | None = None,
+        tls_certificate: File | None = None,
+        tls_key: File | None = None,
+        retries: RetryPolicy | None = None,
+    ) -> None:
+        access = Access(address, token, tls_ca, tls_certificate, tls_key)
+        self.address = ",".join(access.addresses)
         self.timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=_channel_options())
-        self._stub = RewardServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._caller = Caller(address, timeout_s)
+        self._retries = retries or RetryPolicy()
+        self._metadata = access.metadata
+        self._servers = Servers(access.addresses)
+        self._links = access.links(grpc)
+        self._limits: Limits | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s:g})"
 
     def __enter__(self) -> Self:
         return self
@@ -98,139 +102,142 @@ class RewardClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls in progress end."""
-        self._channel.close()
+        """Close the connections; calls in progress end."""
+        for link in self._links:
+            link.channel.close()
 
     def score(
         self,
         messages: Prompt,
-        completions: Sequence[CompletionContent],
-        *,
-        normalization: Normalization = "sum",
-        beta: float = 1.0,
-        eos_policy: EosPolicy = "if_finished",
-        is_reference_free: bool = False,
-        want_token_logprobs: bool = False,
-    ) -> list[ScoredCompletion]:
-        """The scores of one prompt's completions, in order.
+        completions: Iterable[CompletionContent],
+        options: RewardOptions | None = None,
+        **keywords: Unpack[OptionKeywords],
+    ) -> ScoredGroup:
+        """The scores of one prompt's completions, in order. A group beyond the server's limits is sent in pieces.
 
-        Raises ServerError when the server cannot be reached or fails, UsageError when it calls the request malformed.
+        Raises ServerError when no server can be reached or it fails, UsageError when the request is malformed.
         """
-        options = _options(normalization, beta, eos_policy, is_reference_free, want_token_logprobs)
-        response = self._caller.call(self._stub.Score, _request(Group(messages, completions), options))
-        return _scores(response, options)
+        chosen = options_of(options, keywords)
+        return self._score(Group(messages, _listed(completions)), chosen, _Scope())
 
     def score_many(
         self,
         groups: Iterable[Group],
+        options: RewardOptions | None = None,
         *,
-        concurrency: int = 8,
-        normalization: Normalization = "sum",
-        beta: float = 1.0,
-        eos_policy: EosPolicy = "if_finished",
-        is_reference_free: bool = False,
-        want_token_logprobs: bool = False,
-    ) -> Iterator[list[ScoredCompletion]]:
-        """The scores of group after group, in the order of `groups`, which is read only `concurrency` ahead.
+        concurrency: int | None = None,
+        on_progress: Progress | None = None,
+        **keywords: Unpack[OptionKeywords],
+    ) -> Iterator[ScoredGroup]:
+        """The scores of group after group, in the order of `groups`, of which few are held at a time.
 
-        Raises as `score` does; the groups before a malformed one have been answered by then.
+        `concurrency` groups are in progress at once (default: 8 for each server), and `groups` is read at most four
+        times as far ahead. `on_progress` is told how many groups are done. Raises as `score` does; the groups before a
+        malformed one have been answered by then.
         """
-        if concurrency < 1:
-            raise UsageError(f"concurrency {concurrency} should be at least 1")
-        options = _options(normalization, beta, eos_policy, is_reference_free, want_token_logprobs)
-        requests = (_request(group, options, str(index)) for index, group in enumerate(groups))
-        for response in self._caller.stream(self._stub.ScoreStream, requests, concurrency):
-            yield _scores(response, options)
+        workers = check_concurrency(concurrency, len(self._links))
+        chosen, scope = options_of(options, keywords), _Scope()
+        try:
+            with closing(_in_order(lambda group: self._score(group, chosen, scope), groups, workers)) as answers:
+                for number, scored in enumerate(answers, start=1):
+                    if on_progress is not None:
+                        on_progress(number)
+                    yield scored
+        finally:
+            scope.end()
 
     def server_info(self) -> pb.GetServerInfoResponse:
-        """What the server has loaded, and its limits. Raises ServerError."""
-        info: pb.GetServerInfoResponse = self._caller.call(self._stub.GetServerInfo, pb.GetServerInfoRequest())
+        """What a server has loaded, and its limits. Raises ServerError."""
+        course = Course(self._servers, self._retries, self.timeout_s)
+        info: pb.GetServerInfoResponse = self._call(SERVER_INFO, pb.GetServerInfoRequest(), course, _Scope())
         return info
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Return once the server answers and serves. Raises ServerError when it does not within `timeout_s` seconds."""
-        patient = Caller(self.address, timeout_s, max_attempts=None, retry_s=POLL_S)
-        response = patient.call(HealthStub(self._channel).Check, HealthCheckRequest(service=SERVICE_NAME))
-        if response.status != HealthCheckResponse.SERVING:
-            raise ServerError(f"the reward server at {self.address} is not serving: it is stopping")
+        """Return once a server answers and serves. Raises ServerError when none does within `timeout_s` seconds."""
+        course, scope = Course(self._servers, POLL, timeout_s), _Scope()
+        request = HealthCheckRequest(service=SERVICE_NAME)
+        while True:
+            response = self._call(CHECK_HEALTH, request, course, scope)
+            if response.status == HealthCheckResponse.SERVING:
+                return
+            if course.left_s < POLL.first_pause_s:
+                raise ServerError(f"the reward server at {self.address} is not serving: it is starting or stopping")
+            scope.pause(POLL.first_pause_s)
+
+    def _score(self, group: Group, options: RewardOptions, scope: "_Scope") -> ScoredGroup:
+        course = Course(self._servers, self._retries, self.timeout_s)
+        requests = requests_of(group, options, self._known_limits(course, scope)) if group.completions else []
+        responses = [self._call(SCORE, request, course, scope) for request in requests]
+        return scored_group(requests, responses, options)
+
+    def _known_limits(self, course: Course, scope: "_Scope") -> Limits:
+        """The server's limits, asked once."""
+        if self._limits is None:
+            self._limits = limits_of(self._call(SERVER_INFO, pb.GetServerInfoRequest(), course, scope))
+        return self._limits
+
+    def _call(self, method: Callable[[Link], Any], request: Any, course: Course, scope: "_Scope") -> Any:
+        """The answer of whichever server gives it. Raises ServerError, UsageError."""
+        while True:
+            with course.server() as index:
+                call = method(self._links[index]).future(request, timeout=course.left_s, metadata=self._metadata)
+                try:
+                    return scope.result(call)
+                except grpc.RpcError as error:
+                    failure = failure_of(error)
+            scope.pause(course.pause_after(failure, index))
 
 
-def _channel_options() -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        # Retries are made in reward_server/calls.py: gRPC's own skip requests above its retry buffer, in silence.
-        ("grpc.enable_retries", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-    ]
+class _Scope:
+    """What ends together: the calls and pauses of one `score_many`, when it is left."""
+
+    def __init__(self) -> None:
+        self._is_over = threading.Event()
+        self._calls: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def result(self, call: Any) -> Any:
+        """The result of a call, which is cancelled when the scope ends."""
+        with self._lock:
+            self._calls.add(call)
+        if self._is_over.is_set():
+            call.cancel()
+        try:
+            return call.result()
+        except grpc.FutureCancelledError:
+            raise ServerError("the call was cancelled: its client or stream was closed") from None
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless the scope ends."""
+        if self._is_over.wait(seconds):
+            raise ServerError("the call was cancelled: its stream was closed")
+
+    def end(self) -> None:
+        """Cancel the calls in progress and end the pauses."""
+        self._is_over.set()
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
 
 
-def _options(
-    normalization: str, beta: float, eos_policy: str, is_reference_free: bool, want_token_logprobs: bool
-) -> pb.ScoreOptions:
-    return pb.ScoreOptions(
-        normalization=_enum_name(pb.Normalization, "normalization", normalization),
-        beta=beta,
-        eos_policy=_enum_name(pb.EosPolicy, "eos_policy", eos_policy),
-        is_reference_free=is_reference_free,
-        want_token_logprobs=want_token_logprobs,
-    )
+def _in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result]:
+    """The results of a function, in the order of the items; the caller's thread reads the items."""
+    pending: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="score-many")
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if is_time_to_answer(len(pending), workers, pending[0].done()):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _enum_name(enum: type[pb.Normalization] | type[pb.EosPolicy], option: str, value: str) -> str:
-    """The enum's name for "sum" and the like. Raises UsageError."""
-    names = [name.removeprefix(f"{option.upper()}_").lower() for name in enum.keys()[1:]]
-    if value not in names:
-        raise UsageError(f"{option} {value!r} is none of {', '.join(names)}")
-    return f"{option}_{value}".upper()
-
-
-def _request(group: Group, options: pb.ScoreOptions, request_id: str = "") -> pb.ScoreRequest:
-    """The request of a group. Raises UsageError."""
-    if isinstance(group.completions, str):
-        raise UsageError("completions should be a list of completions, not one text")
-    request = pb.ScoreRequest(
-        request_id=request_id, completions=[_completion(one) for one in group.completions], options=options
-    )
-    for item in group.messages:
-        if not isinstance(item, Mapping):
-            request.prompt_token_ids.ids.append(item)
-        elif {"role", "content"} <= item.keys():
-            request.messages.messages.add(role=item["role"], content=item["content"])
-        else:
-            raise UsageError(f"a message needs role and content, has {', '.join(item) or 'nothing'}")
-    return request
-
-
-def _completion(content: CompletionContent) -> pb.Completion:
-    if isinstance(content, str):
-        content = CompletionText(content)
-    if isinstance(content, CompletionText):
-        return pb.Completion(text=pb.CompletionText(text=content.text, is_finished=content.is_finished))
-    return pb.Completion(token_ids=pb.TokenIds(ids=content))
-
-
-def _scores(response: pb.ScoreResponse, options: pb.ScoreOptions) -> list[ScoredCompletion]:
-    return [_scored(score, options) for score in response.completions]
-
-
-def _scored(score: pb.CompletionScore, options: pb.ScoreOptions) -> ScoredCompletion:
-    is_ok = score.status == pb.STATUS_OK
-    has_tokens = is_ok and options.want_token_logprobs
-    has_base = is_ok and score.HasField("base_logp")
-    return ScoredCompletion(
-        status=pb.Status.Name(score.status).removeprefix("STATUS_").lower(),
-        error=score.error,
-        reward=score.reward if is_ok else None,
-        instruct_logp=score.instruct_logp if is_ok else None,
-        base_logp=score.base_logp if has_base else None,
-        log_ratio=score.log_ratio if has_base else None,
-        num_tokens=score.num_tokens,
-        normalization=pb.Normalization.Name(options.normalization).removeprefix("NORMALIZATION_").lower(),
-        is_eos_scored=score.is_eos_scored,
-        is_truncated=score.is_truncated,
-        token_ids=tuple(score.token_ids) if has_tokens else None,
-        instruct_token_logprobs=tuple(score.instruct_token_logprobs) if has_tokens else None,
-        base_token_logprobs=tuple(score.base_token_logprobs) if has_tokens and has_base else None,
-    )
+def _listed(completions: Any) -> Any:
+    return completions if isinstance(completions, str) else list(completions)

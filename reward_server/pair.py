@@ -6,14 +6,17 @@ A completion that cannot be scored gets an outcome with a status of its own; the
 tokenizer: with two, each model sums over tokens of its own, and that must be asked for by name.
 """
 
+import itertools
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
-from reward_server.engines.transformers import TransformersEngine
 from reward_server.fingerprint import tokenizer_hash, weight_hash
-from reward_server.rendering import Conversation, Ids, Limits, PromptGroup, Renderer, ScoredTokens, Text
+from reward_server.rendering import Ids, Limits, PromptGroup, Renderer, Rendering, ScoredTokens, with_instruction
 from reward_server.reward import LogRatio, Normalization, log_ratio_reward
 from reward_server.spans import EosPolicy, UnscorableError
 from winnow.chat import Chat, load_tokenizer
@@ -22,17 +25,28 @@ from winnow.models import check_model_path
 from winnow.records import Message
 from winnow.serve_config import ServeConfig
 
+InstructionScope = Literal["both", "instruct_only"]
+Recipe = Literal["winnow", "rewardbench"]
+TokenPair = tuple[ScoredTokens, ScoredTokens]
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the reward is made."""
+    """How the reward is made.
+
+    Recipe "rewardbench" renders and cuts by itself (reward_server/rewardbench.py) and goes with the sum, beta 1, every
+    EOS and no instruction.
+    """
 
     normalization: Normalization = "sum"
     beta: float = 1.0
     eos_policy: EosPolicy = "if_finished"
     is_reference_free: bool = False
+    instruction: str = ""
+    instruction_scope: InstructionScope = "both"
+    recipe: Recipe = "winnow"
 
 
 @dataclass(frozen=True)
@@ -53,28 +67,22 @@ class Work:
 
     options: Options
     refused: dict[int, Outcome]
-    tokens: dict[int, tuple[ScoredTokens, ScoredTokens]]
+    tokens: dict[int, TokenPair]
 
-    @property
-    def instruct_group(self) -> TokenGroup:
-        """What the instruct model reads; there must be something to score."""
-        return _token_group([ours for ours, _ in self.tokens.values()])
+    @cached_property
+    def instruct_groups(self) -> list[TokenGroup]:
+        """What the instruct model reads: one group, or none, or several where a recipe cuts prompts differently."""
+        return _token_groups([ours for ours, _ in self.tokens.values()])
 
-    @property
-    def base_group(self) -> TokenGroup:
-        """What the base model reads; there must be something to score."""
-        return _token_group([theirs for _, theirs in self.tokens.values()])
-
-    @property
-    def needs_base(self) -> bool:
-        """Whether the base model has something to do."""
-        return bool(self.tokens) and not self.options.is_reference_free
+    @cached_property
+    def base_groups(self) -> list[TokenGroup]:
+        """What the base model reads; nothing where the reward does without it."""
+        return [] if self.options.is_reference_free else _token_groups([theirs for _, theirs in self.tokens.values()])
 
     @property
     def num_tokens(self) -> int:
         """Tokens to compute, both models' together, each prompt once."""
-        groups = [self.instruct_group] if self.tokens else []
-        groups += [self.base_group] if self.needs_base else []
+        groups = [*self.instruct_groups, *self.base_groups]
         return sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in groups)
 
 
@@ -109,44 +117,48 @@ class Pair:
     has_shared_tokenizer: bool
     is_base_plain: bool
 
-    def refusal(self, group: PromptGroup) -> str:
+    def refusal(self, group: PromptGroup, options: Options) -> str:
         """Why this pair can score no such group, or an empty text."""
         has_ids = any(isinstance(part, Ids) for part in (group.prompt, *group.completions))
         if has_ids and not self.has_shared_tokenizer:
             return "the models have different tokenizers, so token ids mean nothing to one of them; send texts"
         if isinstance(group.prompt, Ids) and self.is_base_plain:
             return "the base model reads prompts in a plain form of its own; send the prompt as messages"
+        if options.recipe == "rewardbench" and not self.has_shared_tokenizer:
+            return "RewardBench has one tokenizer for both models, and these have two; take recipe winnow"
         return ""
 
     def prepare(self, group: PromptGroup, options: Options) -> Work:
         """Render a group. Needs no model and changes nothing, so that any thread may do it beside `score`."""
         refused: dict[int, Outcome] = {}
-        tokens: dict[int, tuple[ScoredTokens, ScoredTokens]] = {}
-        for index, completion in enumerate(group.completions):
-            try:
-                tokens[index] = self._tokens(group.prompt, completion, options.eos_policy)
-            except UnscorableError as error:
-                refused[index] = Outcome(error.status, str(error))
+        tokens: dict[int, TokenPair] = {}
+        for index, (ours, theirs) in enumerate(self._renderings(group, options)):
+            if isinstance(ours, UnscorableError):
+                refused[index] = Outcome(ours.status, str(ours))
+            elif isinstance(theirs, UnscorableError):
+                refused[index] = Outcome(theirs.status, str(theirs))
+            else:
+                tokens[index] = (ours, theirs)
         return Work(options, refused, tokens)
 
     def score(self, works: Sequence[Work]) -> list[list[Outcome]]:
         """The outcome of each completion of each group, in order. One call at a time."""
-        instruct = self.instruct.engine.logprobs([work.instruct_group for work in works if work.tokens])
-        base = self.base.engine.logprobs([work.base_group for work in works if work.needs_base])
-        ours, theirs = iter(instruct), iter(base)
-        return [
-            _outcomes(work, next(ours) if work.tokens else [], next(theirs) if work.needs_base else None)
-            for work in works
-        ]
+        instruct = _logprobs(self.instruct.engine, [work.instruct_groups for work in works])
+        base = _logprobs(self.base.engine, [work.base_groups for work in works])
+        return [_outcomes(*one) for one in zip(works, instruct, base, strict=True)]
 
-    def _tokens(
-        self, prompt: Conversation | Ids, completion: Text | Ids, eos_policy: EosPolicy
-    ) -> tuple[ScoredTokens, ScoredTokens]:
-        """What the instruct model reads, and what the base model does."""
-        ours = self.instruct.renderer.scored_tokens(prompt, completion, eos_policy)
-        if self.base.renderer is self.instruct.renderer:
-            return ours, ours
-        return ours, self.base.renderer.scored_tokens(prompt, completion, eos_policy)
+    def _renderings(self, group: PromptGroup, options: Options) -> Iterable[tuple[Rendering, Rendering]]:
+        """What the instruct model reads of each completion, and what the base model does; or why not."""
+        if options.recipe == "rewardbench":
+            both = self.instruct.renderer.rewardbench_group(group)
+            return zip(both, both, strict=True)
+        conditioned = with_instruction(group, options.instruction)
+        ours = self.instruct.renderer.scored_group(conditioned, options.eos_policy)
+        is_same_prompt = not options.instruction or options.instruction_scope == "both"
+        if options.is_reference_free or (is_same_prompt and self.base.renderer is self.instruct.renderer):
+            return zip(ours, ours, strict=True)
+        theirs = self.base.renderer.scored_group(conditioned if is_same_prompt else group, options.eos_policy)
+        return zip(ours, theirs, strict=True)
 
 
 def open_pair(config: ServeConfig) -> Pair:
@@ -161,7 +173,7 @@ def open_pair(config: ServeConfig) -> Pair:
     chats = [Chat(tokenizers[0], config.chat_template), Chat(tokenizers[1], base_template)]
     for chat in chats:
         check_template(chat)
-    engines = [_load_engine(model, config) for model in models]
+    engines = _load_engines(config)
     renderers = _renderers(chats, engines, max_tokens(config, engines), is_shared=hashes[0] == hashes[1])
     sides = [
         Side(renderer, engine, _facts(model, renderer.chat, engine, own_hash))
@@ -218,9 +230,22 @@ def _renderers(
     return [instruct, instruct if base.chat.template_hash == instruct.chat.template_hash else base]
 
 
-def _load_engine(model: str, config: ServeConfig) -> ScoringEngine:
-    log.info("loading %s", model)
-    return TransformersEngine(model, dtype=config.dtype, device_map=config.device_map, token_budget=config.token_budget)
+def _load_engines(config: ServeConfig) -> list[ScoringEngine]:
+    """The engines of the instruct and the base model. A library is imported only when its engine is asked for."""
+    log.info("loading %s and %s with %s", config.instruct, config.base, config.engine)
+    if config.engine == "vllm":
+        # Stdout is for the one line that says where the server listens; vLLM reads this as it is imported.
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        from reward_server.engines.vllm import open_engines
+
+        return list(open_engines(config))
+    from reward_server.engines.transformers import TransformersEngine
+
+    placed = [(config.instruct, config.device_map), (config.base, config.base_device_map or config.device_map)]
+    return [
+        TransformersEngine(model, dtype=config.dtype, device_map=device_map, token_budget=config.token_budget)
+        for model, device_map in placed
+    ]
 
 
 def _facts(model: str, chat: Chat, engine: ScoringEngine, own_hash: str) -> ModelFacts:
@@ -237,11 +262,20 @@ def _facts(model: str, chat: Chat, engine: ScoringEngine, own_hash: str) -> Mode
     return facts
 
 
-def _token_group(tokens: Sequence[ScoredTokens]) -> TokenGroup:
-    return TokenGroup(tokens[0].prompt_ids, [one.span.token_ids for one in tokens])
+def _token_groups(tokens: Sequence[ScoredTokens]) -> list[TokenGroup]:
+    """The completions in order, those that follow each other with one prompt in one group."""
+    runs = itertools.groupby(tokens, key=lambda one: one.prompt_ids)
+    return [TokenGroup(prompt_ids, [one.span.token_ids for one in run]) for prompt_ids, run in runs]
 
 
-def _outcomes(work: Work, instruct: Sequence[Logprobs], base: Sequence[Logprobs] | None) -> list[Outcome]:
+def _logprobs(engine: ScoringEngine, groups: Sequence[Sequence[TokenGroup]]) -> list[list[Logprobs]]:
+    """The log-probabilities of each work's completions, in order; all works' groups in one call."""
+    flat = [group for one in groups for group in one]
+    answers = iter(engine.logprobs(flat) if flat else [])
+    return [[values for _ in one for values in next(answers)] for one in groups]
+
+
+def _outcomes(work: Work, instruct: Sequence[Logprobs], base: Sequence[Logprobs]) -> list[Outcome]:
     """The outcomes of a group from the log-probabilities of what could be scored."""
     outcomes = dict(work.refused)
     for place, (index, (ours, _)) in enumerate(work.tokens.items()):

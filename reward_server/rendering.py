@@ -4,16 +4,18 @@ messages, text        rendered by the model's own chat template
 messages, token ids   the rendered prompt, then the completion's ids as they are
 token ids, token ids  both as they are; the prompt with its BOS
 
-What cannot be rendered is an `UnscorableError` of that completion; nothing is cut, mended or guessed.
+A group is rendered at once. What cannot be rendered is an `UnscorableError` in that completion's place;
+nothing is cut, mended or guessed, but by the recipe that cuts (reward_server/rewardbench.py).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
+from reward_server.rewardbench import Row, rewardbench_rows
 from reward_server.spans import EosPolicy, ScoredSpan, UnscorableError, scored_span
-from winnow.chat import Chat
+from winnow.chat import Chat, ScoredPair
 from winnow.errors import ChatError
 from winnow.records import Message
 
@@ -58,11 +60,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """What a model reads and what of it is scored; `is_truncated` when the policy did not end the turn itself."""
+    """What a model reads and what of it is scored.
+
+    `is_truncated` when the policy did not end the turn itself, or when a recipe cut something.
+    """
 
     prompt_ids: list[int]
     span: ScoredSpan
     is_truncated: bool
+
+
+Rendering = ScoredTokens | UnscorableError
 
 
 class Renderer:
@@ -72,29 +80,80 @@ class Renderer:
         self.chat = chat
         self.limits = limits
 
-    def scored_tokens(self, prompt: Conversation | Ids, completion: Text | Ids, eos_policy: EosPolicy) -> ScoredTokens:
-        """The tokens of a prompt and one completion. Raises UnscorableError."""
-        eos = self.chat.eos_token_id
-        if isinstance(completion, Text):
-            prompt_ids, completion_ids = self._render(prompt, completion.text)
-            is_finished = completion.is_finished
-        else:
-            prompt_ids, completion_ids = self._prompt_ids(prompt), list(completion.ids)
-            is_finished = completion_ids[-1:] == [eos]
-        span = scored_span(completion_ids, eos, is_finished=is_finished, eos_policy=eos_policy)
-        self._check_limits(prompt_ids, span)
-        return ScoredTokens(prompt_ids, span, not is_finished)
+    def scored_group(self, group: PromptGroup, eos_policy: EosPolicy) -> list[Rendering]:
+        """The tokens of each completion with its prompt, or why there are none."""
+        pairs = self._pairs(group)
+        return [
+            self._scored(pair, completion, eos_policy)
+            for pair, completion in zip(pairs, group.completions, strict=True)
+        ]
 
-    def _render(self, prompt: Conversation | Ids, text: str) -> tuple[list[int], list[int]]:
-        if isinstance(prompt, Ids):
-            raise UnscorableError("invalid_conversation", "a prompt of token ids needs completions of token ids")
-        if not text:
-            raise UnscorableError("empty_completion", "the completion is an empty text; there is nothing to score")
+    def rewardbench_group(self, group: PromptGroup) -> list[Rendering]:
+        """The tokens that RewardBench scores of each completion, or why there are none; messages and texts only."""
+        texts = [one.text for one in group.completions if isinstance(one, Text)]
         try:
-            pair = self.chat.scored_pair(_messages(prompt), text)
+            rows = rewardbench_rows(self.chat, _messages(group.prompt), texts)
+        except UnscorableError as error:
+            return [error for _ in texts]
         except ChatError as error:
-            raise UnscorableError("invalid_conversation", str(error)) from error
-        return pair.prompt_ids, pair.completion_ids
+            return [_invalid(error) for _ in texts]
+        return [_invalid(row) if isinstance(row, ChatError) else self._rewardbench_tokens(row) for row in rows]
+
+    def _scored(self, pair: ScoredPair | UnscorableError, completion: Text | Ids, eos_policy: EosPolicy) -> Rendering:
+        if isinstance(pair, UnscorableError):
+            return pair
+        is_finished = completion.is_finished if isinstance(completion, Text) else pair.has_eos
+        try:
+            span = scored_span(
+                pair.completion_ids, self.chat.eos_token_id, is_finished=is_finished, eos_policy=eos_policy
+            )
+            self._check_limits(pair.prompt_ids, span)
+        except UnscorableError as error:
+            return error
+        return ScoredTokens(pair.prompt_ids, span, not is_finished)
+
+    def _rewardbench_tokens(self, row: Row) -> Rendering:
+        span = ScoredSpan(row.scored_ids, row.scored_ids[-1] == self.chat.eos_token_id)
+        try:
+            self._check_limits(row.prompt_ids, span)
+        except UnscorableError as error:
+            return error
+        return ScoredTokens(row.prompt_ids, span, row.is_cut)
+
+    def _pairs(self, group: PromptGroup) -> list[ScoredPair | UnscorableError]:
+        """The rendered prompt with each completion, or why there is none."""
+        texts = iter(self._text_pairs(group.prompt, [one.text for one in group.completions if isinstance(one, Text)]))
+        ids = iter(self._id_pairs(group.prompt, [one.ids for one in group.completions if isinstance(one, Ids)]))
+        return [next(texts) if isinstance(one, Text) else next(ids) for one in group.completions]
+
+    def _text_pairs(self, prompt: Conversation | Ids, texts: Sequence[str]) -> Iterator[ScoredPair | UnscorableError]:
+        """The pairs of completions of text; an empty one has nothing to render."""
+        pairs = iter(self._rendered(prompt, [text for text in texts if text]))
+        empty = UnscorableError("empty_completion", "the completion is an empty text; there is nothing to score")
+        return (next(pairs) if text else empty for text in texts)
+
+    def _rendered(self, prompt: Conversation | Ids, texts: Sequence[str]) -> list[ScoredPair | UnscorableError]:
+        if not texts:
+            return []
+        try:
+            pairs = self.chat.scored_pairs(_messages(prompt), texts)
+        except UnscorableError as error:
+            return [error for _ in texts]
+        except ChatError as error:
+            return [_invalid(error) for _ in texts]
+        return [_invalid(pair) if isinstance(pair, ChatError) else pair for pair in pairs]
+
+    def _id_pairs(
+        self, prompt: Conversation | Ids, completions: Sequence[tuple[int, ...]]
+    ) -> list[ScoredPair | UnscorableError]:
+        if not completions:
+            return []
+        try:
+            prompt_ids = self._prompt_ids(prompt)
+        except UnscorableError as error:
+            return [error for _ in completions]
+        eos = self.chat.eos_token_id
+        return [ScoredPair(prompt_ids, list(ids), ids[-1:] == (eos,)) for ids in completions]
 
     def _prompt_ids(self, prompt: Conversation | Ids) -> list[int]:
         if isinstance(prompt, Ids):
@@ -103,7 +162,7 @@ class Renderer:
         try:
             return self.chat.prompt_ids(_messages(prompt))
         except ChatError as error:
-            raise UnscorableError("invalid_conversation", str(error)) from error
+            raise _invalid(error) from error
 
     def _check_bos(self, ids: Sequence[int]) -> None:
         bos = self.chat.tokenizer.bos_token_id
@@ -130,8 +189,25 @@ class Renderer:
             )
 
 
-def _messages(prompt: Conversation) -> list[Message]:
+def with_instruction(group: PromptGroup, instruction: str) -> PromptGroup:
+    """The group with an instruction before its first user message, a blank line between them; without one, as it is."""
+    if not instruction or isinstance(group.prompt, Ids):
+        return group
+    turns = list(group.prompt.turns)
+    first = next((index for index, (role, _) in enumerate(turns) if role == "user"), None)
+    if first is not None:
+        turns[first] = ("user", f"{instruction}\n\n{turns[first][1]}")
+    return replace(group, prompt=Conversation(tuple(turns)))
+
+
+def _invalid(error: ChatError) -> UnscorableError:
+    return UnscorableError("invalid_conversation", str(error))
+
+
+def _messages(prompt: Conversation | Ids) -> list[Message]:
     """The prompt as messages of known roles. Raises UnscorableError."""
+    if isinstance(prompt, Ids):
+        raise UnscorableError("invalid_conversation", "a prompt of token ids needs completions of token ids")
     messages = []
     for role, content in prompt.turns:
         try:

@@ -1,76 +1,210 @@
-"""The servicer: parse, score in one worker thread, answer.
+"""The servicer: validate, schedule, answer.
 
     malformed request                   INVALID_ARGUMENT, with what to change
+    full queue                          RESOURCE_EXHAUSTED, with grpc-retry-pushback-ms; a stream waits instead
+    deadline that cannot be met         DEADLINE_EXCEEDED
+    server that is stopping             UNAVAILABLE, on streams that are still open
     a completion that cannot be scored  a status of its own; the others are scored
     anything unforeseen                 INTERNAL; the traceback goes to the log
 
-One group is computed at a time, in the order of arrival; a stream has one group in that line. A caller that leaves
-takes its waiting group along.
+A stream has up to READ_AHEAD groups in the line at once and answers them in order. A caller that leaves takes its
+waiting groups along.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from reward_server.pair import Pair
+from reward_server.fair_queue import QueueFullError, TooLateError
+from reward_server.in_order import InOrder, StoppingError
+from reward_server.monitoring import Call, Metrics
+from reward_server.pair import Options, Pair, Work
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceServicer
-from reward_server.wire import MalformedError, completion_score, parse_group, parse_options
+from reward_server.scheduler import Caller, Scheduler, Scored
+from reward_server.security import Tokens, client_name
+from reward_server.wire import MalformedError, completion_score, parse_group, parse_options, reward_definition
+
+SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+READ_AHEAD = 16
+POLL_S = 0.05
+
+# What a deserializer gives: the request, or why there is none.
+Received = pb.ScoreRequest | DecodeError
 
 log = logging.getLogger(__name__)
 
 
-class RewardService(RewardServiceServicer):
-    """Answers `winnow.v1.RewardService` from a pair of models."""
+class GroupError(Exception):
+    """A group of a call failed, and why: its cause."""
 
-    def __init__(self, pair: Pair, info: pb.GetServerInfoResponse) -> None:
+    def __init__(self, request_id: str) -> None:
+        super().__init__(request_id)
+        self.request_id = request_id
+
+
+class RewardService(RewardServiceServicer):
+    """Answers `winnow.v1.RewardService` from a pair of models. Belongs to the running event loop."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        info: pb.GetServerInfoResponse,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        tokens: Tokens | None = None,
+    ) -> None:
         self.pair = pair
         self.info = info
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+        self.scheduler = scheduler
+        self.metrics = metrics
+        self._tokens = tokens
+        self._num_calls = 0
+        self._streams: set[InOrder[Received, pb.ScoreResponse]] = set()
 
-    async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+    async def Score(self, request: Received, context: Any) -> pb.ScoreResponse:
         """The scores of one prompt's completions."""
-        return await self._answer(request, context)
+        with self._recorded("Score", context) as call:
+            try:
+                call.request_id = "" if isinstance(request, DecodeError) else request.request_id
+                return await self._answer(request, call, _caller(call, context))
+            except Exception as error:
+                await self._refuse(context, call, error)
+        raise AssertionError("abort raises")
 
     async def ScoreStream(
-        self, request_iterator: AsyncIterable[pb.ScoreRequest], context: Any
+        self, request_iterator: AsyncIterable[Received], context: Any
     ) -> AsyncIterator[pb.ScoreResponse]:
         """The scores of prompt after prompt, in the order of the requests."""
-        async for request in request_iterator:
-            yield await self._answer(request, context)
+        with self._recorded("ScoreStream", context) as call:
+            caller = _caller(call, context, waits_for_room=True)
+            stream = InOrder(request_iterator, lambda request: self._answer(request, call, caller), READ_AHEAD)
+            self._streams.add(stream)
+            try:
+                async for response in stream.answers():
+                    yield response
+            except Exception as error:
+                await self._refuse(context, call, error)
+            finally:
+                self._streams.discard(stream)
+                stream.close()
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
         """What is loaded, and the limits of a request."""
-        return self.info
+        with self._recorded("GetServerInfo", context):
+            return self.info
 
-    def close(self) -> None:
-        """Drop what waits; what is being computed ends by itself."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+    def stop_streams(self) -> None:
+        """Read no more from the open streams; each ends when what was read is answered."""
+        for stream in list(self._streams):
+            stream.stop()
 
-    async def _answer(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+    async def idle(self) -> None:
+        """Wait until no call is in progress."""
+        while self._num_calls:
+            await asyncio.sleep(POLL_S)
+
+    def method_handlers(self) -> grpc.GenericRpcHandler:
+        """The methods, as a server takes them. What is no ScoreRequest reaches the method, which refuses it."""
+        score = {"request_deserializer": _received, "response_serializer": pb.ScoreResponse.SerializeToString}
+        info = {
+            "request_deserializer": pb.GetServerInfoRequest.FromString,
+            "response_serializer": pb.GetServerInfoResponse.SerializeToString,
+        }
+        methods = {
+            "Score": grpc.unary_unary_rpc_method_handler(self.Score, **score),
+            "ScoreStream": grpc.stream_stream_rpc_method_handler(self.ScoreStream, **score),
+            "GetServerInfo": grpc.unary_unary_rpc_method_handler(self.GetServerInfo, **info),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    async def _answer(self, received: Received, call: Call, caller: Caller) -> pb.ScoreResponse:
+        if isinstance(received, DecodeError):
+            raise MalformedError("the message is no winnow.v1.ScoreRequest")
+        request = received
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, self._score, request)
-        except MalformedError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"request {request.request_id!r}: {error}")
+            options = parse_options(request.options)
+            scored = await self.scheduler.score(lambda: self._prepared(request, options), caller)
         except Exception as error:
-            log.exception("request %r failed", request.request_id)
-            await context.abort(
-                grpc.StatusCode.INTERNAL,
-                f"request {request.request_id!r}: scoring failed ({type(error).__name__}); see the server's log",
-            )
-        raise AssertionError("abort raises")
+            raise GroupError(request.request_id) from error
+        call.add(len(scored.outcomes), scored.num_tokens, scored.num_cached, scored.queue_s, scored.compute_s)
+        return self._response(request, options, scored)
 
-    def _score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
-        """Everything that costs compute, rendering included; runs in the worker."""
+    def _prepared(self, request: pb.ScoreRequest, options: Options) -> Work:
+        """Parsing and rendering; runs in a thread. Raises MalformedError."""
         group = parse_group(request, self.info.max_completions)
-        options = parse_options(request.options)
-        if refusal := self.pair.refusal(group):
+        if refusal := self.pair.refusal(group, options):
             raise MalformedError(refusal)
-        outcomes = self.pair.score([self.pair.prepare(group, options)])[0]
+        return self.pair.prepare(group, options)
+
+    def _response(self, request: pb.ScoreRequest, options: Options, scored: Scored) -> pb.ScoreResponse:
         has_token_logprobs = request.options.want_token_logprobs
-        scores = [completion_score(outcome, options, has_token_logprobs=has_token_logprobs) for outcome in outcomes]
-        return pb.ScoreResponse(request_id=request.request_id, completions=scores)
+        for outcome in scored.outcomes:
+            self.metrics.completions.labels(outcome.status).inc()
+        return pb.ScoreResponse(
+            request_id=request.request_id,
+            completions=[
+                completion_score(outcome, options, has_token_logprobs=has_token_logprobs) for outcome in scored.outcomes
+            ],
+            definition=reward_definition(self.pair, options),
+        )
+
+    @contextmanager
+    def _recorded(self, method: str, context: Any) -> Iterator[Call]:
+        """A call's metrics and its line in the log, however it ends."""
+        call = Call(method, client_name(context, self._tokens), self.metrics)
+        self._num_calls += 1
+        try:
+            yield call
+        except (asyncio.CancelledError, GeneratorExit):
+            call.code = grpc.StatusCode.CANCELLED.name
+            raise
+        finally:
+            self._num_calls -= 1
+            call.ended()
+
+    async def _refuse(self, context: Any, call: Call, error: Exception) -> None:
+        """End the call with the status that the error stands for."""
+        if isinstance(error, GroupError) and isinstance(error.__cause__, Exception):
+            call.request_id, error = error.request_id, error.__cause__
+        code, reason, message = refusal(error)
+        call.code = code.name
+        self.metrics.refused.labels(reason).inc()
+        if code == grpc.StatusCode.INTERNAL:
+            log.error("request %r failed", call.request_id, exc_info=error)
+        if isinstance(error, QueueFullError):
+            context.set_trailing_metadata(((PUSHBACK_KEY, str(round(error.retry_s * 1000))),))
+        await context.abort(code, f"request {call.request_id!r}: {message}")
+
+
+def refusal(error: Exception) -> tuple[grpc.StatusCode, str, str]:
+    """The status, the reason as metrics count it, and the message of a call that fails."""
+    if isinstance(error, MalformedError):
+        return grpc.StatusCode.INVALID_ARGUMENT, "malformed", str(error)
+    if isinstance(error, QueueFullError):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, "queue_full", str(error)
+    if isinstance(error, TooLateError):
+        return grpc.StatusCode.DEADLINE_EXCEEDED, "too_late", str(error)
+    if isinstance(error, StoppingError):
+        return grpc.StatusCode.UNAVAILABLE, "stopping", "the server is stopping; send what is unanswered to another one"
+    return grpc.StatusCode.INTERNAL, "internal", f"scoring failed ({type(error).__name__}); see the server's log"
+
+
+def _received(data: bytes) -> Received:
+    """A request from its bytes. gRPC itself would answer a failure here with a traceback in the log."""
+    try:
+        return pb.ScoreRequest.FromString(data)
+    except DecodeError as error:
+        return error
+
+
+def _caller(call: Call, context: Any, *, waits_for_room: bool = False) -> Caller:
+    left_s = context.time_remaining()
+    return Caller(call.client, None if left_s is None else time.monotonic() + left_s, waits_for_room)

@@ -4,14 +4,18 @@ A request that is wrong as a whole raises MalformedError; a completion that cann
 """
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
-from reward_server.pair import ModelFacts, Options, Outcome, Pair
+from reward_server.pair import InstructionScope, ModelFacts, Options, Outcome, Pair, Recipe
 from reward_server.pb import reward_pb2 as pb
 from reward_server.rendering import Conversation, Ids, PromptGroup, Text
 from reward_server.reward import Normalization
 from reward_server.spans import EosPolicy
 from winnow import __version__
 from winnow.serve_config import ServeConfig
+
+Name = TypeVar("Name", bound=str)
 
 NORMALIZATIONS: dict[int, Normalization] = {
     pb.NORMALIZATION_UNSPECIFIED: "sum",
@@ -23,6 +27,16 @@ EOS_POLICIES: dict[int, EosPolicy] = {
     pb.EOS_POLICY_INCLUDE: "include",
     pb.EOS_POLICY_EXCLUDE: "exclude",
     pb.EOS_POLICY_IF_FINISHED: "if_finished",
+}
+INSTRUCTION_SCOPES: dict[int, InstructionScope] = {
+    pb.INSTRUCTION_SCOPE_UNSPECIFIED: "both",
+    pb.INSTRUCTION_SCOPE_BOTH: "both",
+    pb.INSTRUCTION_SCOPE_INSTRUCT_ONLY: "instruct_only",
+}
+RECIPES: dict[int, Recipe] = {
+    pb.RECIPE_UNSPECIFIED: "winnow",
+    pb.RECIPE_WINNOW: "winnow",
+    pb.RECIPE_REWARDBENCH: "rewardbench",
 }
 
 
@@ -39,23 +53,68 @@ def parse_group(request: pb.ScoreRequest, max_completions: int) -> PromptGroup:
     completions = tuple(_completion(one, index) for index, one in enumerate(request.completions))
     if isinstance(prompt, Ids) and any(isinstance(one, Text) for one in completions):
         raise MalformedError("with prompt_token_ids the completions should be token_ids too, not text")
+    if isinstance(prompt, Ids) and request.options.instruction:
+        raise MalformedError("options.instruction is put into messages; send the prompt as messages, not as token ids")
+    has_ids = any(isinstance(part, Ids) for part in (prompt, *completions))
+    if has_ids and request.options.recipe == pb.RECIPE_REWARDBENCH:
+        raise MalformedError("recipe rewardbench renders by itself; send messages and texts, no token ids")
     return PromptGroup(prompt, completions)
 
 
 def parse_options(options: pb.ScoreOptions) -> Options:
     """How the reward is made. Raises MalformedError."""
-    if options.normalization not in NORMALIZATIONS:
-        raise MalformedError(f"options.normalization {options.normalization} is no value of Normalization")
-    if options.eos_policy not in EOS_POLICIES:
-        raise MalformedError(f"options.eos_policy {options.eos_policy} is no value of EosPolicy")
+    normalization = _known(NORMALIZATIONS, options.normalization, "normalization")
+    eos_policy = _known(EOS_POLICIES, options.eos_policy, "eos_policy")
+    scope = _known(INSTRUCTION_SCOPES, options.instruction_scope, "instruction_scope")
+    recipe = _known(RECIPES, options.recipe, "recipe")
     beta = options.beta if options.HasField("beta") else 1.0
     if not (math.isfinite(beta) and beta > 0):
         raise MalformedError(f"options.beta should be a finite number above 0, is {beta}")
-    return Options(
-        normalization=NORMALIZATIONS[options.normalization],
-        beta=beta,
-        eos_policy=EOS_POLICIES[options.eos_policy],
+    if recipe == "rewardbench":
+        _check_rewardbench(options, beta)
+        return Options(eos_policy="include", is_reference_free=options.is_reference_free, recipe=recipe)
+    return Options(normalization, beta, eos_policy, options.is_reference_free, options.instruction, scope, recipe)
+
+
+def _known(names: Mapping[int, Name], value: int, option: str) -> Name:
+    if value not in names:
+        kind = "".join(part.title() for part in option.split("_"))
+        raise MalformedError(f"options.{option} {value} is no value of {kind}")
+    return names[value]
+
+
+def _check_rewardbench(options: pb.ScoreOptions, beta: float) -> None:
+    """Raise MalformedError for options that RewardBench's recipe fixes otherwise."""
+    fixed = {
+        "normalization sum": options.normalization in (pb.NORMALIZATION_UNSPECIFIED, pb.NORMALIZATION_SUM),
+        "eos_policy include": options.eos_policy in (pb.EOS_POLICY_UNSPECIFIED, pb.EOS_POLICY_INCLUDE),
+        "beta 1": beta == 1.0,
+        "no instruction": not options.instruction,
+    }
+    if wrong := [name for name, holds in fixed.items() if not holds]:
+        raise MalformedError(
+            f"recipe rewardbench goes with {', '.join(wrong)}; set it so or leave it unset, or take recipe winnow"
+        )
+
+
+def reward_definition(pair: Pair, options: Options) -> pb.RewardDefinition:
+    """Everything that decides a reward beside the prompt and the completion."""
+    is_base_read = not options.is_reference_free
+    is_base_plain = pair.is_base_plain and options.recipe == "winnow"
+    base_template = pair.base if options.recipe == "winnow" else pair.instruct
+    return pb.RewardDefinition(
+        recipe=options.recipe,
+        normalization=options.normalization,
+        beta=options.beta,
+        eos_policy=options.eos_policy,
         is_reference_free=options.is_reference_free,
+        base_prompt=("plain" if is_base_plain else "same") if is_base_read else "",
+        instruction=options.instruction,
+        instruction_scope=options.instruction_scope if options.instruction else "",
+        instruct_weight_hash=pair.instruct.facts.weight_hash,
+        base_weight_hash=pair.base.facts.weight_hash if is_base_read else "",
+        instruct_template_hash=pair.instruct.facts.template_hash,
+        base_template_hash=base_template.facts.template_hash if is_base_read else "",
     )
 
 
@@ -94,6 +153,8 @@ def server_info(pair: Pair, config: ServeConfig) -> pb.GetServerInfoResponse:
         max_tokens=pair.instruct.renderer.limits.max_tokens,
         max_completions=config.max_completions,
         token_budget=config.token_budget,
+        max_message_bytes=config.max_message_bytes,
+        max_queued_tokens=config.queue.max_tokens,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reward_server.client import RewardClient
+from reward_server.client import RewardClient, read_token
 from winnow.config import RewardConfig, dump_config
 from winnow.errors import ServerError
 from winnow.rows import write_text
@@ -23,7 +23,8 @@ STOP_TIMEOUT_S = 30.0
 def reward_client(config: RewardConfig, folder: Path) -> Iterator[RewardClient]:
     """A client of the config's server; one that the config does not only name but describe is started and stopped."""
     if config.address is not None:
-        with RewardClient(config.address, timeout_s=config.timeout_s) as client:
+        token = None if config.token_file is None else read_token(config.token_file)
+        with RewardClient(config.address, config.timeout_s, token=token, tls_ca=config.tls_ca) as client:
             yield client
         return
     assert config.server is not None  # RewardConfig holds one of the two

@@ -224,7 +224,8 @@ def _scoring_inputs(run: Run, number: int, shard: str) -> str:
     """What decides a shard's rewards: its completions and how rewards are made. Where the server stands does not."""
     sampled = run.ledger.line(_piece(run, number, "sample", shard))
     assert run.config.reward is not None
-    return digest([sampled and sampled["inputs"], run.config.reward.model_dump(mode="json", exclude={"address"})])
+    access = {"address", "token_file", "tls_ca"}
+    return digest([sampled and sampled["inputs"], run.config.reward.model_dump(mode="json", exclude=access)])
 
 
 def _selection_inputs(run: Run, number: int) -> str:

@@ -1,6 +1,7 @@
 """Rendering: templates, loss spans, prefixes, and the official Mixtral form."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny_models import BOS, EOS, HEADERS, PAD, make_tokenizer
-from winnow.chat import Chat, built_in_templates, load_tokenizer
+from winnow.chat import Chat, ScoredPair, built_in_templates, load_tokenizer
 from winnow.errors import ChatError, ModelError, UsageError
 from winnow.records import Message
 
@@ -92,6 +93,65 @@ def test_a_prompt_is_a_prefix_of_every_continuation(tokenizer: Any, template: st
     assert full.token_ids == prompt_ids + pair.completion_ids
     assert pair.has_eos
     assert tokenizer.decode(pair.completion_ids[:-1], clean_up_tokenization_spaces=False) == answer
+
+
+def alone(chat: Chat, messages: list[Message], completion: str) -> ScoredPair | str:
+    """A pair as the general renderer gives it, which the batched one must equal; or the error's text."""
+    try:
+        prompt_ids = chat.prompt_ids(messages)
+        full = chat.conversation([*messages, Message(role="assistant", content=completion)])
+    except ChatError as error:
+        return str(error)
+    rest = list(zip(full.token_ids, full.loss_mask, strict=True))[len(prompt_ids) :]
+    ids = [token for token, is_in_turn in rest if is_in_turn]
+    return ScoredPair(prompt_ids, ids, ids[-1:] == [chat.eos_token_id])
+
+
+CHATML_LIKE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+MARKED_TEXTS = st.one_of(TEXTS, st.sampled_from(["", "\n", "\n\n a", " ", " a", *CONTROL_TOKENS, "<s", "endoftext|>"]))
+
+
+@pytest.mark.parametrize("template", [*built_in_templates(), "chatml"])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(turns=st.lists(TEXTS, min_size=1, max_size=3), completions=st.lists(MARKED_TEXTS, max_size=4))
+def test_completions_rendered_together_are_those_rendered_alone(
+    tokenizer: Any, template: str, turns: list[str], completions: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if template == "chatml":
+        path = tmp_path_factory.getbasetemp() / "chatml.jinja"
+        path.write_text(CHATML_LIKE)
+        template = str(path)
+    chat = Chat(tokenizer, template)
+    roles = ["user", "assistant", "user"]
+    texts = turns if len(turns) != 2 else turns[:1]
+    messages = [Message(role=role, content=text) for role, text in zip(roles, texts, strict=False)]
+    together = chat.scored_pairs(messages, completions)
+    ours = [str(one) if isinstance(one, ChatError) else one for one in together]
+    assert ours == [alone(chat, messages, completion) for completion in completions]
+
+
+def test_a_long_prompt_is_encoded_once_for_all_its_completions(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Chat(tokenizer, "lab")
+    encode_all = chat._encode_all
+    characters: list[int] = []
+
+    def counting(texts: Sequence[str]) -> list[list[int]]:
+        characters.extend(map(len, texts))
+        return encode_all(texts)
+
+    monkeypatch.setattr(chat, "_encode_all", counting)
+    chat.scored_pairs([Message(role="user", content="word " * 2000)], [f"It is {i}." for i in range(16)])
+    assert sum(characters) < 3 * 2000 * len("word ") + 16 * 100
+
+
+def test_a_template_that_refuses_a_conversation_is_a_chat_error(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "strict.jinja"
+    path.write_text("{{ bos_token }}{{ raise_exception('no system role here') }}")
+    with pytest.raises(ChatError, match="does not take this conversation: no system role here"):
+        Chat(tokenizer, str(path)).prompt_ids([QUESTION])
 
 
 def test_a_merge_is_cut_where_it_would_cross_into_the_completion(tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.tiny_models import make_model
 from tests.tiny_run import ROOT, tiny_config, winnow, write_config, write_jsonl
 
-VERBS = ("run", "status", "serve", "score", "sample", "select", "sft", "eval", "peak")
+VERBS = ("run", "status", "serve", "score", "gateway", "sample", "select", "sft", "eval", "peak")
 
 
 @pytest.mark.parametrize("arguments", [(), *((verb,) for verb in VERBS)], ids=lambda a: " ".join(a) or "winnow")

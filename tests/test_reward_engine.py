@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reward_server.engines import Logprobs, TokenGroup
+from reward_server.engines import Logprobs, TokenGroup, head
 from reward_server.engines import transformers as engine_module
-from reward_server.engines.packing import pack, split
-from reward_server.engines.transformers import TransformersEngine, block_mask, layer_windows
+from reward_server.engines.attention import FLEX, Layout
+from reward_server.engines.transformers import TransformersEngine
 from tests.oracle import Oracle
 from tests.tiny_models import VOCAB_SIZE, make_model
 from winnow.errors import ModelError, UsageError
@@ -132,23 +132,62 @@ class LargestOutput(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def test_no_tensor_of_tokens_by_vocabulary_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "HEAD_ROWS", 16)
+    monkeypatch.setattr(head, "ROWS", 16)
+    monkeypatch.setattr(head, "CPU_COLUMNS", 100)
     engine = engine_of(make_model("llama", tmp_path))
-    rows: list[int] = []
-    engine.model.lm_head.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
     group = random_group(17, (50, 50))
     with LargestOutput() as largest:  # type: ignore[no-untyped-call]
-        scored(engine, group)
-    assert rows == [16] * 6 + [4]
-    assert largest.numel < 100 * VOCAB_SIZE
+        engine.logprobs([group])
+    assert largest.numel < 117 * 64  # what a layer makes of the row; all logits would be 100 * VOCAB_SIZE
+    assert 100 * VOCAB_SIZE > 117 * 64
+
+
+def rows_of(engine: TransformersEngine) -> list[int]:
+    """Tokens of each forward pass from now on."""
+    rows: list[int] = []
+    engine.model.model.layers[0].register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[1]))
+    return rows
 
 
 def test_the_prompt_is_computed_once_for_each_piece(tmp_path: Path) -> None:
     engine = engine_of(make_model("llama", tmp_path), token_budget=40)
-    rows: list[int] = []
-    engine.model.model.layers[0].register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[1]))
-    scored(engine, random_group(17, (10, 10, 10, 40)))
-    assert rows == [17 + 9 + 9, 17 + 9, 17 + 39]
+    rows = rows_of(engine)
+    engine.logprobs([random_group(17, (10, 10, 10, 40))])
+    assert sorted(rows) == [17 + 9, 17 + 9 + 9, 17 + 39]
+
+
+def test_groups_share_a_row(tmp_path: Path) -> None:
+    engine = engine_of(make_model("llama", tmp_path))
+    rows = rows_of(engine)
+    together = engine.logprobs([random_group(17, (10, 5), seed=1), random_group(9, (4,), seed=2)])
+    assert rows == [17 + 9 + 4 + 9 + 3]
+    np.testing.assert_allclose(together[1][0], scored(engine, random_group(9, (4,), seed=2))[0], atol=1e-5)
+
+
+def test_what_completions_have_in_common_is_computed_once(case: Case) -> None:
+    first, second = case.group.completions[2], case.group.completions[4]
+    group = TokenGroup(case.group.prompt_ids, [first, [*first[:16], *second], first, first[:12]])
+    oracle = Oracle(case.folder)
+    for ours, completion in zip(scored(case.engine, group), group.completions, strict=True):
+        np.testing.assert_allclose(ours, oracle.logprobs(group.prompt_ids, completion), atol=1e-4, rtol=0)
+
+
+def test_equal_completions_cost_one(tmp_path: Path) -> None:
+    engine = engine_of(make_model("llama", tmp_path))
+    rows = rows_of(engine)
+    group = random_group(17, (10,))
+    values = scored(engine, TokenGroup(group.prompt_ids, [group.completions[0]] * 5))
+    assert rows == [17 + 9]
+    assert all(np.array_equal(one, values[0]) for one in values)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_gives_the_same_scores(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but for the compiler."""
+    monkeypatch.setattr(engine_module, "implementation", lambda _device: FLEX)
+    group = TokenGroup(case.group.prompt_ids, [*case.group.completions, [*case.group.completions[2][:20], 9, 8]])
+    for ours, expected in zip(scored(case.engine, group), case.expected, strict=False):
+        np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
 
 
 def test_a_row_dependent_position_encoding_keeps_completions_apart(tmp_path: Path) -> None:
@@ -177,27 +216,51 @@ def test_what_is_not_finite_stays_with_its_completion(poisoned: TransformersEngi
     np.testing.assert_allclose(together[2], good[2], atol=1e-5)
 
 
-def test_mixed_layers_get_a_mask_each(tmp_path: Path) -> None:
-    engine = engine_of(make_model("qwen2", tmp_path))
-    assert layer_windows(engine.model.config) == {"full_attention": None, "sliding_attention": 8}
-    row = pack([0] * 10, [[1, 2, 3], [4, 5, 6]])
-    mask = block_mask(torch.tensor(row.positions), torch.tensor(row.blocks), 8)[0, 0]
-    assert mask.shape == (14, 14)
-    assert mask[11].nonzero().flatten().tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
-    assert mask[13].nonzero().flatten().tolist() == [4, 5, 6, 7, 8, 9, 12, 13]
+def test_layers_that_cannot_share_a_prompt_are_scored_one_by_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "SHARED_LAYERS", frozenset({"sliding_attention"}))
+    folder = make_model("qwen2", tmp_path)
+    engine, oracle, group = engine_of(folder), Oracle(folder), random_group(17, (5, 23))
+    assert not engine.is_shared
+    assert "layers of type full_attention: COMPLETIONS ARE SCORED ONE BY ONE" in caplog.text
+    for ours, completion in zip(scored(engine, group), group.completions, strict=True):
+        np.testing.assert_allclose(ours, oracle.logprobs(group.prompt_ids, completion), atol=1e-4, rtol=0)
 
 
-def test_layers_that_cannot_share_a_prompt_are_refused() -> None:
-    from transformers import Qwen2Config
+def test_a_shared_path_that_differs_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that go on from one completion to the next, as a wrong layout would have them."""
+    layout_of = Layout.of
 
-    config = Qwen2Config(num_hidden_layers=1, layer_types=["chunked_attention"])
-    with pytest.raises(ModelError, match="chunked_attention"):
-        layer_windows(config)
+    def wrong(row: Any, device: Any) -> Any:
+        row.positions = list(range(len(row.positions)))
+        return layout_of(row, device)
+
+    monkeypatch.setattr(Layout, "of", wrong)
+    folder = make_model("mistral", tmp_path)
+    engine, oracle, group = engine_of(folder), Oracle(folder), random_group(17, (5, 23))
+    assert not engine.is_shared
+    assert "the shared path differs" in caplog.text
+    for ours, completion in zip(scored(engine, group), group.completions, strict=True):
+        np.testing.assert_allclose(ours, oracle.logprobs(group.prompt_ids, completion), atol=1e-4, rtol=0)
+
+
+def test_attention_with_more_to_it_is_not_shared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    forward = LlamaAttention.forward
+    monkeypatch.setattr(LlamaAttention, "forward", lambda self, *args, **kw: forward(self, *args, softcap=30.0, **kw))
+    assert not engine_of(make_model("llama", tmp_path)).is_shared
+    assert "the shared path fails: attention with softcap" in caplog.text
 
 
 def test_logits_that_are_more_than_the_head_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model("llama", tmp_path)
-    monkeypatch.setattr(TransformersEngine, "_logits", lambda self, hidden: self._head(hidden).float() * 2)
+    monkeypatch.setattr(head, "logit_scaling", lambda _config: lambda logits: logits * 2)
     with pytest.raises(ModelError, match="more with its logits"):
         engine_of(folder)
 
@@ -218,11 +281,3 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 weights of its model, like lm_head\.weight"):
         engine_of(tmp_path)
-
-
-def test_pieces_cover_the_group_in_order() -> None:
-    group = random_group(8, (3, 30, 2, 2, 9))
-    pieces = list(split(group, 20))
-    assert [index for piece in pieces for index in piece] == list(range(5))
-    for piece in pieces:
-        assert len(piece) == 1 or len(pack(group.prompt_ids, [group.completions[i] for i in piece]).token_ids) <= 20

@@ -1,6 +1,8 @@
 """Opening the pair: what fits together, what is refused and with which way out; hashes."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from reward_server import fingerprint
 from reward_server.fingerprint import tokenizer_hash, weight_hash
-from reward_server.pair import Options, Outcome, Pair, open_pair
+from reward_server.pair import InstructionScope, Options, Outcome, Pair, open_pair
 from reward_server.rendering import Conversation, Ids, PromptGroup, Text
 from tests.oracle import Oracle
 from tests.tiny_models import make_model, make_tokenizer
@@ -74,6 +76,66 @@ def test_reference_free_leaves_the_base_model_alone(folders: dict[str, Path], mo
     assert outcome.ratio.base_logp is None
 
 
+def oracle_conditioned(folder: Path, question: str) -> float:
+    chat = Chat(load_tokenizer(str(folder)), "lab")
+    pair = chat.scored_pair([Message(role="user", content=question)], "It is 5.")
+    return Oracle(folder).logp(pair.prompt_ids, pair.completion_ids)
+
+
+@pytest.mark.parametrize("scope", ["both", "instruct_only"])
+def test_an_instruction_conditions_both_models_or_the_instruct_model_alone(
+    folders: dict[str, Path], scope: InstructionScope
+) -> None:
+    options = Options(instruction="Be careful.", instruction_scope=scope)
+    pair = open_pair(config_of(folders))
+    work = pair.prepare(GROUP, options)
+    ours, theirs = work.tokens[0]
+    assert ours.span == theirs.span
+    assert (ours.prompt_ids == theirs.prompt_ids) == (scope == "both")
+    ratio = pair.score([work])[0][0].ratio
+    assert ratio is not None
+    conditioned = "Be careful.\n\nWhat is 2 + 3?"
+    base_question = conditioned if scope == "both" else "What is 2 + 3?"
+    assert ratio.instruct_logp == pytest.approx(oracle_conditioned(folders["instruct"], conditioned), abs=1e-3)
+    assert ratio.base_logp == pytest.approx(oracle_conditioned(folders["base"], base_question), abs=1e-3)
+
+
+def test_works_are_scored_together_as_they_are_alone(folders: dict[str, Path]) -> None:
+    pair = open_pair(config_of(folders))
+    nothing = PromptGroup(QUESTION, (Text("", True),))
+    works = [
+        pair.prepare(GROUP, Options()),
+        pair.prepare(nothing, Options()),
+        pair.prepare(GROUP, Options(is_reference_free=True)),
+        pair.prepare(GROUP, Options(recipe="rewardbench")),
+    ]
+    together = pair.score(works)
+    assert [[one.status for one in outcomes] for outcomes in together] == [
+        ["ok", "ok"],
+        ["empty_completion"],
+        ["ok", "ok"],
+        ["ok", "ok"],
+    ]
+    for work, outcomes in zip(works, together, strict=True):
+        for ours, alone in zip(outcomes, pair.score([work])[0], strict=True):
+            assert (ours.ratio is None) == (alone.ratio is None)
+            if ours.ratio and alone.ratio:
+                assert ours.ratio.reward == pytest.approx(alone.ratio.reward, abs=1e-3)
+
+
+def test_the_reference_free_reward_does_not_ask_the_base_model_s_form(folders: dict[str, Path]) -> None:
+    pair = open_pair(config_of(folders, base_prompt="plain"))
+    work = pair.prepare(GROUP, Options(is_reference_free=True))
+    assert work.base_groups == []
+    assert work.num_tokens == sum(len(g.prompt_ids) + sum(map(len, g.completions)) for g in work.instruct_groups)
+
+
+def test_importing_the_pair_loads_no_engine_s_library() -> None:
+    code = "import sys, reward_server.pair; print([m for m in ('torch', 'vllm') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_tokenizers_that_differ_are_refused_with_the_ways_out(folders: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match=r"tokenizers of .* differ; give a base model .* allow_different_tokenizers"):
         open_pair(config_of(folders, "foreign"))
@@ -91,13 +153,13 @@ def test_tokenizers_that_differ_can_be_asked_for_and_are_named_loudly(
     assert outcome.ratio.base_logp == pytest.approx(
         oracle_logp(folders["foreign"], "lab", "It is 5.", with_eos=True), abs=1e-3
     )
-    assert "different tokenizers" in pair.refusal(PromptGroup(QUESTION, (Ids((9, 9)),)))
+    assert "different tokenizers" in pair.refusal(PromptGroup(QUESTION, (Ids((9, 9)),)), Options())
 
 
 def test_a_base_form_of_its_own_refuses_a_prompt_of_ids(folders: dict[str, Path]) -> None:
     pair = open_pair(config_of(folders, base_prompt="plain"))
-    assert "as messages" in pair.refusal(PromptGroup(Ids((0, 9)), (Ids((9, 9)),)))
-    assert pair.refusal(PromptGroup(QUESTION, (Ids((9, 9)),))) == ""
+    assert "as messages" in pair.refusal(PromptGroup(Ids((0, 9)), (Ids((9, 9)),)), Options())
+    assert pair.refusal(PromptGroup(QUESTION, (Ids((9, 9)),)), Options()) == ""
 
 
 def test_a_missing_folder_is_named_before_anything_is_loaded(folders: dict[str, Path]) -> None:

@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from reward_server.client import RewardClient
+from reward_server.pb import reward_pb2 as pb
+from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from tests.tiny_models import make_model
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +61,34 @@ def test_sigterm_ends_it_with_exit_code_0(pair: list[str]) -> None:
     assert "float32 on cpu, weights sha256:" in errors
     assert "client.score(" in errors
     assert "Traceback" not in errors
+
+
+def test_a_watch_of_its_health_does_not_hold_it_up(pair: list[str]) -> None:
+    with serving(pair) as process, grpc.insecure_channel(address_of(process)) as channel:
+        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        assert next(watch).status == HealthCheckResponse.SERVING
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=15) == 0  # drain_s is 20
+
+
+def test_a_second_signal_ends_it_at_once_with_exit_code_1(pair: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("instruct: unset\nbase: unset\ndrain_s: 600\ncache_bytes: 0\nchat_template: lab\n")
+    long = pb.ScoreRequest(prompt_token_ids=pb.TokenIds(ids=[0, 9]))
+    long.completions.extend([pb.Completion(token_ids=pb.TokenIds(ids=[10] * 500))] * 1024)
+    with serving([str(config), *pair]) as process, grpc.insecure_channel(address_of(process)) as channel:
+        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        assert next(watch).status == HealthCheckResponse.SERVING
+        stub = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
+        call = stub.Score.future(long)
+        stub.GetServerInfo(pb.GetServerInfoRequest())
+        process.send_signal(signal.SIGTERM)
+        assert next(watch).status == HealthCheckResponse.NOT_SERVING
+        assert not call.done()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 1
+    assert "told to stop again" in errors
 
 
 def test_it_ends_when_its_parent_closes_stdin(pair: list[str]) -> None:

@@ -19,8 +19,10 @@ from reward_server.client import CompletionText, Group, RewardClient
 from reward_server.pair import open_pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.server import SERVICE_NAME, check_address_is_free, start
+from reward_server.server import check_address_is_free, start
+from reward_server.service import SERVICE_NAME
 from tests.oracle import Oracle
+from tests.served import Served
 from tests.tiny_models import make_model
 from winnow import __version__
 from winnow.chat import Chat, load_tokenizer
@@ -51,15 +53,13 @@ class Hosted:
             token_budget=100,
             max_tokens=128,
             max_completions=16,
+            cache_bytes=0,
         )
         self.chat = Chat(load_tokenizer(str(instruct)), "lab")
         self.oracles = (Oracle(instruct), Oracle(base))
         self.pair = open_pair(self.config)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._running = asyncio.run_coroutine_threadsafe(start(self.config, self.pair), self._loop).result(30)
-        self.address = self._running.address
+        self.server = Served(self.config, self.pair)
+        self.address = self.server.address
 
     def expected(self, text: str, *, with_eos: bool = True) -> tuple[float, float, int]:
         pair = self.chat.scored_pair([Message.model_validate(one) for one in MESSAGES], text)
@@ -68,10 +68,7 @@ class Hosted:
         return instruct, base, len(scored)
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._running.drain(1.0), self._loop).result(30)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self.server.close()
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +328,8 @@ def test_the_server_says_what_it_has_loaded(hosted: Hosted, client: RewardClient
     assert info.instruct.template_hash == hosted.chat.template_hash
     assert (info.base_prompt, info.has_shared_tokenizer) == ("same", True)
     assert (info.max_tokens, info.max_completions, info.token_budget) == (128, 16, 100)
+    limits = (hosted.config.max_message_bytes, hosted.config.queue.max_tokens)
+    assert (info.max_message_bytes, info.max_queued_tokens) == limits
 
 
 def test_health_answers_for_the_server_and_the_service(channel: grpc.Channel, client: RewardClient) -> None:

@@ -8,7 +8,16 @@ import pytest
 
 from reward_server import reward, spans
 from reward_server.engines import packing
-from reward_server.rendering import Conversation, Ids, Limits, Renderer, Text
+from reward_server.rendering import (
+    Conversation,
+    Ids,
+    Limits,
+    PromptGroup,
+    Renderer,
+    ScoredTokens,
+    Text,
+    with_instruction,
+)
 from reward_server.spans import EosPolicy, UnscorableError, scored_span
 from tests.tiny_models import make_tokenizer
 from winnow.chat import Chat, load_tokenizer
@@ -76,8 +85,15 @@ def test_an_eos_that_is_not_there_cannot_be_included() -> None:
     assert caught.value.status == "missing_eos"
 
 
+def rendered(renderer: Renderer, prompt: Conversation | Ids, completion: Text | Ids, policy: EosPolicy) -> ScoredTokens:
+    tokens = renderer.scored_group(PromptGroup(prompt, (completion,)), policy)[0]
+    if isinstance(tokens, UnscorableError):
+        raise tokens
+    return tokens
+
+
 def test_a_text_is_scored_from_after_the_header_through_its_end(renderer: Renderer) -> None:
-    tokens = renderer.scored_tokens(QUESTION, Text("It is 5.", is_finished=True), "if_finished")
+    tokens = rendered(renderer, QUESTION, Text("It is 5.", is_finished=True), "if_finished")
     tokenizer = renderer.chat.tokenizer
     assert tokenizer.decode(tokens.prompt_ids) == "<s><|user|>\nWhat is 2 + 3?\n<|assistant|>\n"
     assert tokenizer.decode(tokens.span.token_ids) == "It is 5.<|endoftext|>"
@@ -85,17 +101,17 @@ def test_a_text_is_scored_from_after_the_header_through_its_end(renderer: Render
 
 
 def test_an_unfinished_text_is_scored_without_the_end_that_the_template_adds(renderer: Renderer) -> None:
-    tokens = renderer.scored_tokens(QUESTION, Text("It is", is_finished=False), "if_finished")
+    tokens = rendered(renderer, QUESTION, Text("It is", is_finished=False), "if_finished")
     assert renderer.chat.tokenizer.decode(tokens.span.token_ids) == "It is"
     assert tokens.is_truncated
 
 
 def test_token_ids_are_scored_as_they_are(renderer: Renderer) -> None:
-    as_text = renderer.scored_tokens(QUESTION, Text("It is 5.", is_finished=True), "if_finished")
+    as_text = rendered(renderer, QUESTION, Text("It is 5.", is_finished=True), "if_finished")
     for prompt in (QUESTION, Ids(tuple(as_text.prompt_ids))):
-        as_ids = renderer.scored_tokens(prompt, Ids(tuple(as_text.span.token_ids)), "if_finished")
+        as_ids = rendered(renderer, prompt, Ids(tuple(as_text.span.token_ids)), "if_finished")
         assert as_ids == as_text
-    cut = renderer.scored_tokens(QUESTION, Ids(tuple(as_text.span.token_ids[:-1])), "if_finished")
+    cut = rendered(renderer, QUESTION, Ids(tuple(as_text.span.token_ids[:-1])), "if_finished")
     assert cut.is_truncated
     assert not cut.span.is_eos_scored
 
@@ -120,9 +136,35 @@ def test_what_cannot_be_scored_says_why(
     renderer: Renderer, prompt: Conversation | Ids, completion: Text | Ids, status: str, error: str
 ) -> None:
     with pytest.raises(UnscorableError) as caught:
-        renderer.scored_tokens(prompt, completion, "if_finished")
+        rendered(renderer, prompt, completion, "if_finished")
     assert caught.value.status == status
     assert error in str(caught.value)
+
+
+def test_a_group_is_rendered_as_each_of_its_completions_is(renderer: Renderer) -> None:
+    completions: tuple[Text | Ids, ...] = (
+        Text("It is 5.", True),
+        Ids((7, 8)),
+        Text("", True),
+        Text("<|user|>", True),
+        Text("It", False),
+        Ids(()),
+    )
+    together = renderer.scored_group(PromptGroup(QUESTION, completions), "if_finished")
+    for completion, ours in zip(completions, together, strict=True):
+        alone = renderer.scored_group(PromptGroup(QUESTION, (completion,)), "if_finished")[0]
+        assert (ours == alone) if isinstance(ours, ScoredTokens) else (str(ours) == str(alone))
+    statuses = [one.status if isinstance(one, UnscorableError) else "ok" for one in together]
+    assert statuses == ["ok", "ok", "empty_completion", "invalid_conversation", "ok", "empty_completion"]
+
+
+def test_an_instruction_opens_the_first_user_message_only() -> None:
+    turns = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"))
+    group = PromptGroup(Conversation(turns), (Text("a", True),))
+    prompt = with_instruction(group, "Be safe.").prompt
+    assert isinstance(prompt, Conversation)
+    assert prompt.turns == (turns[0], ("user", "Be safe.\n\nHi"), turns[2], turns[3])
+    assert with_instruction(group, "") is group
 
 
 def chat_with(tokenizer: Any, folder: Path, close: str) -> Chat:

@@ -128,15 +128,33 @@ class Chat:
 
     def scored_pair(self, messages: Sequence[Message], completion: str) -> ScoredPair:
         """A prompt and a completion as tokens. Raises ChatError for a control token in either."""
-        prompt_ids = self.prompt_ids(messages)
-        full = self.conversation([*messages, Message(role="assistant", content=completion)])
-        if full.token_ids[: len(prompt_ids)] != prompt_ids:
-            raise ChatError(
-                "the prompt's tokens are not a prefix of prompt and completion together; use another template"
-            )
-        turn = zip(full.token_ids[len(prompt_ids) :], full.loss_mask[len(prompt_ids) :], strict=True)
-        completion_ids = [token_id for token_id, is_in_turn in turn if is_in_turn]
-        return ScoredPair(prompt_ids, completion_ids, completion_ids[-1:] == [self.eos_token_id])
+        pair = self.scored_pairs(messages, [completion])[0]
+        if isinstance(pair, ChatError):
+            raise pair
+        return pair
+
+    def scored_pairs(self, messages: Sequence[Message], completions: Sequence[str]) -> list[ScoredPair | ChatError]:
+        """A prompt and each of its completions as tokens, as `conversation` gives them; the prompt is rendered once.
+
+        A completion that cannot be rendered is a ChatError in its place. Raises ChatError for the prompt's own errors.
+        """
+        check_messages(messages, last_role="user")
+        messages = self._with_system(messages)
+        prompt = self._rendered(messages, add_generation_prompt=True)
+        turns = [self._turn(messages, prompt.text, completion) for completion in completions]
+        rendered = iter(self._turn_ids(prompt, [turn for turn in turns if not isinstance(turn, ChatError)]))
+        return [turn if isinstance(turn, ChatError) else next(rendered) for turn in turns]
+
+    def unchecked_text(self, messages: Sequence[Message]) -> str:
+        """What the template makes of messages as they are: no system prompt of ours, no generation prompt, no checks.
+
+        To follow other software's rendering; a control token in a message is read as structure. Raises ChatError.
+        """
+        return self._template(messages, add_generation_prompt=False)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text as the tokenizer gives them, without a BOS or EOS that the text does not hold."""
+        return self._encode_all([text])[0]
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         if self.system_prompt and messages[0].role != "system":
@@ -145,12 +163,20 @@ class Chat:
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         self._refuse_control_tokens(messages)
-        text = self.tokenizer.apply_chat_template(
-            [message.model_dump() for message in messages],
-            chat_template=self._source,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
+        return self._template(messages, add_generation_prompt=add_generation_prompt)
+
+    def _template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": message.role, "content": message.content} for message in messages],
+                chat_template=self._source,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise ChatError(f"template {self.template} does not take this conversation: {first_line(error)}") from error
         return str(text)
 
     def _rendered(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> Rendered:
@@ -174,34 +200,95 @@ class Chat:
                 continue
             start = self._render(messages[:index], add_generation_prompt=True)
             end = self._render(messages[: index + 1], add_generation_prompt=False)
-            eos = end.rfind(self.tokenizer.eos_token, len(start))
-            end = end[: eos + len(self.tokenizer.eos_token)] if eos >= 0 else end
+            end = end[: self._turn_end(end, len(start))]
             if not (text.startswith(start) and text.startswith(end)):
-                raise ChatError(f"template {self.template} renders a conversation otherwise than its beginning")
+                raise self._unstable_beginning
             spans.append((len(start), len(end)))
         return spans
+
+    def _turn_end(self, text: str, start: int) -> int:
+        """Where the assistant turn that begins at `start`, the last of `text`, ends: after its EOS, if it has one."""
+        eos = text.rfind(self.tokenizer.eos_token, start)
+        return eos + len(self.tokenizer.eos_token) if eos >= 0 else len(text)
+
+    @property
+    def _unstable_beginning(self) -> ChatError:
+        return ChatError(f"template {self.template} renders a conversation otherwise than its beginning")
+
+    def _turn(self, messages: Sequence[Message], prompt: str, completion: str) -> tuple[str, int] | ChatError:
+        """The text of the prompt's messages with a completion, and where the assistant turn ends in it; or an error."""
+        turn = Message(role="assistant", content=completion)
+        try:
+            self._refuse_control_tokens([turn])
+            text = self._template([*messages, turn], add_generation_prompt=False)
+        except ChatError as error:
+            return error
+        return (text, self._turn_end(text, len(prompt))) if text.startswith(prompt) else self._unstable_beginning
+
+    def _turn_ids(self, prompt: Rendered, turns: Sequence[tuple[str, int]]) -> list[ScoredPair | ChatError]:
+        """The tokens of conversations that begin with `prompt`: as `_rendered` cuts them, all encoded in one call."""
+        ids = self._pieces_after(prompt, [text[:end] for text, end in turns])
+        closings = {text[end:] for text, end in turns}
+        closing_ids = dict(zip(closings, self._encode_all(list(closings)), strict=True))
+        pairs: list[ScoredPair | ChatError] = []
+        for (text, end), completion_ids in zip(turns, ids, strict=True):
+            try:
+                self._check_bos([*prompt.token_ids, *completion_ids, *closing_ids[text[end:]]])
+            except ChatError as error:
+                pairs.append(error)
+            else:
+                has_eos = completion_ids[-1:] == [self.eos_token_id]
+                pairs.append(ScoredPair(prompt.token_ids, completion_ids, has_eos))
+        return pairs
+
+    def _pieces_after(self, prompt: Rendered, texts: Sequence[str]) -> list[list[int]]:
+        """What `_next_ids` gives for the rest of each text after the prompt's, which all of them begin with."""
+        start = len(prompt.text)
+        if self._is_piecewise:
+            return self._encode_all([self._dummy_prefix + text[start:] for text in texts])
+        anchor, before = self._anchor(prompt)
+        longer = self._encode_all([text[anchor:] for text in texts])
+        return [
+            ids[len(before) :] if ids[: len(before)] == before else self.encode(text[start:])
+            for text, ids in zip(texts, longer, strict=True)
+        ]
+
+    def _anchor(self, prompt: Rendered) -> tuple[int, list[int]]:
+        """Where in the prompt's text encoding may begin for what follows it, and the prompt's ids from there.
+
+        A tokenizer splits a text at its special tokens and encodes the parts by themselves, so the last one in the
+        prompt will do: what stands before it changes nothing after it. Without one, all of the prompt is encoded.
+        """
+        found = [match.start() for match in self._split_tokens.finditer(prompt.text)]
+        if not found or self.encode(prompt.text) != prompt.token_ids:
+            return 0, prompt.token_ids
+        before = self.encode(prompt.text[found[-1] :])
+        is_suffix = prompt.token_ids[len(prompt.token_ids) - len(before) :] == before
+        return (found[-1], before) if is_suffix else (0, prompt.token_ids)
 
     def _next_ids(self, text: str, start: int, end: int, before: list[int]) -> list[int]:
         """The ids of text[start:end] given the ids before it, cut where a merge would cross the border."""
         if not self._is_piecewise:
-            longer = self._encode(text[:end])
+            longer = self.encode(text[:end])
             if longer[: len(before)] == before:
                 return longer[len(before) :]
-            return self._encode(text[start:end])
+            return self.encode(text[start:end])
         bos = self.tokenizer.bos_token or ""
         if start == 0 and bos and text.startswith(bos):
-            return [int(self.tokenizer.bos_token_id), *self._encode(self._dummy_prefix + text[len(bos) : end])]
-        return self._encode(self._dummy_prefix + text[start:end])
+            return [int(self.tokenizer.bos_token_id), *self.encode(self._dummy_prefix + text[len(bos) : end])]
+        return self.encode(self._dummy_prefix + text[start:end])
 
     @cached_property
     def _dummy_prefix(self) -> str:
         """The space that SentencePiece puts before a text, where a fast tokenizer with its vocabulary does not."""
         vocabulary = self.tokenizer.get_vocab()
-        adds_none = "\u2581x" in vocabulary and self._encode("x") != [vocabulary["\u2581x"]]
+        adds_none = "\u2581x" in vocabulary and self.encode("x") != [vocabulary["\u2581x"]]
         return " " if adds_none else ""
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text: in one call, which a fast tokenizer spreads over the cores."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False) if texts else {}
+        return [list(ids) for ids in encoded.get("input_ids", [])]
 
     def _check_bos(self, token_ids: list[int]) -> None:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -216,6 +303,16 @@ class Chat:
     def _control_tokens(self) -> re.Pattern[str]:
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         tokens = sorted({*added, *self.tokenizer.all_special_tokens}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+    @cached_property
+    def _split_tokens(self) -> re.Pattern[str]:
+        """Special tokens at which a fast tokenizer splits every text, whatever stands around them."""
+        added = self.tokenizer.added_tokens_decoder.values() if self.tokenizer.is_fast else []
+        raw = [token for token in added if not token.normalized]
+        if any(token.lstrip or token.rstrip or token.single_word for token in raw):
+            return re.compile(r"(?!)")
+        tokens = sorted((token.content for token in raw), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:

@@ -23,6 +23,19 @@ app = typer.Typer(
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that `winnow run` made.")]
 RoundNumber = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
+Address = Annotated[str, typer.Option(metavar="HOST:PORT", help="A reward server, or several with commas between.")]
+TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The bearer token that the server asks for.")]
+TlsCa = Annotated[Path | None, typer.Option(metavar="PEM", help="Authorities that vouch for the server; turns TLS on.")]
+TlsCertificate = Annotated[Path | None, typer.Option(metavar="PEM", help="Your own certificate, for mutual TLS.")]
+TlsKey = Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")]
+Normalization = Annotated[str, typer.Option(help="sum or mean (per token).")]
+Beta = Annotated[float, typer.Option(help="Scale of the reward.")]
+EosPolicy = Annotated[str, typer.Option(help="Score the closing token: include, exclude or if_finished.")]
+ReferenceFree = Annotated[bool, typer.Option("--reference-free", help="Use the instruct model alone.")]
+Instruction = Annotated[str, typer.Option(help="The rules of a domain, put before the first user message.")]
+InstructionScope = Annotated[str, typer.Option(help="Which models read them: both or instruct_only.")]
+Recipe = Annotated[str, typer.Option(help="winnow or rewardbench.")]
+Timeout = Annotated[float, typer.Option("--timeout-s", help="Longest wait for one prompt, a restart included.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to set, by dotted path.")]
 
 
@@ -99,20 +112,89 @@ def serve(
 
 @app.command(epilog="Example: winnow score --address localhost:50051 --input in.jsonl --output out.jsonl")
 def score(
-    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="A running reward server.")],
+    address: Address,
     in_path: Annotated[Path, typer.Option("--input", help='JSONL rows: {"messages" or "prompt", "completions"}.')],
     out_path: Annotated[Path, typer.Option("--output", help='The same rows with "rewards".')],
-    normalization: Annotated[str, typer.Option(help="sum or mean (per token).")] = "sum",
-    eos_policy: Annotated[str, typer.Option(help="include, exclude or if_finished.")] = "if_finished",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that was stopped.")] = False,
+    normalization: Normalization = "sum",
+    beta: Beta = 1.0,
+    eos_policy: EosPolicy = "if_finished",
+    reference_free: ReferenceFree = False,
+    token_logprobs: Annotated[
+        bool, typer.Option("--token-logprobs", help="Also write every token's log-probabilities.")
+    ] = False,
+    instruction: Instruction = "",
+    instruction_scope: InstructionScope = "both",
+    recipe: Recipe = "winnow",
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    timeout_s: Timeout = 600.0,
 ) -> None:
     """Score completions on a reward server."""
-    from winnow.config import RewardConfig, parse_config
-
-    options = {"address": address, "normalization": normalization, "eos_policy": eos_policy}
-    counts = _entry("sampler.score:score_file")(
-        address, in_path, out_path, parse_config(options, RewardConfig, "command line")
+    job = _entry("sampler.score_file:ScoreJob")(
+        access=_entry("reward_server.channels:open_access")(address, token_file, tls_ca, tls_certificate, tls_key),
+        in_path=in_path,
+        out_path=out_path,
+        options=_entry("reward_server.groups:RewardOptions")(
+            normalization, beta, eos_policy, reference_free, token_logprobs, instruction, instruction_scope, recipe
+        ),
+        timeout_s=timeout_s,
+        is_resumed=resume,
     )
+    counts = _entry("sampler.score_file:score_file")(job)
     print(f"{out_path}: " + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
+
+
+@app.command(epilog="Example: winnow gateway --address localhost:50051 --listen 127.0.0.1:8000")
+def gateway(
+    address: Address,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 is a free one.")
+    ] = "127.0.0.1:8000",
+    allow_insecure: Annotated[
+        bool, typer.Option("--allow-insecure", help="Listen beyond loopback: plain HTTP, open to whoever reaches it.")
+    ] = False,
+    prompt_prefix: Annotated[str, typer.Option(help="Text before the user's turn in a rendered prompt.")] = "",
+    prompt_suffix: Annotated[str, typer.Option(help="Text after it, up to the completion.")] = "",
+    prompt_from: Annotated[
+        str, typer.Option(help="Field of /get_reward with the prompt: prompts, or labels (a list of messages).")
+    ] = "prompts",
+    eos: Annotated[
+        list[str] | None, typer.Option(help="Text that ends a finished completion, like '</s>'; may be repeated.")
+    ] = None,
+    unscorable_reward: Annotated[
+        float | None, typer.Option(help="Reward of what cannot be scored; unset: an error of its own.")
+    ] = None,
+    wait_ms: Annotated[float, typer.Option(help="How long a post waits for others of its prompt.")] = 5.0,
+    normalization: Normalization = "sum",
+    beta: Beta = 1.0,
+    eos_policy: EosPolicy = "if_finished",
+    reference_free: ReferenceFree = False,
+    instruction: Instruction = "",
+    instruction_scope: InstructionScope = "both",
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    timeout_s: Timeout = 150.0,
+) -> None:
+    """Answer OpenRLHF's remote rewards and vLLM-style /score over HTTP, from a reward server."""
+    _entry("reward_server.adapters.http:serve")(
+        access=_entry("reward_server.channels:open_access")(address, token_file, tls_ca, tls_certificate, tls_key),
+        listen=listen,
+        is_insecure_allowed=allow_insecure,
+        form=_entry("reward_server.adapters.openrlhf:PromptForm")(
+            prompt_prefix, prompt_suffix, tuple(eos or ()), prompt_from
+        ),
+        options=_entry("reward_server.groups:RewardOptions")(
+            normalization, beta, eos_policy, reference_free, False, instruction, instruction_scope
+        ),
+        unscorable_reward=unscorable_reward,
+        wait_s=wait_ms / 1000,
+        timeout_s=timeout_s,
+    )
 
 
 @app.command(epilog="Example: winnow sample runs/miniature --round 1")

@@ -22,7 +22,11 @@ class RewardConfig(Section):
     """Where rewards come from and how they are made of log-ratios."""
 
     address: str | None = None
-    """HOST:PORT of a running reward server; unset: the score stage starts `server` and stops it."""
+    """HOST:PORT of a running reward server, several with commas; unset: the score stage starts `server`."""
+    token_file: str | None = None
+    """File with the bearer token that the server at `address` asks for."""
+    tls_ca: str | None = None
+    """PEM file of the authorities that vouch for the server at `address`; unset: plain text."""
     server: ServeConfig | None = None
     """The server to start when no address is given."""
     normalization: Literal["sum", "mean"] = "sum"
@@ -33,6 +37,12 @@ class RewardConfig(Section):
     """Whether the token that closes the turn is scored: always, never, or only where the policy emitted it."""
     is_reference_free: bool = False
     """Reward the instruct model's logp alone, without the base model's."""
+    instruction: str = ""
+    """The rules of a domain, put before the first user message; empty: none."""
+    instruction_scope: Literal["both", "instruct_only"] = "both"
+    """Which models read the instruction."""
+    recipe: Literal["winnow", "rewardbench"] = "winnow"
+    """Whose way of rendering, cutting and scoring is followed."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait for the rewards of one prompt."""
 

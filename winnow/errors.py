@@ -9,6 +9,7 @@
     |-- ModelError               a model or tokenizer cannot be used
     |-- TrainingError            a training job cannot give a useful model (nothing to train on, zero loss mask)
     `-- ServerError              the reward server cannot be reached or refuses to answer
+        `-- ServerBusyError      it is full, and stayed so until the deadline
 
 Every message says what was given, what is wrong with it, and the ways out; the command line prints it as one line.
 A bad *row* is no exception: it becomes a row with a status of its own (see `winnow.records`).
@@ -53,3 +54,11 @@ class TrainingError(WinnowError):
 
 class ServerError(WinnowError, ConnectionError):
     """The reward server cannot be reached or refuses to answer."""
+
+
+class ServerBusyError(ServerError):
+    """The reward server's queue is full and stayed so; it may be asked again after `retry_s` seconds."""
+
+    def __init__(self, message: str, retry_s: float) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s

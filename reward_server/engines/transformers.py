@@ -1,47 +1,59 @@
-"""Scoring through Hugging Face transformers: a prompt and its completions in one packed row. Runs on a CPU or on GPUs.
+"""Scoring through Hugging Face transformers, on a CPU or on GPUs: what completions have in common is computed once.
 
-    hidden   = model(row, positions, mask)             the prompt once (reward_server/engines/packing.py)
-    logits   = head(hidden[sources]) in fp32           scored positions only, HEAD_ROWS at a time
-    logprobs = logits[targets] - logsumexp(logits)
+    shared   hidden = model(row, positions, layout)            groups as trees in one row (packing.py, attention.py)
+    plain    hidden = model(prompt + completion)               one completion at a time, by the model's own attention
+             logprobs = head(hidden[sources], targets)         scored positions only (head.py)
 
-mask[q, k] is True where k lies in the prompt or in q's own completion, at a position not after q's; under a sliding
-window of W also less than W positions before it. A completion's neighbours are masked, and no [tokens, vocabulary]
-tensor exists.
+The plain path scores models that cannot share: recurrent or chunked layers, positions that depend on the row's length.
+At start-up both paths score a small group and are compared with the model's own logits; where the shared path differs,
+the plain one is used from then on, and the log says so.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reward_server.engines import Logprobs, TokenGroup
-from reward_server.engines.packing import PackedRow, pack, split
+from reward_server.engines.attention import Layout, implementation
+from reward_server.engines.head import Head
+from reward_server.engines.packing import pack, rows
 from winnow.errors import ModelError
 from winnow.models import load_causal_lm
 from winnow.sections import Dtype
 
-HEAD_ROWS = 256
+log = logging.getLogger(__name__)
 
 # Their frequencies depend on the longest position of the row, so that a long neighbour would change the score.
 ROW_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+SHARED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
-Masks = torch.Tensor | dict[str, torch.Tensor]
+CPU_ROW_TOKENS = 3072
+
+# Mean difference of a token's log-probability between two paths: above the rounding, below what a wrong mask does.
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
+HALF_TOLERANCE = 0.1
 
 
 class TransformersEngine:
-    """A causal language model held by transformers. Not safe for threads: one forward pass at a time."""
+    """A causal language model held by transformers. Not safe for threads: one forward pass at a time.
+
+    `token_budget` bounds the tokens of a forward pass; one longer completion passes alone.
+    """
 
     def __init__(
         self, model: str, *, dtype: Dtype = "auto", device_map: str = "auto", token_budget: int = 16384
     ) -> None:
-        self.model = load_model(model, dtype, device_map)
+        self.model = load_causal_lm(model, dtype=dtype, device_map=device_map, attn_implementation="sdpa").eval()
         self.token_budget = token_budget
         self._config = self.model.config.get_text_config()
-        self._head = self.model.get_output_embeddings()
-        self._windows = layer_windows(self._config)
-        self._has_row_dependent_rope = bool(_rope_types(self._config) & ROW_DEPENDENT_ROPE)
-        self._check_architecture(model)
+        self._head = Head(self.model.get_output_embeddings(), self._config)
+        self._attention = "sdpa"
+        self.is_shared = self._can_share(model)
+        self._check(model)
 
     @property
     def dtype(self) -> str:
@@ -66,113 +78,139 @@ class TransformersEngine:
 
     def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
         """The log-probabilities of each completion's tokens, as `ScoringEngine` says."""
-        return [self._group(group) for group in groups]
+        results: list[dict[int, Logprobs]] = [{} for _ in groups]
+        for row in rows(groups, self.token_budget, self._row_tokens):
+            parts = [_part(groups[index], ns) for index, ns in row]
+            for (index, ns), part, values in zip(row, parts, self._row(parts), strict=True):
+                results[index].update(zip(ns, self._mended(part, values), strict=True))
+        return [[result[n] for n in range(len(result))] for result in results]
 
-    def _group(self, group: TokenGroup) -> list[Logprobs]:
-        budget = 0 if self._has_row_dependent_rope else self.token_budget
-        pieces = [[group.completions[index] for index in piece] for piece in split(group, budget)]
-        return [values for piece in pieces for values in self._piece(group.prompt_ids, piece)]
+    def _row(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
+        if self.is_shared:
+            return self._shared(groups)
+        return [[self._plain(group.prompt_ids, completion) for completion in group.completions] for group in groups]
 
-    def _piece(self, prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> list[Logprobs]:
-        values = self._row(prompt_ids, completions)
-        if len(completions) > 1 and not all(np.isfinite(one).all() for one in values):
-            # A masked neighbour has weight zero, but zero times a value that is not finite is not finite either.
-            return [self._row(prompt_ids, [completion])[0] for completion in completions]
+    def _mended(self, group: TokenGroup, values: list[Logprobs]) -> list[Logprobs]:
+        """The values, those that are not finite computed again alone: zero times a neighbour's infinity is not zero."""
+        if not self.is_shared or all(np.isfinite(one).all() for one in values):
+            return values
+        pairs = zip(group.completions, values, strict=True)
+        return [one if np.isfinite(one).all() else self._plain(group.prompt_ids, ids) for ids, one in pairs]
+
+    @torch.inference_mode()
+    def _shared(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
+        """The log-probabilities of a row of groups."""
+        row = pack(groups)
+        layout = Layout.of(row, self._input_device)
+        self._attend_by(implementation(self._input_device.type))
+        hidden = self._hidden(row.token_ids, position_ids=layout.positions[None], layout=layout)
+        values = self._head.logprobs(hidden[self._tensor(row.sources)], self._tensor(row.targets)).cpu().numpy()
+        return [[values[places] for places in group] for group in row.scored]
+
+    @torch.inference_mode()
+    def _plain(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:
+        """The log-probabilities of one completion by the model's own attention."""
+        self._attend_by("sdpa")
+        hidden = self._hidden([*prompt_ids, *completion])[len(prompt_ids) - 1 : -1]
+        values: Logprobs = self._head.logprobs(hidden, self._tensor(completion)).cpu().numpy()
         return values
 
-    @torch.inference_mode()
-    def _row(self, prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> list[Logprobs]:
-        row = pack(prompt_ids, completions, is_last_read=self._has_row_dependent_rope)
-        values = self._target_logprobs(self._hidden(row), row)
-        ends = np.cumsum([len(completion) for completion in completions])
-        return list(np.split(values, ends[:-1]))
-
-    def _hidden(self, row: PackedRow) -> torch.Tensor:
-        """The row's last hidden states: [T, hidden]."""
-        device = self.model.get_input_embeddings().weight.device
-        positions = torch.tensor(row.positions, device=device)
-        blocks = torch.tensor(row.blocks, device=device)
-        output = self.model.base_model(
-            input_ids=torch.tensor([row.token_ids], device=device),
-            attention_mask=self._masks(positions, blocks),
-            position_ids=positions[None],
-            use_cache=False,
-        )
-        hidden: torch.Tensor = output.last_hidden_state[0]
+    def _hidden(self, token_ids: Sequence[int], **arguments: Any) -> Tensor:
+        """The last hidden states of a row: [T, hidden]."""
+        output = self.model.base_model(input_ids=self._tensor(token_ids)[None], use_cache=False, **arguments)
+        hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _masks(self, positions: torch.Tensor, blocks: torch.Tensor) -> Masks:
-        """One mask [1, 1, T, T] where all layers are alike, else one for each type of layer."""
-        masks = {name: block_mask(positions, blocks, window) for name, window in self._windows.items()}
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+    def _tensor(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, device=self._input_device)
 
-    def _target_logprobs(self, hidden: torch.Tensor, row: PackedRow) -> Logprobs:
-        """The log-probabilities of the row's targets: [S]."""
-        sources = torch.tensor(row.sources, device=hidden.device)
-        targets = torch.tensor(row.targets)
-        values = []
-        for start in range(0, len(row.targets), HEAD_ROWS):
-            logits = self._logits(hidden[sources[start : start + HEAD_ROWS]])
-            chosen = logits.gather(1, targets[start : start + HEAD_ROWS, None].to(logits.device))[:, 0]
-            values.append((chosen - logits.logsumexp(dim=1)).cpu())
-        return torch.cat(values).numpy()
+    @property
+    def _row_tokens(self) -> int:
+        """Tokens of a row, where groups allow it: on a CPU, so many that what a layer makes stays near its cache."""
+        return min(self.token_budget, CPU_ROW_TOKENS if self._input_device.type == "cpu" else self.token_budget)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The logits of hidden states [rows, hidden] as the model itself scales them: [rows, vocabulary] in fp32."""
-        logits: torch.Tensor = self._head(hidden).float()
-        if divisor := getattr(self._config, "logits_scaling", None):  # Granite
-            logits = logits / divisor
-        if factor := getattr(self._config, "logit_scale", None):  # Cohere
-            logits = logits * factor
-        if cap := getattr(self._config, "final_logit_softcapping", None):  # Gemma
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+    @property
+    def _input_device(self) -> torch.device:
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
 
-    @torch.inference_mode()
-    def _check_architecture(self, name: str) -> None:
-        """Raise ModelError for a model whose layers or logits are more than is reproduced here."""
+    def _attend_by(self, name: str) -> None:
+        if self._attention != name:
+            self.model.set_attn_implementation(name)
+            self._attention = name
+
+    def _can_share(self, name: str) -> bool:
+        """Whether the architecture lets completions share a prompt; the log says why not."""
+        reasons = []
         if getattr(self.model, "_is_stateful", False):
-            raise ModelError(f"{name}: recurrent layers cannot share a prompt between completions; take another model")
-        ids = torch.tensor([[0, 1, 2, 3]], device=self.model.get_input_embeddings().weight.device)
-        own = self.model(input_ids=ids, use_cache=False).logits[0].float()
-        ours = self._logits(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
-        if not torch.allclose(ours.to(own.device), own, rtol=1e-2, atol=1e-2, equal_nan=True):
+            reasons.append("recurrent layers")
+        if others := sorted(set(getattr(self._config, "layer_types", None) or ()) - SHARED_LAYERS):
+            reasons.append(f"layers of type {', '.join(others)}")
+        if rope := sorted(rope_types(self._config) & ROW_DEPENDENT_ROPE):
+            reasons.append(f"positions that depend on the row's length ({', '.join(rope)})")
+        if reasons:
+            log.warning("%s: %s: COMPLETIONS ARE SCORED ONE BY ONE, which is slower", name, "; ".join(reasons))
+        return not reasons
+
+    def _check(self, name: str) -> None:
+        """Compare the paths with the model's own logits. Raises ModelError where the plain one differs."""
+        group = check_group(self.vocab_size)
+        own = [self._own(group.prompt_ids, completion) for completion in group.completions]
+        tolerance = TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
+        plain = difference(own, [self._plain(group.prompt_ids, completion) for completion in group.completions])
+        if plain > tolerance:
             raise ModelError(
                 f"{name}: this architecture ({self._config.model_type}) does more with its logits than the "
                 "transformers engine knows; take another model"
             )
+        if self.is_shared:
+            self._check_sharing(name, group, own, tolerance)
+
+    def _check_sharing(self, name: str, group: TokenGroup, own: Sequence[Logprobs], tolerance: float) -> None:
+        try:
+            shared = difference(own, self._shared([group])[0])
+        except (NotImplementedError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            log.warning("%s: the shared path fails: %s", name, error)
+            shared = float("inf")
+        log.info("%s: self-check: shared and plain scores differ by %.2g a token", name, shared)
+        self.is_shared = shared <= tolerance
+        if not self.is_shared:
+            log.warning(
+                "%s: the shared path differs by more than %g: COMPLETIONS ARE SCORED ONE BY ONE, which is slower",
+                name,
+                tolerance,
+            )
+
+    @torch.inference_mode()
+    def _own(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:
+        """The log-probabilities of one completion from the model's own logits, all of them: for a short one only."""
+        self._attend_by("sdpa")
+        logits = self.model(input_ids=self._tensor([*prompt_ids, *completion])[None], use_cache=False).logits[0].float()
+        chosen = logits[len(prompt_ids) - 1 : -1].log_softmax(dim=1).cpu().gather(1, torch.tensor(completion)[:, None])
+        values: Logprobs = chosen[:, 0].numpy()
+        return values
 
 
-def load_model(model: str, dtype: Dtype, device_map: str) -> Any:
-    """The model of a folder or hub id, ready to score. Raises UsageError and ModelError with the ways out."""
-    # sdpa takes the mask as it is; flash attention does not.
-    return load_causal_lm(model, dtype=dtype, device_map=device_map, attn_implementation="sdpa").eval()
+def _part(group: TokenGroup, indices: Sequence[int]) -> TokenGroup:
+    return TokenGroup(group.prompt_ids, [group.completions[index] for index in indices])
 
 
-def layer_windows(config: Any) -> dict[str, int | None]:
-    """Types of the model's layers, and the sliding window of each; None: full attention. Raises ModelError."""
-    window = getattr(config, "sliding_window", None)
-    known = {"full_attention": None, "sliding_attention": window}
-    all_alike = ["sliding_attention" if window else "full_attention"]
-    types = sorted(set(getattr(config, "layer_types", None) or all_alike))
-    if unknown := [name for name in types if name not in known]:
-        raise ModelError(
-            f"layers of type {', '.join(unknown)} ({config.model_type}) cannot share a prompt between completions; "
-            "take another model"
-        )
-    return {name: known[name] for name in types}
+def check_group(vocab_size: int) -> TokenGroup:
+    """The group of the self-check: two completions with a beginning in common, and one without."""
+    ids = [(7919 * (i + 1)) % vocab_size for i in range(96)]
+    return TokenGroup(ids[:24], [[*ids[24:44], *ids[60:72]], [*ids[24:44], *ids[72:80]], ids[80:96]])
 
 
-def block_mask(positions: torch.Tensor, blocks: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Who sees whom in a packed row: bool [1, 1, T, T], True where query (dim 2) sees key (dim 3)."""
-    distance = positions[:, None] - positions[None, :]
-    is_seen = (distance >= 0) & ((blocks[None, :] == 0) | (blocks[None, :] == blocks[:, None]))
-    if window is not None:
-        is_seen &= distance < window
-    return is_seen[None, None]
+def difference(ours: Sequence[Logprobs], theirs: Sequence[Logprobs]) -> float:
+    """The mean absolute difference of tokens' log-probabilities; infinite where one path alone is not finite."""
+    one, other = np.concatenate(ours), np.concatenate(theirs)
+    if (np.isfinite(one) != np.isfinite(other)).any():
+        return float("inf")
+    both = np.isfinite(one)
+    return float(np.abs(one[both] - other[both]).mean()) if both.any() else 0.0
 
 
-def _rope_types(config: Any) -> set[str]:
+def rope_types(config: Any) -> set[str]:
     """Kinds of rotary position encoding, which some models name for each type of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
     each = [parameters] if "rope_type" in parameters else [one for one in parameters.values() if isinstance(one, dict)]

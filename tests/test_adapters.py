@@ -1,0 +1,341 @@
+"""The adapters: each is called as its tool calls it, over the wire where the tool does.
+
+TRL's own trainer runs here. OpenRLHF and verl need GPUs to install, so their calls are made as their sources make them:
+openrlhf/utils/agent.py (SingleTurnAgentExecutor: one sample a post, {"query", "prompts", "labels"}, the query decoded
+with its special tokens) and openrlhf/utils/remote_rm_utils.py; verl/workers/reward_manager/naive.py and
+verl/experimental/reward_loop/reward_manager/dapo.py (keywords data_source, solution_str, ground_truth, extra_info, and
+others of the reward loop; a dict answer needs "score", and the same keys for every sample).
+"""
+
+import asyncio
+import json
+import select
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from reward_server.adapters import verl
+from reward_server.adapters.http import Gateway, create_app
+from reward_server.adapters.openrlhf import PromptForm, sample_of
+from reward_server.adapters.trl import reward_function
+from reward_server.client import AsyncRewardClient, CompletionText, RetryPolicy, RewardClient, RewardOptions
+from sampler.hosted import reward_client
+from tests.scripted_server import ScriptedService, scripted_server
+from tests.tiny_models import make_model
+from tests.tiny_run import ROOT, make_pair, winnow
+from winnow.config import RewardConfig, parse_config
+from winnow.errors import ServerError, UsageError
+
+QUICK = RetryPolicy(max_attempts=2, first_pause_s=0.01)
+
+
+@pytest.fixture
+def service() -> ScriptedService:
+    return ScriptedService()
+
+
+@pytest.fixture
+def address(service: ScriptedService) -> Iterator[str]:
+    with scripted_server(service) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[RewardClient]:
+    with RewardClient(address, timeout_s=10) as connected:
+        yield connected
+
+
+def turns(role: str, content: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content}]
+
+
+def sizes(service: ScriptedService) -> list[int]:
+    return sorted(len(request.completions) for request in service.requests)
+
+
+# TRL
+
+
+def test_trl_samples_of_one_prompt_are_one_group(client: RewardClient, service: ScriptedService) -> None:
+    reward = reward_function(client, beta=0.5)
+    prompts = ["a", "b", "a", "b", "a"]
+    completions = ["x", "xx", "xxx", "", "xxxxx"]
+    assert reward(prompts=prompts, completions=completions, completion_ids=[[1]] * 5, labels=[0] * 5) == [
+        1.0,
+        2.0,
+        3.0,
+        None,
+        5.0,
+    ]
+    assert sizes(service) == [2, 3]
+    assert service.requests[0].options.beta == 0.5
+
+
+def test_trl_conversations_and_what_is_more_than_text(client: RewardClient, service: ScriptedService) -> None:
+    reward = reward_function(client, name="ratio")
+    prompts = [turns("system", "Be kind.") + turns("user", "Hi")] * 3 + [turns("user", [{"type": "image"}])]
+    answers = [turns("assistant", "xx"), turns("assistant", "x") + turns("tool", "4"), turns("assistant", None)]
+    assert reward(prompts=prompts, completions=[*answers, turns("assistant", "x")]) == [2.0, None, None, None]
+    assert [message.role for message in service.requests[0].messages.messages] == ["system", "user"]
+    assert reward.__name__ == "ratio"
+
+
+def test_trl_completions_without_eos_count_as_cut(client: RewardClient, service: ScriptedService) -> None:
+    reward = reward_function(client, eos_token_id=2)
+    assert reward(prompts=["a"] * 3, completions=["x"] * 3, completion_ids=[[5, 2], [2, 5], []]) == [1.0] * 3
+    assert [one.text.is_finished for one in service.requests[0].completions] == [True, False, False]
+
+
+def test_trl_s_own_trainer_learns_from_a_real_server(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    model = make_model("llama", tmp_path / "policy", seed=5)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+    data = Dataset.from_list([{"prompt": turns("user", f"What is {left} + 3?")} for left in range(4)])
+    settings = GRPOConfig(
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=8,
+        max_steps=2,
+        logging_steps=1,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    config = parse_config({"server": make_pair(tmp_path)}, RewardConfig, "test")
+    with reward_client(config, tmp_path) as client:
+        trainer = GRPOTrainer(
+            str(model),
+            reward_funcs=reward_function(client, eos_token_id=tokenizer.eos_token_id),
+            args=settings,
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
+        trainer.train()
+    logged = [line for line in trainer.state.log_history if "rewards/winnow_reward/mean" in line]
+    assert len(logged) == 2
+    assert all(line["rewards/winnow_reward/mean"] != 0.0 for line in logged)
+
+
+# OpenRLHF and /score over HTTP
+
+
+def posts(address: str, bodies: list[tuple[str, Any]], **settings: Any) -> list[httpx.Response]:
+    """The answers of the gateway to posts that are made at once."""
+
+    async def ask() -> list[httpx.Response]:
+        async with AsyncRewardClient(address, timeout_s=settings.pop("timeout_s", 5), retries=QUICK) as client:
+            options = settings.pop("options", RewardOptions())
+            app = create_app(Gateway(client, options, settings.pop("form", PromptForm()), **settings))
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+                kinds = [{"content": body} if isinstance(body, bytes) else {"json": body} for _, body in bodies]
+                return await asyncio.gather(
+                    *(http.post(path, **kind) for (path, _), kind in zip(bodies, kinds, strict=True))
+                )
+
+    return asyncio.run(ask())
+
+
+def sample(prompt: str, completion: str, label: Any = "") -> tuple[str, Any]:
+    """One sample as OpenRLHF posts it."""
+    return "/get_reward", {"query": [prompt + completion], "prompts": [prompt], "labels": [label]}
+
+
+def test_openrlhf_samples_that_come_at_once_are_groups(address: str, service: ScriptedService) -> None:
+    bodies = [sample(f"What is {number % 2}?", "x" * (number + 1)) for number in range(8)]
+    answers = posts(address, bodies, wait_s=0.1)
+    assert [answer.json()["rewards"] for answer in answers] == [[float(number + 1)] for number in range(8)]
+    assert sizes(service) == [4, 4]
+    first = answers[0].json()
+    assert first["scores"] == first["rewards"]
+    assert first["extra_logs"] == {"num_tokens": [1.0], "is_scored": [1.0]}
+
+
+def test_openrlhf_batches_of_several_samples_are_answered_in_order(address: str) -> None:
+    body = {"query": ["ab", "cdd", "abb"], "prompts": ["a", "c", "a"], "labels": ["", "", ""]}
+    assert posts(address, [("/get_reward", body)])[0].json()["rewards"] == [1.0, 2.0, 2.0]
+
+
+def test_openrlhf_s_rendered_texts_are_taken_apart() -> None:
+    form = PromptForm("<|user|>", "<|assistant|>", ends=("</s>",))
+    prompt = "<s><|user|>What is 2 + 3?<|assistant|>"
+    messages = turns("user", "What is 2 + 3?")
+    assert sample_of(form, "<s>" + prompt + "It is 5.</s>", prompt, "") == (messages, CompletionText("It is 5."))
+    cut = sample_of(form, prompt + "It is", prompt, "")
+    assert cut == (messages, CompletionText("It is", is_finished=False))
+    dialogue = [*turns("user", "Hi"), *turns("assistant", "Yes?"), *turns("user", "2 + 3?")]
+    labelled = sample_of(PromptForm(source="labels"), prompt + "5", prompt, dialogue)
+    assert labelled == (dialogue, CompletionText("5"))
+
+
+@pytest.mark.parametrize(
+    ("form", "query", "prompt", "label", "error"),
+    [
+        (PromptForm(), "something else", "What?", "", "does not hold its prompt"),
+        (PromptForm(prefix="[INST]"), "Hi there", "Hi", "", "set --prompt-prefix and --prompt-suffix"),
+        (PromptForm(source="labels"), "Hi there", "Hi", "5", "each label should be a list"),
+    ],
+)
+def test_openrlhf_texts_that_do_not_fit_are_refused(
+    form: PromptForm, query: str, prompt: str, label: Any, error: str
+) -> None:
+    with pytest.raises(UsageError, match=error):
+        sample_of(form, query, prompt, label)
+
+
+def test_a_vllm_style_score_is_answered_in_its_shape(address: str, service: ScriptedService) -> None:
+    one_to_many = {"model": "mixtral", "text_1": "What is 2 + 3?", "text_2": ["5", "six"]}
+    pairs = {"model": "mixtral", "text_1": ["a", "b"], "text_2": ["x", "xx"]}
+    single = {"text_1": "a", "text_2": "xxx"}
+    answers = [
+        one.json() for one in posts(address, [("/score", one_to_many), ("/v1/score", pairs), ("/score", single)])
+    ]
+    assert [[item["score"] for item in answer["data"]] for answer in answers] == [[1.0, 3.0], [1.0, 2.0], [3.0]]
+    first = answers[0]
+    assert set(first) == {"id", "object", "created", "model", "data", "usage"}
+    assert (first["object"], first["model"]) == ("list", "mixtral")
+    assert first["data"][1] == {"index": 1, "object": "score", "score": 3.0}
+    assert first["usage"]["total_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "error"),
+    [
+        ("/get_reward", b"{", "should be a JSON object"),
+        ("/get_reward", b"[" * 100_000, "should be a JSON object"),
+        ("/get_reward", b"[]", "is a list"),
+        ("/get_reward", {"prompts": ["a"]}, "query should be a text or a list"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a", "b"]}, "lists of one length"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": "x"}, "lists of one length"),
+        ("/score", {"text_1": "a"}, "text_2 should be a text"),
+        ("/score", {"text_1": ["a", "b"], "text_2": ["x"]}, "text_1 has 2 texts and text_2 1"),
+        ("/score", {"text_1": [1], "text_2": ["x"]}, "text_1 should be a text"),
+    ],
+)
+def test_a_malformed_post_is_400_and_says_why(
+    address: str, service: ScriptedService, path: str, body: Any, error: str
+) -> None:
+    answer = posts(address, [(path, body)])[0]
+    assert answer.status_code == 400
+    assert error in answer.json()["error"]["message"]
+    assert service.num_seen == 0
+
+
+def test_a_full_server_is_429_with_retry_after(address: str, service: ScriptedService) -> None:
+    service.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="6500")
+    answer = posts(address, [sample("a", "x")])[0]
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
+
+
+def test_no_server_is_503() -> None:
+    answer = posts("127.0.0.1:1", [sample("a", "x")])[0]
+    assert answer.status_code == 503
+    assert "no reward server answers at 127.0.0.1:1" in answer.json()["error"]["message"]
+
+
+def test_a_failure_of_the_server_reaches_every_post_of_the_group(address: str, service: ScriptedService) -> None:
+    service.fail(grpc.StatusCode.INTERNAL)
+    answers = posts(address, [sample("a", "x"), sample("a", "xx")], wait_s=0.1)
+    assert [answer.status_code for answer in answers] == [503, 503]
+
+
+def test_what_cannot_be_scored_is_422_of_its_own_or_the_reward_that_was_named(address: str) -> None:
+    bodies = [sample("a", "x"), sample("a", "")]
+    answers = posts(address, bodies, wait_s=0.1)
+    assert [answer.status_code for answer in answers] == [200, 422]
+    assert "completion 0 cannot be scored: empty_completion" in answers[1].json()["error"]["message"]
+    named = posts(address, bodies, unscorable_reward=-20.0)
+    assert [answer.json()["rewards"] for answer in named] == [[1.0], [-20.0]]
+
+
+def test_the_gateway_is_a_process_that_ends_well(address: str) -> None:
+    command = [sys.executable, "-m", "winnow.cli", "gateway", "--address", address, "--listen", "127.0.0.1:0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 60)[0], "the gateway said nothing"
+        url = process.stdout.readline().removeprefix("listening on ").strip()
+        assert json.loads(urllib.request.urlopen(f"{url}/health", timeout=10).read()) == {"status": "ok"}
+        body = json.dumps({"query": ["abc"], "prompts": ["a"], "labels": [""]}).encode()
+        request = urllib.request.Request(f"{url}/get_reward", body, {"Content-Type": "application/json"})
+        assert json.loads(urllib.request.urlopen(request, timeout=10).read())["rewards"] == [2.0]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, "")
+
+
+def test_the_gateway_leaves_loopback_only_by_name() -> None:
+    refused = winnow("gateway", "--address", "127.0.0.1:9", "--listen", "0.0.0.0:0")
+    assert (refused.returncode, "say --allow-insecure" in refused.stderr) == (2, True)
+    wrong = winnow("gateway", "--address", "127.0.0.1:9", "--listen", "8000")
+    assert (wrong.returncode, "should be HOST:PORT" in wrong.stderr) == (2, True)
+
+
+# verl
+
+
+def verl_call(compute: Any, completion: str, prompt: Any = "What?", **more: Any) -> Any:
+    """As verl's reward managers call it."""
+    extra_info = {"index": 3, "prompt": prompt, "num_turns": 2}
+    return compute(data_source="lab", solution_str=completion, ground_truth="5", extra_info=extra_info, **more)
+
+
+def test_verl_s_keywords_give_a_score(client: RewardClient, service: ScriptedService) -> None:
+    compute = verl.make_compute_score(client, RewardOptions(normalization="mean"))
+    scored = verl_call(compute, "xxx", reward_router_address=None, reward_model_tokenizer=None)
+    assert scored == {"score": 3.0, "num_tokens": 1.0, "is_scored": 1.0}
+    verl_call(compute, "x", [*turns("system", "Be kind."), *turns("user", "Hi")])
+    assert [message.role for message in service.requests[1].messages.messages] == ["system", "user"]
+
+
+def test_verl_gets_no_made_up_score(client: RewardClient) -> None:
+    with pytest.raises(UsageError, match=r"cannot be scored .*set unscorable_score"):
+        verl_call(verl.make_compute_score(client), "")
+    named = verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "")
+    assert named == {"score": -9.0, "num_tokens": 0.0, "is_scored": 0.0}
+    with pytest.raises(UsageError, match=r"extra_info\['question'\] should be the prompt"):
+        verl_call(verl.make_compute_score(client, prompt_key="question"), "x")
+
+
+def test_verl_s_reward_loop_scores_samples_of_one_prompt_together(address: str, service: ScriptedService) -> None:
+    async def loop() -> list[Any]:
+        async with AsyncRewardClient(address) as client:
+            compute = verl.make_compute_score_async(client, wait_s=0.1)
+            calls = [verl_call(compute, "x" * (index + 1), f"Prompt {index % 2}") for index in range(6)]
+            return await asyncio.gather(*calls)
+
+    assert [scored["score"] for scored in asyncio.run(loop())] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert sizes(service) == [3, 3]
+
+
+def test_verl_s_function_file_is_configured_by_the_environment(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="WINNOW_ADDRESS is not set"):
+        verl_call(verl.compute_score, "x")
+    monkeypatch.setenv("WINNOW_ADDRESS", address)
+    monkeypatch.setenv("WINNOW_UNSCORABLE_SCORE", "-1")
+    assert verl_call(verl.compute_score, "xx")["score"] == 2.0
+    assert verl_call(verl.compute_score, "")["score"] == -1.0
+    assert asyncio.run(verl_call(verl.compute_score_async, "xxx"))["score"] == 3.0
+
+
+def test_an_error_of_the_server_reaches_verl(client: RewardClient, service: ScriptedService) -> None:
+    service.fail(grpc.StatusCode.INTERNAL)
+    with pytest.raises(ServerError, match="INTERNAL"):
+        verl_call(verl.make_compute_score(client), "x")

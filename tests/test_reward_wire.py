@@ -1,0 +1,153 @@
+"""Messages of the wire: which options are refused and how, and what an answer says of its rewards."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from reward_server.pair import Options, Pair, open_pair
+from reward_server.pb import reward_pb2 as pb
+from reward_server.wire import MalformedError, parse_group, parse_options, reward_definition
+from tests.tiny_models import make_model
+from winnow.serve_config import ServeConfig
+
+TEXT = pb.Completion(text=pb.CompletionText(text="It is 5.", is_finished=True))
+TOKENS = pb.Completion(token_ids=pb.TokenIds(ids=[7, 8]))
+MESSAGES = pb.Messages(messages=[pb.Message(role="user", content="What is 2 + 3?")])
+PROMPT_IDS = pb.TokenIds(ids=[0, 9])
+REWARDBENCH = pb.RECIPE_REWARDBENCH
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    root = tmp_path_factory.mktemp("pair")
+    instruct, base = (str(make_model("llama", root / name, seed)) for seed, name in enumerate(["instruct", "base"]))
+    config = ServeConfig(instruct=instruct, base=base, chat_template="lab", device_map="cpu")
+    return {form: open_pair(config.model_copy(update={"base_prompt": form})) for form in ("same", "plain")}
+
+
+def test_unset_options_are_the_defaults() -> None:
+    assert parse_options(pb.ScoreOptions()) == Options()
+
+
+def test_options_arrive_as_they_were_sent() -> None:
+    sent = pb.ScoreOptions(
+        normalization=pb.NORMALIZATION_MEAN,
+        beta=0.1,
+        eos_policy=pb.EOS_POLICY_EXCLUDE,
+        is_reference_free=True,
+        instruction="Be safe.",
+        instruction_scope=pb.INSTRUCTION_SCOPE_INSTRUCT_ONLY,
+        recipe=pb.RECIPE_WINNOW,
+    )
+    assert parse_options(sent) == Options("mean", 0.1, "exclude", True, "Be safe.", "instruct_only", "winnow")
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    [
+        ("normalization", "Normalization"),
+        ("eos_policy", "EosPolicy"),
+        ("instruction_scope", "InstructionScope"),
+        ("recipe", "Recipe"),
+    ],
+)
+def test_an_unknown_value_is_malformed(option: str, kind: str) -> None:
+    with pytest.raises(MalformedError, match=rf"options\.{option} 9 is no value of {kind}"):
+        parse_options(pb.ScoreOptions(**{option: 9}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_beta_that_is_no_scale_is_malformed(beta: float) -> None:
+    with pytest.raises(MalformedError, match=r"options\.beta"):
+        parse_options(pb.ScoreOptions(beta=beta))
+
+
+def test_rewardbench_is_the_sum_with_every_eos() -> None:
+    expected = Options("sum", 1.0, "include", recipe="rewardbench")
+    assert parse_options(pb.ScoreOptions(recipe=REWARDBENCH)) == expected
+    named = pb.ScoreOptions(
+        recipe=REWARDBENCH,
+        normalization=pb.NORMALIZATION_SUM,
+        eos_policy=pb.EOS_POLICY_INCLUDE,
+        beta=1.0,
+        is_reference_free=True,
+    )
+    assert parse_options(named) == replace(expected, is_reference_free=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "way_out"),
+    [
+        ("normalization", pb.NORMALIZATION_MEAN, "normalization sum"),
+        ("eos_policy", pb.EOS_POLICY_EXCLUDE, "eos_policy include"),
+        ("eos_policy", pb.EOS_POLICY_IF_FINISHED, "eos_policy include"),
+        ("beta", 0.1, "beta 1"),
+        ("instruction", "Be safe.", "no instruction"),
+    ],
+)
+def test_rewardbench_with_options_of_another_reward_is_malformed(option: str, value: Any, way_out: str) -> None:
+    with pytest.raises(MalformedError, match=f"recipe rewardbench goes with {way_out}; set it so or leave it unset"):
+        parse_options(pb.ScoreOptions(recipe=REWARDBENCH, **{option: value}))
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        (
+            pb.ScoreRequest(prompt_token_ids=PROMPT_IDS, completions=[TOKENS], options={"instruction": "Be safe."}),
+            "send the prompt as messages",
+        ),
+        (
+            pb.ScoreRequest(prompt_token_ids=PROMPT_IDS, completions=[TOKENS], options={"recipe": REWARDBENCH}),
+            "no token ids",
+        ),
+        (
+            pb.ScoreRequest(messages=MESSAGES, completions=[TEXT, TOKENS], options={"recipe": REWARDBENCH}),
+            "no token ids",
+        ),
+    ],
+)
+def test_token_ids_go_with_nothing_that_renders(request_: pb.ScoreRequest, problem: str) -> None:
+    with pytest.raises(MalformedError, match=problem):
+        parse_group(request_, 4)
+
+
+def test_an_instruction_before_a_completion_of_token_ids_is_fine() -> None:
+    request = pb.ScoreRequest(messages=MESSAGES, completions=[TOKENS], options={"instruction": "Be safe."})
+    assert len(parse_group(request, 4).completions) == 1
+
+
+def test_rewardbench_needs_one_tokenizer(pairs: dict[str, Pair]) -> None:
+    group = parse_group(pb.ScoreRequest(messages=MESSAGES, completions=[TEXT]), 4)
+    two = replace(pairs["same"], has_shared_tokenizer=False)
+    assert "one tokenizer" in two.refusal(group, Options(recipe="rewardbench"))
+    assert two.refusal(group, Options()) == ""
+
+
+def test_the_definition_names_all_that_decides(pairs: dict[str, Pair]) -> None:
+    pair = pairs["plain"]
+    options = Options("mean", 0.1, "exclude", instruction="Be safe.", instruction_scope="instruct_only")
+    instruct, base = pair.instruct.facts, pair.base.facts
+    assert reward_definition(pair, options) == pb.RewardDefinition(
+        recipe="winnow",
+        normalization="mean",
+        beta=0.1,
+        eos_policy="exclude",
+        base_prompt="plain",
+        instruction="Be safe.",
+        instruction_scope="instruct_only",
+        instruct_weight_hash=instruct.weight_hash,
+        base_weight_hash=base.weight_hash,
+        instruct_template_hash=instruct.template_hash,
+        base_template_hash=base.template_hash,
+    )
+    assert instruct.template_hash != base.template_hash
+
+
+def test_the_definition_is_the_same_for_what_makes_no_difference(pairs: dict[str, Pair]) -> None:
+    for options in (Options(is_reference_free=True), Options(eos_policy="include", recipe="rewardbench")):
+        assert reward_definition(pairs["same"], options) == reward_definition(pairs["plain"], options)
+    scoped = Options(instruction_scope="instruct_only")
+    assert reward_definition(pairs["same"], scoped) == reward_definition(pairs["same"], Options())
+    assert reward_definition(pairs["same"], Options()) != reward_definition(pairs["plain"], Options())

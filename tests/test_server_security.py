@@ -1,0 +1,298 @@
+"""Who may call: tokens, TLS, certificates of clients, and what a server refuses to start with; over real gRPC."""
+
+import datetime
+import ipaddress
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from reward_server.client import RewardClient
+from reward_server.pair import Pair, open_pair
+from reward_server.pb import reward_pb2 as pb
+from reward_server.pb.reward_pb2_grpc import RewardServiceStub
+from reward_server.security import check_exposure, is_loopback, read_tokens
+from reward_server.server import check_access, serve
+from tests.served import Served, served
+from tests.tiny_models import make_model
+from winnow.errors import ServerError, UsageError
+from winnow.serve_config import ServeConfig, TlsConfig
+
+TOKEN, OTHER = "0123456789abcdef-one", "0123456789abcdef-two"
+HI = [{"role": "user", "content": "Hi"}]
+
+
+class Authority:
+    """Makes certificates that it signs itself."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.path = folder / f"{name}.pem"
+        self.path.write_bytes(pem(self._signed(self.name, self.key, is_authority=True)))
+
+    def certificate(self, name: str) -> tuple[str, str]:
+        """Paths of a certificate for `name` on this machine, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate, own_key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        certificate.write_bytes(pem(self._signed(subject, key, is_authority=False)))
+        plain = serialization.NoEncryption()
+        own_key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+        return str(certificate), str(own_key)
+
+    def _signed(self, subject: x509.Name, key: Any, *, is_authority: bool) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(here, critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("pki"), "ca")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
+    root = tmp_path_factory.mktemp("pair")
+    folders = [make_model("llama", root / name, seed) for seed, name in enumerate(["instruct", "base"])]
+    return ServeConfig(
+        instruct=str(folders[0]),
+        base=str(folders[1]),
+        chat_template="lab",
+        listen="127.0.0.1:0",
+        dtype="float32",
+        device_map="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def pair(config: ServeConfig) -> Pair:
+    return open_pair(config)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> str:
+    path = tmp_path / "tokens"
+    path.write_text(f"# who may call\nalice {TOKEN}\n\nbob {OTHER}\n")
+    return str(path)
+
+
+@pytest.fixture
+def guarded(config: ServeConfig, pair: Pair, token_file: str) -> Iterator[Served]:
+    with served(config.model_copy(update={"token_file": token_file}), pair) as server:
+        yield server
+
+
+@pytest.mark.parametrize("token", [TOKEN, OTHER])
+def test_a_known_token_opens_every_method(guarded: Served, token: str) -> None:
+    with RewardClient(guarded.address, timeout_s=60, token=token) as client:
+        assert client.score(HI, ["yes"])[0].status == "ok"
+    with grpc.insecure_channel(guarded.address) as channel:
+        stub: Any = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
+        bearer = [("authorization", f"Bearer {token}")]
+        assert list(stub.ScoreStream(iter([]), timeout=30, metadata=bearer)) == []
+
+
+@pytest.mark.parametrize("header", ["", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer ", TOKEN])
+def test_anything_else_is_unauthenticated_streams_and_reflection_included(guarded: Served, header: str) -> None:
+    metadata = [("authorization", header)] if header else []
+    with grpc.insecure_channel(guarded.address) as channel:
+        stub: Any = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
+        calls: list[Callable[[], Any]] = [
+            lambda: stub.Score(pb.ScoreRequest(), timeout=30, metadata=metadata),
+            lambda: stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=30, metadata=metadata),
+            lambda: list(stub.ScoreStream(iter([]), timeout=30, metadata=metadata)),
+            ProtoReflectionDescriptorDatabase(channel).get_services,
+        ]
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            assert TOKEN not in str(caught.value)
+    assert guarded.metric("winnow_refused_total", reason="unauthenticated") == len(calls)
+
+
+def test_health_needs_no_token(guarded: Served) -> None:
+    with grpc.insecure_channel(guarded.address) as channel:
+        response = HealthStub(channel).Check(HealthCheckRequest(), timeout=30)
+    assert response.status == HealthCheckResponse.SERVING
+
+
+def test_a_caller_is_known_by_its_token_s_name(guarded: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="winnow.calls")
+    with RewardClient(guarded.address, timeout_s=60, token=OTHER) as client:
+        client.score(HI, ["yes"])
+    assert '"client": "bob"' in caplog.text
+    assert OTHER not in caplog.text
+
+
+def test_tls_serves_who_trusts_its_authority(config: ServeConfig, pair: Pair, authority: Authority) -> None:
+    certificate, key = authority.certificate("server")
+    secure = config.model_copy(update={"tls": TlsConfig(certificate=certificate, key=key)})
+    with served(secure, pair) as server:
+        with RewardClient(server.address, timeout_s=60, tls_ca=authority.path) as client:
+            assert client.score(HI, ["yes"])[0].status == "ok"
+        with RewardClient(server.address, timeout_s=3) as plain, pytest.raises(ServerError):
+            plain.server_info()
+
+
+def test_mutual_tls_knows_callers_by_their_certificates(
+    config: ServeConfig, pair: Pair, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="winnow.calls")
+    certificate, key = authority.certificate("server")
+    mutual = TlsConfig(certificate=certificate, key=key, client_ca=str(authority.path))
+    own_certificate, own_key = authority.certificate("carol")
+    stranger_certificate, stranger_key = Authority(tmp_path, "other").certificate("mallory")
+    with served(config.model_copy(update={"tls": mutual}), pair) as server:
+        ways: dict[str, Any] = {"timeout_s": 60, "tls_ca": authority.path}
+        with RewardClient(server.address, **ways, tls_certificate=own_certificate, tls_key=own_key) as client:
+            assert client.score(HI, ["yes"])[0].status == "ok"
+        ways["timeout_s"] = 3
+        strangers: list[dict[str, Any]] = [{}, {"tls_certificate": stranger_certificate, "tls_key": stranger_key}]
+        for theirs in strangers:
+            with RewardClient(server.address, **ways, **theirs) as stranger, pytest.raises(ServerError):
+                stranger.server_info()
+    assert '"client": "carol"' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, "anyone could call"),
+        ({"token_file": "tokens"}, "tokens would travel in plain text"),
+        ({"tls": TlsConfig(certificate="c", key="k")}, "anyone could call"),
+    ],
+)
+@pytest.mark.parametrize("listen", ["0.0.0.0:50051", "[::]:50051", "192.0.2.1:50051"])
+def test_listening_beyond_loopback_is_refused_with_the_ways_out(
+    config: ServeConfig, listen: str, changes: dict[str, Any], problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    exposed = config.model_copy(update={"listen": listen, **changes})
+    with pytest.raises(UsageError, match=f"{problem}.*allow_insecure: true"):
+        check_exposure(exposed)
+    check_exposure(exposed.model_copy(update={"allow_insecure": True}))
+    assert "INSECURE" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"listen": "0.0.0.0:50051", "tls": TlsConfig(certificate="c", key="k", client_ca="a")},
+        {"listen": "0.0.0.0:50051", "tls": TlsConfig(certificate="c", key="k"), "token_file": "tokens"},
+        {"listen": "localhost:50051"},
+        {"listen": "127.0.0.1:50051", "token_file": "tokens", "metrics_listen": "127.0.0.1:9090"},
+    ],
+)
+def test_what_others_cannot_use_may_listen(config: ServeConfig, changes: dict[str, Any]) -> None:
+    check_exposure(config.model_copy(update=changes))
+
+
+def test_metrics_beyond_loopback_are_refused_whatever_guards_the_calls(config: ServeConfig) -> None:
+    tls = TlsConfig(certificate="c", key="k", client_ca="a")
+    with pytest.raises(UsageError, match=r"metrics_listen 0\.0\.0\.0:9090 is open"):
+        check_exposure(config.model_copy(update={"metrics_listen": "0.0.0.0:9090", "tls": tls}))
+
+
+def test_serve_refuses_before_it_loads_anything(config: ServeConfig) -> None:
+    absent = config.model_copy(update={"listen": "0.0.0.0:0", "instruct": "./no/such/model"})
+    with pytest.raises(UsageError, match="anyone could call"):
+        serve(absent)
+
+
+def test_loopback_is_known_by_number_and_name() -> None:
+    assert all(map(is_loopback, ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "localhost:1"]))
+    assert not any(map(is_loopback, ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "nowhere.invalid:1"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [("", "holds no token"), ("# none\n", "holds no token"), (f"\n{TOKEN}\n", "line 2: should be NAME TOKEN")],
+)
+def test_a_token_file_that_cannot_be_used_is_one_line_without_the_token(
+    tmp_path: Path, content: str, error: str
+) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=error) as caught:
+        read_tokens(str(path))
+    assert TOKEN not in str(caught.value)
+
+
+def test_certificates_that_cannot_be_used_are_one_line(
+    config: ServeConfig, authority: Authority, tmp_path: Path
+) -> None:
+    certificate, key = authority.certificate("server")
+    _, other_key = authority.certificate("other")
+    (tmp_path / "noise").write_text("no certificate")
+    wrong = {
+        "tls.key '/no/such/file' cannot be read": TlsConfig(certificate=certificate, key="/no/such/file"),
+        "are no pair": TlsConfig(certificate=certificate, key=other_key),
+        "no pair of PEM files": TlsConfig(certificate=str(tmp_path / "noise"), key=key),
+        "holds no PEM certificate": TlsConfig(certificate=certificate, key=key, client_ca=str(tmp_path / "noise")),
+    }
+    for error, tls in wrong.items():
+        with pytest.raises(UsageError, match=error) as caught:
+            check_access(config.model_copy(update={"tls": tls}))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_message_beyond_the_limit_is_refused_for_good(config: ServeConfig, pair: Pair) -> None:
+    with (
+        served(config.model_copy(update={"max_message_bytes": 1000}), pair) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub: Any = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
+        assert stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=30).max_message_bytes == 1000
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Score(pb.ScoreRequest(request_id="x" * 2000), timeout=30)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not caught.value.trailing_metadata()
+
+
+def test_metrics_are_read_over_http(config: ServeConfig, pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with served(config.model_copy(update={"metrics_listen": "127.0.0.1:0"}), pair) as server:
+        with RewardClient(server.address, timeout_s=60) as client:
+            client.score(HI, ["yes", ""])
+        line = next(record.getMessage() for record in caplog.records if "/metrics" in record.getMessage())
+        with urlopen(line.removeprefix("metrics at "), timeout=30) as response:
+            page = response.read().decode()
+    for expected in (
+        'winnow_calls_total{code="OK",method="Score"} 1.0',
+        'winnow_completions_total{status="ok"} 1.0',
+        'winnow_completions_total{status="empty_completion"} 1.0',
+        "winnow_queue_tokens 0.0",
+        "winnow_queue_groups 0.0",
+        "winnow_batch_tokens_count 1.0",
+        "winnow_compute_seconds_count 1.0",
+        "winnow_cache_misses 2.0",
+    ):
+        assert expected in page
