@@ -21,7 +21,7 @@ check: .venv/ready           ## lint, types, generated stubs up to date
 	$(BIN)/python proto/generate.py --check
 
 test-vllm: .venv-vllm/ready  ## the vLLM engine, on vLLM's CPU build
-	$(TESTING) VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm_sampling.py tests/test_vllm_round.py
+	$(TESTING) VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm_sampling.py tests/test_vllm_round.py tests/test_vllm_scoring.py
 
 clean:
 	rm -rf .venv .venv-vllm runs

@@ -16,8 +16,9 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from reward_server.answers import ScoredGroup, scored_group
-from reward_server.calls import Course, RetryPolicy, Servers, failure_of
-from reward_server.channels import CHECK_HEALTH, SCORE, SERVER_INFO, Access, Address, File, Link
+from reward_server.calls import Course, RetryPolicy, Servers, check_timeout, failure_of
+from reward_server.certificates import File
+from reward_server.channels import CHECK_HEALTH, SCORE, SERVER_INFO, Access, Address, Link
 from reward_server.groups import (
     CompletionContent,
     Group,
@@ -25,13 +26,15 @@ from reward_server.groups import (
     OptionKeywords,
     Prompt,
     RewardOptions,
+    has_completions,
     limits_of,
+    listed,
     options_of,
     requests_of,
 )
 from reward_server.pb import reward_pb2 as pb
 from reward_server.streams import POLL, SERVICE_NAME, Progress, check_concurrency, is_time_to_answer
-from winnow.errors import ServerError
+from winnow.errors import ServerError, UsageError
 
 
 class AsyncRewardClient:
@@ -49,12 +52,14 @@ class AsyncRewardClient:
         retries: RetryPolicy | None = None,
     ) -> None:
         self._access = Access(address, token, tls_ca, tls_certificate, tls_key)
+        self._access.credentials()  # of a file that cannot be used this raises here and not at the first call
         self.address = ",".join(self._access.addresses)
-        self.timeout_s = timeout_s
+        self.timeout_s = check_timeout(timeout_s)
         self._retries = retries or RetryPolicy()
         self._servers = Servers(self._access.addresses)
         self._links: list[Link] = []
         self._limits: Limits | None = None
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s:g})"
@@ -69,6 +74,7 @@ class AsyncRewardClient:
 
     async def close(self) -> None:
         """Close the connections; calls in progress end."""
+        self._is_closed = True
         links, self._links = self._links, []
         for link in links:
             await link.channel.close()
@@ -81,8 +87,7 @@ class AsyncRewardClient:
         **keywords: Unpack[OptionKeywords],
     ) -> ScoredGroup:
         """As `RewardClient.score`."""
-        listed: Any = completions if isinstance(completions, str) else list(completions)
-        return await self._score(Group(messages, listed), options_of(options, keywords))
+        return await self._score(Group(messages, listed(completions)), options_of(options, keywords))
 
     async def score_many(
         self,
@@ -137,7 +142,7 @@ class AsyncRewardClient:
 
     async def _score(self, group: Group, options: RewardOptions) -> ScoredGroup:
         course = Course(self._servers, self._retries, self.timeout_s)
-        requests = requests_of(group, options, await self._known_limits(course)) if group.completions else []
+        requests = requests_of(group, options, await self._known_limits(course)) if has_completions(group) else []
         responses = [await self._call(SCORE, request, course) for request in requests]
         return scored_group(requests, responses, options)
 
@@ -148,6 +153,8 @@ class AsyncRewardClient:
 
     async def _call(self, method: Callable[[Link], Any], request: Any, course: Course) -> Any:
         """The answer of whichever server gives it. Raises ServerError, UsageError."""
+        if self._is_closed:
+            raise UsageError("this client is closed; make a new one")
         if not self._links:  # channels belong to the running loop, so they are made here
             self._links = self._access.links(grpc.aio)
         while True:

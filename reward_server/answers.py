@@ -68,6 +68,7 @@ def scored_group(
                 "run a server of this version"
             )
     definitions = {_definition(response.definition) for response in responses}
+    _check_followed(definitions, options)
     if len(definitions) > 1:
         raise ServerError(
             "the servers give rewards of different definitions, which do not compare; let all of them load the same "
@@ -75,6 +76,17 @@ def scored_group(
         )
     scores = (_scored(score, options) for response in responses for score in response.completions)
     return ScoredGroup(scores, next(iter(definitions), None))
+
+
+def _check_followed(definitions: Iterable[Definition], options: RewardOptions) -> None:
+    """Raise ServerError where a server passed over an option: one that is older than the option does so in silence."""
+    for name in ("recipe", "instruction"):
+        asked = getattr(options, name)
+        is_default = asked == getattr(RewardOptions, name)
+        if not is_default and any(getattr(definition, name) != asked for definition in definitions):
+            raise ServerError(
+                f"the reward server passed over the option {name}: it is older than that; run a server of this version"
+            )
 
 
 def _definition(definition: pb.RewardDefinition) -> Definition:

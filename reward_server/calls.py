@@ -25,6 +25,8 @@ import grpc
 from winnow.errors import ServerBusyError, ServerError, UsageError, WinnowError
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+# Three years. gRPC takes no much longer deadline, nor an endless one.
+MAX_TIMEOUT_S = 1e8
 # A server that stops cancels the calls in progress; those that this side cancels never come back here.
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
@@ -45,6 +47,13 @@ class Failure:
     code: grpc.StatusCode
     details: str
     pushback_s: float | None = None
+
+
+def check_timeout(timeout_s: float) -> float:
+    """The timeout, in seconds. Raises UsageError for what is none."""
+    if not (isinstance(timeout_s, int | float) and 0 < timeout_s <= MAX_TIMEOUT_S):
+        raise UsageError(f"timeout_s {timeout_s!r} should be a number of seconds above 0, at most {MAX_TIMEOUT_S:g}")
+    return timeout_s
 
 
 def failure_of(error: Any) -> Failure:
@@ -91,7 +100,8 @@ def _failed(code: grpc.StatusCode, details: str, address: str) -> str:
     if code in AWAY:
         return (
             f"no reward server answers at {address} ({details}); start one with `winnow serve --instruct DIR "
-            "--base DIR --listen HOST:PORT`, or check the address and whether both sides use TLS"
+            "--base DIR --listen HOST:PORT`, or check the address, and whether both sides use TLS and take "
+            "each other's certificate"
         )
     if code == grpc.StatusCode.UNAUTHENTICATED:
         return f"the reward server at {address} does not know the caller ({details}); give token= or --token-file"

@@ -6,20 +6,20 @@
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from reward_server.certificates import File, read_authorities, read_file, read_pair
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from winnow.errors import UsageError
 
 Address = str | Sequence[str]
-File = str | Path
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     # The server's own limits hold, and the client keeps to them (reward_server/groups.py).
@@ -34,6 +34,10 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
+
+# HOST:PORT, with a number in brackets for IPv6; and gRPC's own names of other kinds.
+PLAIN = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})")
+NAMED = re.compile(r"(dns|unix|unix-abstract|ipv4|ipv6|xds|vsock):\S+")
 
 # The methods of a Link.
 SCORE = attrgetter("rewards.Score")
@@ -70,13 +74,15 @@ class Access:
         if self.token is not None and (not self.token.isascii() or len(self.token.split()) != 1):
             raise UsageError("the token should be one word of ASCII characters")
         for address in self.addresses:
-            if ":" not in address:
+            if not _is_address(address):
                 raise UsageError(f"address {address!r} should be HOST:PORT, like localhost:50051")
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Every address, at least one."""
         parts = self.address.split(",") if isinstance(self.address, str) else self.address
+        if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+            raise UsageError(f"address {self.address!r} should be HOST:PORT, like localhost:50051, or a list of such")
         addresses = tuple(part.strip() for part in parts if part.strip())
         if not addresses:
             raise UsageError("no address of a reward server; give HOST:PORT, or several of them")
@@ -89,17 +95,20 @@ class Access:
 
     def links(self, grpc_like: Any) -> list[Link]:
         """A link to each address; `grpc_like` is grpc or grpc.aio. Raises UsageError."""
-        credentials = self._credentials()
+        credentials = self.credentials()
         if credentials is None:
             return [Link(grpc_like.insecure_channel(one, options=OPTIONS)) for one in self.addresses]
         return [Link(grpc_like.secure_channel(one, credentials, options=OPTIONS)) for one in self.addresses]
 
-    def _credentials(self) -> grpc.ChannelCredentials | None:
-        """What TLS needs; None for plain text. Raises UsageError for a file that cannot be read."""
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """What TLS needs; None for plain text. Raises UsageError for a file that cannot be used."""
         if self.tls_ca is None and self.tls_certificate is None:
             return None
-        files = (self.tls_ca, self.tls_key, self.tls_certificate)
-        return grpc.ssl_channel_credentials(*(None if path is None else _read(path) for path in files))
+        authorities = None if self.tls_ca is None else read_authorities(self.tls_ca, "tls_ca")
+        if self.tls_certificate is None or self.tls_key is None:
+            return grpc.ssl_channel_credentials(authorities)
+        certificate, key = read_pair(self.tls_certificate, self.tls_key, ("tls_certificate", "tls_key"))
+        return grpc.ssl_channel_credentials(authorities, key, certificate)
 
 
 def open_access(
@@ -114,16 +123,14 @@ def open_access(
     return Access(address, token, tls_ca, tls_certificate, tls_key)
 
 
+def _is_address(address: str) -> bool:
+    plain = PLAIN.fullmatch(address)
+    return (plain is not None and 0 < int(plain[2]) < 65536) or NAMED.fullmatch(address) is not None
+
+
 def read_token(path: File) -> str:
     """The token in a file that holds it alone or as `NAME TOKEN`. Raises UsageError, which never shows it."""
-    words = _read(path).decode(errors="replace").split()
+    words = read_file(path, "token file").decode(errors="replace").split()
     if len(words) not in (1, 2):
         raise UsageError(f"token file {str(path)!r} should hold one line, TOKEN or NAME TOKEN, not {len(words)} words")
     return words[-1]
-
-
-def _read(path: File) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be read: {error.strerror}; give the path of a file") from None

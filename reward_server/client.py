@@ -25,8 +25,9 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from reward_server.aio_client import AsyncRewardClient
 from reward_server.answers import Definition, ScoredCompletion, ScoredGroup, scored_group
-from reward_server.calls import Course, RetryPolicy, Servers, failure_of
-from reward_server.channels import CHECK_HEALTH, SCORE, SERVER_INFO, Access, Address, File, Link, read_token
+from reward_server.calls import Course, RetryPolicy, Servers, check_timeout, failure_of
+from reward_server.certificates import File
+from reward_server.channels import CHECK_HEALTH, SCORE, SERVER_INFO, Access, Address, Link, read_token
 from reward_server.groups import (
     CompletionContent,
     CompletionText,
@@ -35,13 +36,15 @@ from reward_server.groups import (
     OptionKeywords,
     Prompt,
     RewardOptions,
+    has_completions,
     limits_of,
+    listed,
     options_of,
     requests_of,
 )
 from reward_server.pb import reward_pb2 as pb
 from reward_server.streams import POLL, SERVICE_NAME, Progress, check_concurrency, is_time_to_answer
-from winnow.errors import ServerError
+from winnow.errors import ServerError, UsageError
 
 __all__ = [
     "RewardClient",
@@ -83,7 +86,7 @@ class RewardClient:
     ) -> None:
         access = Access(address, token, tls_ca, tls_certificate, tls_key)
         self.address = ",".join(access.addresses)
-        self.timeout_s = timeout_s
+        self.timeout_s = check_timeout(timeout_s)
         self._retries = retries or RetryPolicy()
         self._metadata = access.metadata
         self._servers = Servers(access.addresses)
@@ -118,7 +121,7 @@ class RewardClient:
         Raises ServerError when no server can be reached or it fails, UsageError when the request is malformed.
         """
         chosen = options_of(options, keywords)
-        return self._score(Group(messages, _listed(completions)), chosen, _Scope())
+        return self._score(Group(messages, listed(completions)), chosen, _Scope())
 
     def score_many(
         self,
@@ -166,7 +169,7 @@ class RewardClient:
 
     def _score(self, group: Group, options: RewardOptions, scope: "_Scope") -> ScoredGroup:
         course = Course(self._servers, self._retries, self.timeout_s)
-        requests = requests_of(group, options, self._known_limits(course, scope)) if group.completions else []
+        requests = requests_of(group, options, self._known_limits(course, scope)) if has_completions(group) else []
         responses = [self._call(SCORE, request, course, scope) for request in requests]
         return scored_group(requests, responses, options)
 
@@ -180,7 +183,10 @@ class RewardClient:
         """The answer of whichever server gives it. Raises ServerError, UsageError."""
         while True:
             with course.server() as index:
-                call = method(self._links[index]).future(request, timeout=course.left_s, metadata=self._metadata)
+                try:
+                    call = method(self._links[index]).future(request, timeout=course.left_s, metadata=self._metadata)
+                except ValueError:  # what gRPC says of a closed channel
+                    raise UsageError("this client is closed; make a new one") from None
                 try:
                     return scope.result(call)
                 except grpc.RpcError as error:
@@ -237,7 +243,3 @@ def _in_order(function: Callable[[Item], Result], items: Iterable[Item], workers
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _listed(completions: Any) -> Any:
-    return completions if isinstance(completions, str) else list(completions)

@@ -3,12 +3,14 @@
     group + options + the server's limits -> ScoreRequest, ...
 
 One request where the group fits the limits; else several, in order, each with the whole prompt, which then costs once
-for each of them.
+for each of them. Under recipe rewardbench a group is never split: there the longest completion of a request decides
+what is cut of all.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
 from reward_server.pb import reward_pb2 as pb
@@ -51,11 +53,14 @@ class Group:
 
 @dataclass(frozen=True)
 class RewardOptions:
-    """How the reward is made; proto/winnow/v1/reward.proto says what each option means. Raises UsageError."""
+    """How the reward is made; proto/winnow/v1/reward.proto says what each option means. Raises UsageError.
+
+    `eos_policy` None is the recipe's own: if_finished, or include under recipe rewardbench, which takes no other.
+    """
 
     normalization: Normalization = "sum"
     beta: float = 1.0
-    eos_policy: EosPolicy = "if_finished"
+    eos_policy: EosPolicy | None = None
     is_reference_free: bool = False
     want_token_logprobs: bool = False
     instruction: str = ""
@@ -63,8 +68,14 @@ class RewardOptions:
     recipe: Recipe = "winnow"
 
     def __post_init__(self) -> None:
+        for option, kind in _KINDS.items():
+            if not isinstance(value := getattr(self, option), kind):
+                raise UsageError(f"{option} {value!r} should be {_KIND_NAMES[kind]}, is {_shape(value)}")
+        if any("\ud800" <= character <= "\udfff" for character in self.instruction):
+            raise UsageError("the instruction is no Unicode text: it holds half of a surrogate pair")
         for option, enum in _ENUMS.items():
-            _check_choice(option, getattr(self, option), enum)
+            if not (option == "eos_policy" and self.eos_policy is None):
+                _check_choice(option, getattr(self, option), enum)
         if not (math.isfinite(self.beta) and self.beta > 0):
             raise UsageError(f"beta {self.beta} should be a finite number above 0")
 
@@ -74,7 +85,7 @@ class OptionKeywords(TypedDict, total=False):
 
     normalization: Normalization
     beta: float
-    eos_policy: EosPolicy
+    eos_policy: EosPolicy | None
     is_reference_free: bool
     want_token_logprobs: bool
     instruction: str
@@ -90,12 +101,33 @@ class Limits:
     max_message_bytes: int
 
 
+_KINDS: dict[str, Any] = {
+    "beta": Real,
+    "is_reference_free": bool,
+    "want_token_logprobs": bool,
+    "instruction": str,
+}
+_KIND_NAMES = {Real: "a number", bool: "True or False", str: "a text"}
 _ENUMS: dict[str, Any] = {
     "normalization": pb.Normalization,
     "eos_policy": pb.EosPolicy,
     "instruction_scope": pb.InstructionScope,
     "recipe": pb.Recipe,
 }
+
+
+def listed(completions: Any) -> list[CompletionContent]:
+    """The completions as a list. Raises UsageError for what is none, one text above all."""
+    if isinstance(completions, str | bytes | Mapping) or not isinstance(completions, Iterable):
+        raise UsageError(f"completions should be a list of completions, not {_shape(completions)}")
+    return list(completions)
+
+
+def has_completions(group: Group) -> bool:
+    """Whether there is anything to ask. Raises UsageError for what is no group."""
+    if not isinstance(group, Group):
+        raise UsageError(f"a group should be Group(messages, completions), is {_shape(group)}")
+    return bool(listed(group.completions))
 
 
 def options_of(options: RewardOptions | None, keywords: OptionKeywords) -> RewardOptions:
@@ -112,11 +144,21 @@ def limits_of(info: pb.GetServerInfoResponse) -> Limits:
 
 def requests_of(group: Group, options: RewardOptions, limits: Limits) -> list[pb.ScoreRequest]:
     """The requests of a group, each within the limits; none where there is no completion. Raises UsageError."""
-    if isinstance(group.completions, str):
-        raise UsageError("completions should be a list of completions, not one text")
-    shell = _prompt_request(group.messages, options)
-    completions = [_completion(one) for one in group.completions]
+    try:
+        shell = _prompt_request(group.messages, options)
+        completions = [_completion(one, index) for index, one in enumerate(group.completions)]
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"a text is no Unicode: its character {error.start} is half of a surrogate pair; take it out"
+        ) from None
     room = limits.max_message_bytes - shell.ByteSize() - FRAME_BYTES
+    pieces = list(_pieces(completions, options, limits.max_completions, room))
+    if len(pieces) > 1 and options.recipe == "rewardbench":
+        raise UsageError(
+            f"recipe rewardbench cuts by the longest completion of a request, and these {len(completions)} completions "
+            f"need {len(pieces)} requests; send its pairs as groups of two, or raise the server's max_completions or "
+            "max_message_bytes"
+        )
     return [
         pb.ScoreRequest(
             messages=shell.messages if shell.HasField("messages") else None,
@@ -124,7 +166,7 @@ def requests_of(group: Group, options: RewardOptions, limits: Limits) -> list[pb
             completions=piece,
             options=shell.options,
         )
-        for piece in _pieces(completions, options, limits.max_completions, room)
+        for piece in pieces
     ]
 
 
@@ -162,35 +204,52 @@ def _message_bytes(completion: pb.Completion, options: RewardOptions) -> int:
 def _prompt_request(prompt: Prompt, options: RewardOptions) -> pb.ScoreRequest:
     """A request without completions. Raises UsageError."""
     request = pb.ScoreRequest(options=_wire_options(options))
-    for item in prompt:
-        if isinstance(item, int):
-            request.prompt_token_ids.ids.append(item)
-        elif isinstance(item, Mapping) and all(isinstance(item.get(key), str) for key in ("role", "content")):
-            request.messages.messages.add(role=item["role"], content=item["content"])
-        else:
+    if isinstance(prompt, str | bytes | Mapping) or not isinstance(prompt, Iterable):
+        raise UsageError(f"a prompt should be a list of messages or of token ids, is {_shape(prompt)}")
+    items: list[Any] = list(prompt)
+    if items and all(isinstance(item, Integral) for item in items):
+        request.prompt_token_ids.CopyFrom(_token_ids(items, "the prompt"))
+        return request
+    for item in items:
+        if not (isinstance(item, Mapping) and all(isinstance(item.get(key), str) for key in ("role", "content"))):
             raise UsageError(f"a message needs role and content, both texts; this one is {_shape(item)}")
+        request.messages.messages.add(role=item["role"], content=item["content"])
     return request
 
 
 def _shape(item: object) -> str:
+    if isinstance(item, str):
+        return "one text"
     if isinstance(item, Mapping):
         return ", ".join(f"{key}: {type(value).__name__}" for key, value in item.items()) or "empty"
     return f"a {type(item).__name__}"
 
 
-def _completion(content: CompletionContent) -> pb.Completion:
+def _completion(content: CompletionContent, index: int) -> pb.Completion:
+    """A completion as a message. Raises UsageError."""
     if isinstance(content, str):
         content = CompletionText(content)
-    if isinstance(content, CompletionText):
-        return pb.Completion(text=pb.CompletionText(text=content.text, is_finished=content.is_finished))
-    return pb.Completion(token_ids=pb.TokenIds(ids=content))
+    if isinstance(content, CompletionText) and isinstance(content.text, str):
+        return pb.Completion(text=pb.CompletionText(text=content.text, is_finished=bool(content.is_finished)))
+    if isinstance(content, bytes | Mapping | CompletionText) or not isinstance(content, Iterable):
+        raise UsageError(
+            f"completion {index} should be a text, a CompletionText or a list of token ids, is {_shape(content)}"
+        )
+    return pb.Completion(token_ids=_token_ids(content, f"completion {index}"))
+
+
+def _token_ids(ids: Iterable[int], what: str) -> pb.TokenIds:
+    try:
+        return pb.TokenIds(ids=ids)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what} should be token ids, whole numbers from 0 to 2**32 - 1 ({error})") from None
 
 
 def _wire_options(options: RewardOptions) -> pb.ScoreOptions:
     return pb.ScoreOptions(
         normalization=_enum_name("normalization", options.normalization),
         beta=options.beta,
-        eos_policy=_enum_name("eos_policy", options.eos_policy),
+        eos_policy=None if options.eos_policy is None else _enum_name("eos_policy", options.eos_policy),
         is_reference_free=options.is_reference_free,
         want_token_logprobs=options.want_token_logprobs,
         instruction=options.instruction,

@@ -19,6 +19,9 @@ from winnow.chat import Chat, ScoredPair
 from winnow.errors import ChatError
 from winnow.records import Message
 
+# Rendering takes time by the square of the messages; so many take half a second, and everybody waits for it.
+MAX_MESSAGES = 512
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -208,6 +211,12 @@ def _messages(prompt: Conversation | Ids) -> list[Message]:
     """The prompt as messages of known roles. Raises UnscorableError."""
     if isinstance(prompt, Ids):
         raise UnscorableError("invalid_conversation", "a prompt of token ids needs completions of token ids")
+    if len(prompt.turns) > MAX_MESSAGES:
+        raise UnscorableError(
+            "too_long",
+            f"the prompt has {len(prompt.turns)} messages, more than {MAX_MESSAGES}; leave out the first, or send "
+            "token ids",
+        )
     messages = []
     for role, content in prompt.turns:
         try:

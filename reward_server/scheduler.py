@@ -4,7 +4,8 @@
     a thread       the loop         a thread
 
 Rendering overlaps with computing and never stops it. A batch holds groups of several callers. One that fails is
-computed again group by group, so that only the group to blame fails. A caller that leaves frees its group's place.
+computed again group by group, so that only the group to blame fails. After MAX_FAILED_BATCHES that failed whole, health
+says so, until one succeeds. A caller that leaves frees its group's place.
 """
 
 import asyncio
@@ -19,6 +20,12 @@ from reward_server.fair_queue import FairQueue, QueueFullError, Ticket, TooLateE
 from reward_server.monitoring import Metrics
 from reward_server.pair import Outcome, Pair, Side, Work
 from winnow.serve_config import QueueConfig
+
+# So many batches in a row of which nothing could be computed: the engine is broken, not a group.
+MAX_FAILED_BATCHES = 3
+
+# How long the first of several calls that come together waits for the others, so that they make one batch.
+GATHER_S = 0.002
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +64,26 @@ Group = Ticket[Waiting]
 class Scheduler:
     """Computes the works of all callers on one pair. Belongs to the running event loop."""
 
-    def __init__(self, pair: Pair, limits: QueueConfig, batch_tokens: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        limits: QueueConfig,
+        batch_tokens: int,
+        metrics: Metrics,
+        worker: ThreadPoolExecutor | None = None,
+    ) -> None:
         # A turn is worth a batch: with less, callers of one group each would wait for as many turns as it costs.
         self.queue: FairQueue[Waiting] = FairQueue(limits.max_tokens, limits.max_groups, quantum=batch_tokens)
         self.is_computing = False
+        self._num_failed = 0
+        self.on_health: Callable[[bool], None] = lambda is_healthy: None
         self._pair = pair
         self._batch_tokens = batch_tokens
         self._metrics = metrics
         self._num_preparing = 0
         # One thread: a fast tokenizer refuses to be borrowed by two.
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+        self._worker = worker or compute_worker()
         self._has_work = asyncio.Event()
         self._has_room = asyncio.Event()
         self._running = asyncio.ensure_future(self._run())
@@ -129,7 +145,9 @@ class Scheduler:
     async def _run(self) -> None:
         """Compute batch after batch."""
         while True:
-            await self._has_work.wait()
+            if not self._has_work.is_set():
+                await self._has_work.wait()
+                await asyncio.sleep(GATHER_S)
             batch, late = self.queue.take(self._batch_tokens, time.monotonic())
             self._made_room()
             for ticket in late:
@@ -140,6 +158,17 @@ class Scheduler:
             if not self.queue.groups:
                 self._has_work.clear()
 
+    def _note(self, *, is_failed: bool) -> None:
+        """Tell when batch after batch has failed, and when one succeeds again."""
+        was_healthy = self._num_failed < MAX_FAILED_BATCHES
+        self._num_failed = self._num_failed + 1 if is_failed else 0
+        is_healthy = self._num_failed < MAX_FAILED_BATCHES
+        if is_healthy != was_healthy:
+            log.warning(
+                "the engine computes again" if is_healthy else "the engine fails batch after batch: NOT_SERVING"
+            )
+            self.on_health(is_healthy)
+
     async def _compute(self, batch: Sequence[Group]) -> None:
         started = time.monotonic()
         works = [ticket.item.work for ticket in batch]
@@ -149,6 +178,7 @@ class Scheduler:
         ended = time.monotonic()
         self.queue.finished(ended)
         self._metrics.computed(sum(ticket.tokens for ticket in batch), ended - started)
+        self._note(is_failed=all(isinstance(result, Exception) for result in results))
         for ticket, result in zip(batch, results, strict=True):
             self._metrics.queue_s.observe(started - ticket.arrived)
             if isinstance(result, Exception):
@@ -158,6 +188,15 @@ class Scheduler:
                 ticket.item.result.set_result(
                     Scored(outcomes, ticket.tokens, num_cached, started - ticket.arrived, ended - started)
                 )
+
+
+def compute_worker() -> ThreadPoolExecutor:
+    """The one thread that computes. Models are best loaded in it too, since loading computes.
+
+    OpenMP keeps a team of threads for each thread that computes; two teams outnumber the cores, and then wait for each
+    other in a slower way: a batch on two cores took a third longer.
+    """
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
 
 
 Result = tuple[list[Outcome], int] | Exception

@@ -12,14 +12,13 @@ import hmac
 import ipaddress
 import logging
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
 
+from reward_server.certificates import read_authorities, read_file, read_pair
 from winnow.errors import UsageError
 from winnow.serve_config import ServeConfig, TlsConfig
 
@@ -77,7 +76,13 @@ async def _unauthenticated(request_iterator: Any, context: Any) -> None:
 
 def read_tokens(path: str) -> Tokens:
     """The tokens of a file of `NAME TOKEN` lines. Raises UsageError, which never shows a token."""
-    lines = [line.split() for line in _read(path, "token_file").splitlines()]
+    try:
+        text = read_file(path, "token_file").decode()
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"token_file {path!r} cannot be read (is no text); write a token a line as NAME TOKEN"
+        ) from None
+    lines = [line.split() for line in text.splitlines()]
     named = [(number, words) for number, words in enumerate(lines, 1) if words and not words[0].startswith("#")]
     for number, words in named:
         if len(words) != 2:
@@ -89,23 +94,9 @@ def read_tokens(path: str) -> Tokens:
 
 def tls_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
     """What the port needs. Raises UsageError for files that are missing, malformed or do not fit together."""
-    key, certificate = _read(tls.key, "tls.key"), _read(tls.certificate, "tls.certificate")
-    authority = None if tls.client_ca is None else _read(tls.client_ca, "tls.client_ca").encode()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        # An empty password: an encrypted key is an error, not a question on the terminal.
-        context.load_cert_chain(tls.certificate, tls.key, password="")
-    except (ssl.SSLError, ValueError) as error:
-        raise UsageError(
-            f"tls.certificate {tls.certificate!r} and tls.key {tls.key!r} are no pair of PEM files without password "
-            f"({error}); give the certificate of that key"
-        ) from error
-    try:
-        if tls.client_ca is not None:
-            context.load_verify_locations(tls.client_ca)
-    except ssl.SSLError as error:
-        raise UsageError(f"tls.client_ca {tls.client_ca!r} holds no PEM certificate ({error})") from error
-    return grpc.ssl_server_credentials([(key.encode(), certificate.encode())], authority, authority is not None)
+    certificate, key = read_pair(tls.certificate, tls.key, ("tls.certificate", "tls.key"))
+    authority = None if tls.client_ca is None else read_authorities(tls.client_ca, "tls.client_ca")
+    return grpc.ssl_server_credentials([(key, certificate)], authority, authority is not None)
 
 
 def check_exposure(config: ServeConfig) -> None:
@@ -161,11 +152,3 @@ def _bearer_token(metadata: Metadata) -> str:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
-
-
-def _read(path: str, key: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no text"
-        raise UsageError(f"{key} {path!r} cannot be read ({reason}); give the path of a PEM or text file") from error

@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -26,7 +27,7 @@ from prometheus_client import start_http_server
 from reward_server.engines.caching import CachingEngine, ResultCache
 from reward_server.monitoring import Metrics, log_to_stderr
 from reward_server.pair import Pair, Side, open_pair
-from reward_server.scheduler import Scheduler
+from reward_server.scheduler import Scheduler, compute_worker
 from reward_server.security import TokenInterceptor, check_exposure, read_tokens, tls_credentials
 from reward_server.service import SERVICE_NAME, RewardService
 from reward_server.wire import server_info
@@ -59,6 +60,8 @@ class RunningServer:
         self._server = server
         self._drain_s = drain_s
         self._health = health.aio.HealthServicer()
+        self._telling: set[asyncio.Task[None]] = set()
+        service.scheduler.on_health = self._tell_health
 
     async def start(self) -> None:
         """Answer calls; health says SERVING."""
@@ -66,7 +69,7 @@ class RunningServer:
         self._server.add_generic_rpc_handlers((self.service.method_handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(names, self._server)
-        await self._health.set(SERVICE_NAME, HealthCheckResponse.SERVING)
+        await self._set_health(is_healthy=True)
         await self._server.start()
 
     async def drain(self, grace_s: float | None = None) -> None:
@@ -82,18 +85,34 @@ class RunningServer:
         await stopping
         self.service.scheduler.close()
 
+    def _tell_health(self, is_healthy: bool) -> None:
+        """Beside computing, which shall not wait for those who watch."""
+        task = asyncio.ensure_future(self._set_health(is_healthy=is_healthy))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _set_health(self, *, is_healthy: bool) -> None:
+        status = HealthCheckResponse.SERVING if is_healthy else HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)
+
 
 def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, or until the parent process dies. Raises UsageError, ModelError at start-up."""
     log_to_stderr()
     if stop_when_stdin_closes:
         threading.Thread(target=_terminate_at_end_of_stdin, daemon=True).start()
-    check_exposure(config)
-    check_access(config)
     for key in ("listen", "metrics_listen"):
         if (address := getattr(config, key)) is not None:
             check_address_is_free(address, key)
-    asyncio.run(_serve(config, open_pair(config)))
+    check_exposure(config)
+    check_access(config)
+    worker = compute_worker()
+    try:
+        pair = worker.submit(open_pair, config).result()
+    except KeyboardInterrupt:
+        _exit_now(130)
+    asyncio.run(_serve(config, pair, worker))
 
 
 def check_access(config: ServeConfig) -> None:
@@ -104,11 +123,11 @@ def check_access(config: ServeConfig) -> None:
         read_tokens(config.token_file)
 
 
-async def _serve(config: ServeConfig, pair: Pair) -> None:
+async def _serve(config: ServeConfig, pair: Pair, worker: ThreadPoolExecutor) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _told_to_stop, stopping)
-    running = await start(config, pair)
+    running = await start(config, pair, worker)
     print(f"listening on {running.address}", flush=True)
     log.info(EXAMPLE.format(address=running.address, access=_access_arguments(config)))
     await stopping.wait()
@@ -126,7 +145,7 @@ def _told_to_stop(stopping: asyncio.Event) -> None:
     stopping.set()
 
 
-def _exit_now(code: int) -> None:
+def _exit_now(code: int) -> NoReturn:
     """End the process without waiting for its threads: a batch cannot be interrupted."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -141,8 +160,11 @@ def _access_arguments(config: ServeConfig) -> str:
     return arguments + (', token="..."' if config.token_file else "")
 
 
-async def start(config: ServeConfig, pair: Pair) -> RunningServer:
-    """Listen and answer calls in the running event loop. Raises UsageError when an address cannot be taken."""
+async def start(config: ServeConfig, pair: Pair, worker: ThreadPoolExecutor | None = None) -> RunningServer:
+    """Listen and answer calls in the running event loop. Raises UsageError when an address cannot be taken.
+
+    `worker` is the thread that loaded the pair (`compute_worker`).
+    """
     tokens = None if config.token_file is None else read_tokens(config.token_file)
     metrics = Metrics()
     on_refused = metrics.refused.labels("unauthenticated").inc
@@ -151,7 +173,7 @@ async def start(config: ServeConfig, pair: Pair) -> RunningServer:
     address = f"{config.listen.rpartition(':')[0]}:{_bind(server, config)}"
     cached, cache = with_cache(pair, config.cache_bytes)
     # Works are counted in both models' tokens, a forward pass in one's.
-    scheduler = Scheduler(cached, config.queue, 2 * config.token_budget, metrics)
+    scheduler = Scheduler(cached, config.queue, 2 * config.token_budget, metrics, worker)
     _show(metrics, scheduler, cache)
     service = RewardService(cached, server_info(pair, config), scheduler, metrics, tokens)
     running = RunningServer(server, service, address, config.drain_s)

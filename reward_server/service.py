@@ -181,7 +181,7 @@ class RewardService(RewardServiceServicer):
             log.error("request %r failed", call.request_id, exc_info=error)
         if isinstance(error, QueueFullError):
             context.set_trailing_metadata(((PUSHBACK_KEY, str(round(error.retry_s * 1000))),))
-        await context.abort(code, f"request {call.request_id!r}: {message}")
+        await context.abort(code, f"request {call.request_id!r}: {message}" if call.request_id else message)
 
 
 def refusal(error: Exception) -> tuple[grpc.StatusCode, str, str]:

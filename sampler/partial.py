@@ -45,8 +45,7 @@ def open_partial(
 
     Raises UsageError where rows of an earlier run are in the way, were made from something else, or are being written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with part_path(path).open("a+b") as file:
+    with _opened(path) as file:
         _lock(file, path)
         if file.tell() and not is_resumed:
             raise UsageError(
@@ -57,7 +56,13 @@ def open_partial(
             _check_header(path, header)
         else:
             write_json(header_path(path), header)
-        yield PartialOutput(path, file, num_rows)
+        try:
+            yield PartialOutput(path, file, num_rows)
+        except BaseException:
+            if not os.fstat(file.fileno()).st_size:  # nothing to go on with
+                part_path(path).unlink(missing_ok=True)
+                header_path(path).unlink(missing_ok=True)
+            raise
 
 
 def part_path(path: Path) -> Path:
@@ -68,6 +73,14 @@ def part_path(path: Path) -> Path:
 def header_path(path: Path) -> Path:
     """Where it says what they were made from."""
     return path.with_name(path.name + ".part.json")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return part_path(path).open("a+b")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; set another output") from None
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

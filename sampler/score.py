@@ -25,15 +25,8 @@ def score_completions(
 
 def reward_options(config: RewardConfig) -> RewardOptions:
     """The options of a score request that the config sets."""
-    return RewardOptions(
-        normalization=config.normalization,
-        beta=config.beta,
-        eos_policy=config.eos_policy,
-        is_reference_free=config.is_reference_free,
-        instruction=config.instruction,
-        instruction_scope=config.instruction_scope,
-        recipe=config.recipe,
-    )
+    shared = RewardOptions.__dataclass_fields__.keys() & RewardConfig.model_fields.keys()
+    return RewardOptions(**{name: getattr(config, name) for name in shared})
 
 
 def _ask(messages: Sequence[Message], completions: Iterable[Completion]) -> Group:

@@ -3,15 +3,16 @@
     in   {"messages": [...] or "prompt": "...", "completions": ["...", ...], ...anything else is kept}
     out  the same row with "rewards": [{"reward", "instruct_logp", "base_logp", "num_tokens", "status", ...}, ...]
 
-The input is read twice, row by row: once to check every row before any is scored, once to score. Finished rows are
-kept beside the output (sampler/partial.py), so that a run that was killed goes on after the last of them.
+The input is a regular file, not a pipe: it is read twice, row by row, once to check every row before any is scored,
+once to score. Finished rows are kept beside the output (sampler/partial.py), so that a run that was killed goes on
+after the last of them.
 """
 
 import hashlib
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def score_file(job: ScoreJob) -> dict[str, int]:
     Raises InputError for a malformed row, before anything is scored; UsageError where the output is in the way.
     """
     counts: Counter[str] = Counter()
+    _check_paths(job)
     num_rows = _check_rows(job.in_path)
     if job.out_path.exists():
         return _finished_counts(job, num_rows)
@@ -62,19 +64,35 @@ def _score_rest(job: ScoreJob, output: PartialOutput, num_rows: int, models: Row
     waiting: deque[Row] = deque()
 
     def groups() -> Iterator[Group]:
-        for row, group in islice(_rows(job.in_path), output.num_rows, None):
+        for row, group in itertools.islice(_rows(job.in_path), output.num_rows, None):
             waiting.append(row)
             yield group
 
     patient = RetryPolicy(max_attempts=None)
     with _client(job, patient) as client, progress("score", num_rows, "prompts") as advance:
         advance(output.num_rows)
-        for scored in client.score_many(groups(), job.options):
+        num_scored = output.num_rows
+        for scored in _named_by_row(client.score_many(groups(), job.options), job.in_path, output.num_rows):
             _check_models(scored, models)
             row = {**waiting.popleft(), "rewards": [asdict(one) for one in scored]}
             output.append(row)
             counts.update(_statuses(row))
             advance()
+            num_scored += 1
+    if num_scored != num_rows:
+        raise InputError(f"{job.in_path} changed while it was read: {num_rows} rows, then {num_scored}")
+
+
+def _named_by_row(answers: Iterator[ScoredGroup], path: Path, num_before: int) -> Iterator[ScoredGroup]:
+    """The answers; a UsageError of one says of which row it is."""
+    for number in itertools.count(num_before + 1):
+        try:
+            scored = next(answers, None)
+        except UsageError as error:
+            raise UsageError(f"{path} row {number}: {error}") from error
+        if scored is None:
+            return
+        yield scored
 
 
 def _client(job: ScoreJob, retries: RetryPolicy | None = None) -> RewardClient:
@@ -134,6 +152,14 @@ def _finished_counts(job: ScoreJob, num_rows: int) -> dict[str, int]:
         )
     header_path(job.out_path).unlink(missing_ok=True)
     return dict(counts)
+
+
+def _check_paths(job: ScoreJob) -> None:
+    """Raise UsageError for an input that cannot be read twice, or that the output would take the place of."""
+    if job.in_path.exists() and not (job.in_path.is_file() or job.in_path.is_dir()):
+        raise UsageError(f"{job.in_path} is no regular file, and the input is read twice; save it as one")
+    if job.out_path.exists() and job.in_path.exists() and job.out_path.samefile(job.in_path):
+        raise UsageError(f"{job.out_path} is the input too; set another output")
 
 
 def _check_rows(path: Path) -> int:

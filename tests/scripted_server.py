@@ -53,8 +53,16 @@ class ScriptedService(RewardServiceServicer):
         if len(request.completions) > self.max_completions:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too many completions")
         scores = [_score(one.text.text) for one in request.completions]
-        definition = pb.RewardDefinition(instruct_weight_hash=self.weight_hash, base_prompt="same", beta=1.0)
-        return pb.ScoreResponse(completions=scores, definition=definition)
+        return pb.ScoreResponse(completions=scores, definition=self.definition(request.options))
+
+    def definition(self, options: pb.ScoreOptions) -> pb.RewardDefinition:
+        return pb.RewardDefinition(
+            recipe="rewardbench" if options.recipe == pb.RECIPE_REWARDBENCH else "winnow",
+            instruction=options.instruction,
+            instruct_weight_hash=self.weight_hash,
+            base_prompt="same",
+            beta=1.0,
+        )
 
     def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
         return pb.GetServerInfoResponse(

@@ -227,6 +227,8 @@ def test_a_vllm_style_score_is_answered_in_its_shape(address: str, service: Scri
         ("/score", {"text_1": "a"}, "text_2 should be a text"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["x"]}, "text_1 has 2 texts and text_2 1"),
         ("/score", {"text_1": [1], "text_2": ["x"]}, "text_1 should be a text"),
+        ("/score", b'{"text_1": "a", "text_2": ["\\ud800"]}', "text_2 is no Unicode text"),
+        ("/get_reward", {"query": ["ab"], "prompts": [""]}, "the query does not hold its prompt"),
     ],
 )
 def test_a_malformed_post_is_400_and_says_why(
@@ -333,6 +335,11 @@ def test_verl_s_function_file_is_configured_by_the_environment(address: str, mon
     assert verl_call(verl.compute_score, "xx")["score"] == 2.0
     assert verl_call(verl.compute_score, "")["score"] == -1.0
     assert asyncio.run(verl_call(verl.compute_score_async, "xxx"))["score"] == 3.0
+
+
+def test_verl_s_reward_loop_takes_no_recipe_that_depends_on_the_group(address: str) -> None:
+    with pytest.raises(UsageError, match="chance makes the groups"):
+        verl.make_compute_score_async(AsyncRewardClient(address), RewardOptions(recipe="rewardbench"))
 
 
 def test_an_error_of_the_server_reaches_verl(client: RewardClient, service: ScriptedService) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.tiny_models import make_model
 from tests.tiny_run import ROOT, tiny_config, winnow, write_config, write_jsonl
+from winnow.errors import UsageError
 
 VERBS = ("run", "status", "serve", "score", "gateway", "sample", "select", "sft", "eval", "peak")
 
@@ -134,3 +135,57 @@ def test_two_processes_cannot_work_in_one_run(folder: Path, config: dict[str, An
     with locked(run_root(parse_config(changed, RunConfig, "test"))):
         error = one_line(winnow("run", write_config(folder, changed), "--resume"), 2)
     assert "is in use by another" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["score", "--address", "a:1", "--address", "b:1"], "--address is given 2 times; give it once"),
+        (["serve", "--listen", "a:1", "--listen", "a:2"], "--listen is given 2 times"),
+        (["gateway", "--address", "a:1", "--wait-ms", "nan"], "wait nan ms should be from 0 to 60000"),
+        (["gateway", "--address", "a:1", "--unscorable-reward", "nan"], "unscorable reward nan should be a finite"),
+        (["gateway", "--address", "a:1", "--timeout-s", "inf", "--listen", "127.0.0.1:0"], "timeout_s inf should be"),
+    ],
+)
+def test_flags_that_make_no_sense(arguments: list[str], error: str) -> None:
+    assert error in one_line(winnow(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("cache_bytes=-1", "cache_bytes: Input should be greater than or equal to 0"),
+        ("drain_s=.inf", "drain_s: Input should be"),
+        ("max_message_bytes=99999999999", "max_message_bytes: Input should be less than"),
+        ("max_connection_age_s=1e12", "max_connection_age_s: Input should be less than"),
+        ("listen=[1", "override 'listen=[1': the value is not valid YAML"),
+        ("listen=nonsense", "listen 'nonsense' should be HOST:PORT"),
+        ("device_map=cuda:77", "no model could be loaded"),
+    ],
+)
+def test_a_serve_config_that_makes_no_sense(folder: Path, config: dict[str, Any], override: str, error: str) -> None:
+    path = write_config(folder, {**config["reward"]["server"], "listen": "127.0.0.1:0"}, "serve.yaml")
+    assert error in one_line(winnow("serve", path, override), 1 if "cuda" in override else 2)
+
+
+def test_a_config_that_is_no_text(folder: Path) -> None:
+    (folder / "latin.yaml").write_bytes(b"name: \xff\n")
+    assert "latin.yaml: not UTF-8 text" in one_line(winnow("serve", str(folder / "latin.yaml")), 2)
+
+
+def test_weights_that_are_cut_short(folder: Path, config: dict[str, Any]) -> None:
+    cut = make_model("mixtral", folder / "cut", seed=1)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:100])
+    listen = ["--listen", "127.0.0.1:0"]
+    error = one_line(winnow("serve", "--instruct", str(cut), "--base", config["reward"]["server"]["base"], *listen), 1)
+    assert "no model could be loaded from" in error
+
+
+@pytest.mark.parametrize("change", [{"eos_policy": "exclude"}, {"normalization": "mean"}, {"beta": 2.0}])
+def test_recipe_rewardbench_is_refused_before_a_run_where_options_contradict_it(change: dict[str, Any]) -> None:
+    from winnow.config import RewardConfig, parse_config
+
+    with pytest.raises(UsageError, match=f"recipe rewardbench fixes {next(iter(change))}; leave it unset"):
+        parse_config({"address": "a:1", "recipe": "rewardbench", **change}, RewardConfig, "test")
+    fits = {"address": "a:1", "recipe": "rewardbench", "eos_policy": "include"}
+    assert parse_config(fits, RewardConfig, "test").recipe == "rewardbench"

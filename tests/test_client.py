@@ -21,7 +21,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from reward_server.client import AsyncRewardClient, Group, RetryPolicy, RewardClient, RewardOptions, read_token
+from reward_server.client import (
+    AsyncRewardClient,
+    CompletionText,
+    Group,
+    RetryPolicy,
+    RewardClient,
+    RewardOptions,
+    read_token,
+)
 from reward_server.groups import OptionKeywords
 from reward_server.pb import reward_pb2 as pb
 from tests.scripted_server import ScriptedService, scripted_server
@@ -396,9 +404,86 @@ def test_what_is_no_group_is_refused_before_it_is_sent(client: Any, service: Scr
         client.score([{"role": "user"}], ["abc"])
     with pytest.raises(UsageError, match="both texts; this one is role: str, content: int"):
         client.score([{"role": "user", "content": 3}], ["abc"])
+    with pytest.raises(UsageError, match="should be a list of completions, not a int"):
+        client.score(MESSAGES, 5)
+    with pytest.raises(UsageError, match="a prompt should be a list of messages or of token ids, is one text"):
+        client.score("hello", ["abc"])
+    with pytest.raises(UsageError, match="a prompt should be a list"):
+        client.score(None, ["abc"])
+    with pytest.raises(UsageError, match="this one is a int"):
+        client.score([*MESSAGES, 3], [[5]])
+    with pytest.raises(UsageError, match="a group should be Group"):
+        list(client.score_many([(MESSAGES, ["abc"])]))
     with pytest.raises(UsageError, match="concurrency 0"):
         list(client.score_many(groups(2), concurrency=0))
     assert service.num_seen == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "error"),
+    [
+        (None, "completion 1 should be a text, .* is a NoneType"),
+        (7, "completion 1 should be a text, .* is a int"),
+        (b"abc", "completion 1 should be a text, .* is a bytes"),
+        ({"text": "a"}, "completion 1 should be a text"),
+        (CompletionText(None), "completion 1 should be a text"),  # type: ignore[arg-type]
+        ([5, -1], "completion 1 should be token ids, whole numbers from 0"),
+        ([2**40], "completion 1 should be token ids"),
+        ([1.5], "completion 1 should be token ids"),
+        ("\ud800", "half of a surrogate pair"),
+    ],
+)
+def test_what_is_no_completion_is_refused_before_it_is_sent(
+    client: Any, service: ScriptedService, completion: Any, error: str
+) -> None:
+    with pytest.raises(UsageError, match=error):
+        client.score(MESSAGES, ["abc", completion])
+    assert service.num_seen == 0
+
+
+def test_a_closed_client_says_so(connect: Any, address: str) -> None:
+    with connect(address) as client:
+        assert client.score(MESSAGES, ["abc"])[0].reward == 3
+        if isinstance(client, RewardClient):
+            client.close()
+        else:
+            client._runner.run(client._client.close())
+        with pytest.raises(UsageError, match="this client is closed"):
+            client.score(MESSAGES, ["abc"])
+
+
+def test_the_eos_policy_is_the_recipe_s_own_unless_named(client: Any, service: ScriptedService) -> None:
+    client.score(MESSAGES, ["abc"], recipe="rewardbench")
+    client.score(MESSAGES, ["abc"], eos_policy="exclude")
+    sent = [request.options.eos_policy for request in service.requests]
+    assert sent == [pb.EOS_POLICY_UNSPECIFIED, pb.EOS_POLICY_EXCLUDE]
+
+
+def test_a_group_of_recipe_rewardbench_is_never_split(client: Any, service: ScriptedService) -> None:
+    service.max_completions = 2
+    assert len(client.score(MESSAGES, ["a", "b"], recipe="rewardbench")) == 2
+    with pytest.raises(UsageError, match="these 3 completions need 2 requests; send its pairs as groups of two"):
+        client.score(MESSAGES, ["a", "b", "c"], recipe="rewardbench")
+    assert len(client.score(MESSAGES, ["a", "b", "c"])) == 3
+    assert service.num_seen == 3
+
+
+class OlderService(ScriptedService):
+    """A server of a time before definitions, message limits and recipes: it leaves out what it does not know."""
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        return pb.ScoreResponse(completions=super().Score(request, context).completions)
+
+
+def test_an_older_server_is_used_for_what_it_knows_and_for_nothing_else(connect: Any) -> None:
+    service = OlderService()
+    service.max_message_bytes = 0
+    with scripted_server(service) as address, connect(address) as client:
+        assert client.score(MESSAGES, ["abc"])[0].reward == 3
+        with pytest.raises(ServerError, match="passed over the option recipe: it is older"):
+            client.score(MESSAGES, ["abc"], recipe="rewardbench")
+        with pytest.raises(ServerError, match="passed over the option instruction"):
+            client.score(MESSAGES, ["abc"], instruction="Be kind.")
 
 
 def test_an_unknown_option_is_named_with_the_known_ones(client: Any) -> None:
@@ -410,6 +495,11 @@ def test_an_unknown_option_is_named_with_the_known_ones(client: Any) -> None:
         RewardOptions(recipe="mine")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="beta nan"):
         RewardOptions(beta=float("nan"))
+    for option, value in {"beta": "1", "instruction": None, "is_reference_free": "yes"}.items():
+        with pytest.raises(UsageError, match=f"{option} {value!r} should be"):
+            client.score(MESSAGES, ["abc"], **{option: value})
+    with pytest.raises(UsageError, match="half of a surrogate pair"):
+        RewardOptions(instruction="\udcff")
     with pytest.raises(UsageError, match="unknown option gamma; known: normalization"):
         client.score(MESSAGES, ["abc"], gamma=2)
 
@@ -451,13 +541,42 @@ def test_the_token_is_sent_and_never_shown(
     [
         ({"address": ""}, "no address"),
         ({"address": "localhost"}, "'localhost' should be HOST:PORT"),
+        ({"address": "localhost:"}, "'localhost:' should be HOST:PORT"),
+        ({"address": ":50051"}, "':50051' should be HOST:PORT"),
+        ({"address": "http://a:1"}, "'http://a:1' should be HOST:PORT"),
+        ({"address": "a:1,b:99999"}, "'b:99999' should be HOST:PORT"),
+        ({"address": None}, "address None should be HOST:PORT"),
+        ({"address": "a:1", "timeout_s": float("nan")}, "timeout_s nan should be a number of seconds"),
+        ({"address": "a:1", "timeout_s": float("inf")}, "timeout_s inf should be a number of seconds"),
+        ({"address": "a:1", "timeout_s": 0}, "timeout_s 0 should be a number of seconds above 0"),
+        ({"address": "a:1", "timeout_s": "5"}, "timeout_s '5' should be a number of seconds"),
         ({"address": "a:1", "tls_key": "k"}, "tls_certificate and tls_key together"),
         ({"address": "a:1", "tls_ca": "./nowhere.pem"}, "'./nowhere.pem' cannot be read"),
     ],
 )
 def test_access_that_cannot_work_is_refused(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        RewardClient(**keywords)
+    for kind in (RewardClient, AsyncRewardClient):
+        with pytest.raises(UsageError, match=message):
+            kind(**keywords)
+
+
+@pytest.mark.parametrize("address", ["[::1]:1", "dns:///rewards.internal:1", "unix:/tmp/socket", "gpu-1_a.b:65535"])
+def test_addresses_of_other_kinds_are_taken(address: str) -> None:
+    with RewardClient(f"{address}, localhost:1") as client:
+        assert client.address == f"{address},localhost:1"
+
+
+def test_pem_files_that_cannot_be_used_are_refused_at_once(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.pem"
+    noise.write_text("no certificate")
+    mine, key = certificate(tmp_path, "mine")
+    _, other = certificate(tmp_path, "other")
+    for kind in (RewardClient, AsyncRewardClient):
+        with pytest.raises(UsageError, match=r"noise\.pem' holds no PEM certificate"):
+            kind("a:1", tls_ca=noise)
+        with pytest.raises(UsageError, match="are no pair of PEM files"):
+            kind("a:1", tls_certificate=mine, tls_key=other)
+    RewardClient("a:1", tls_certificate=mine, tls_key=key).close()
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:

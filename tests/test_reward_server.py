@@ -19,14 +19,15 @@ from reward_server.client import CompletionText, Group, RewardClient
 from reward_server.pair import open_pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
+from reward_server.scheduler import MAX_FAILED_BATCHES
 from reward_server.server import check_address_is_free, start
 from reward_server.service import SERVICE_NAME
 from tests.oracle import Oracle
-from tests.served import Served
+from tests.served import Served, wait_until
 from tests.tiny_models import make_model
 from winnow import __version__
 from winnow.chat import Chat, load_tokenizer
-from winnow.errors import UsageError
+from winnow.errors import ServerError, UsageError
 from winnow.records import Message
 from winnow.serve_config import ServeConfig
 
@@ -243,6 +244,33 @@ def test_what_was_not_foreseen_is_internal_and_the_server_goes_on(
             stub.Score(pb.ScoreRequest(messages=message(), completions=[text()]), timeout=30)
     assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert client.score(MESSAGES, TEXTS[:1])[0].status == "ok"
+
+
+def test_health_follows_an_engine_that_fails_batch_after_batch(
+    hosted: Hosted, client: RewardClient, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health = HealthStub(channel)
+
+    def statuses() -> set[int]:
+        names = ("", SERVICE_NAME)
+        return {health.Check(HealthCheckRequest(service=name), timeout=30).status for name in names}
+
+    with monkeypatch.context() as broken:
+        broken.setattr(hosted.pair.base.engine, "logprobs", lambda group: 1 / 0)
+        for _ in range(MAX_FAILED_BATCHES):
+            assert statuses() == {HealthCheckResponse.SERVING}
+            with pytest.raises(ServerError, match="ZeroDivisionError"):
+                client.score(MESSAGES, TEXTS[:1])
+        wait_until(lambda: statuses() == {HealthCheckResponse.NOT_SERVING}, "NOT_SERVING")
+    assert client.score(MESSAGES, TEXTS[:1])[0].status == "ok"
+    wait_until(lambda: statuses() == {HealthCheckResponse.SERVING}, "SERVING again")
+
+
+def test_a_prompt_of_thousands_of_messages_holds_nobody_up(client: RewardClient) -> None:
+    turns = [{"role": role, "content": "a"} for _ in range(20_000) for role in ("user", "assistant")]
+    scored = client.score([*turns, MESSAGES[1]], TEXTS[:2])
+    assert [one.status for one in scored] == ["too_long"] * 2
+    assert "40001 messages, more than 512" in scored[0].error
 
 
 def test_a_stream_answers_in_the_order_of_its_groups(client: RewardClient) -> None:

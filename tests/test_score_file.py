@@ -16,6 +16,7 @@ import pytest
 
 from reward_server.pb import reward_pb2 as pb
 from sampler.hosted import reward_client
+from sampler.score import reward_options
 from tests.scripted_server import ScriptedService, scripted_server
 from tests.tiny_run import ROOT, make_pair, run_until, winnow, write_jsonl
 from winnow.config import RewardConfig, parse_config
@@ -100,6 +101,91 @@ def test_every_flag_reaches_the_server(tmp_path: Path) -> None:
         instruction_scope=pb.INSTRUCTION_SCOPE_INSTRUCT_ONLY,
         recipe=pb.RECIPE_REWARDBENCH,
     )
+
+
+def test_recipe_rewardbench_needs_no_other_option(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "What is 2 + 3?", "completions": ["It is 5.", "It is 6."]}])
+    config = parse_config({"server": make_pair(tmp_path), "recipe": "rewardbench"}, RewardConfig, "test")
+    messages = [{"role": "user", "content": "What is 2 + 3?"}]
+    with reward_client(config, tmp_path) as client:
+        asked = client.score(messages, ["It is 5.", "It is 6."], recipe="rewardbench")
+        ran = client.score(messages, ["It is 5.", "It is 6."], reward_options(config))
+        result = winnow(*arguments(client.address, tmp_path, "--recipe", "rewardbench"))
+        assert result.returncode == 0, result.stderr
+        refused = arguments(client.address, tmp_path, "--recipe", "rewardbench", "--eos-policy", "exclude")
+        refused[refused.index(str(tmp_path / "out.jsonl"))] = str(tmp_path / "no.jsonl")
+        contradicted = winnow(*refused)
+    assert contradicted.returncode == 2
+    assert "in.jsonl row 1: " in contradicted.stderr
+    assert "recipe rewardbench goes with eos_policy include; set it so or leave it unset" in contradicted.stderr
+    assert not list(tmp_path.glob("no.jsonl*"))
+    assert asked.definition is not None
+    assert (asked.definition.recipe, asked.definition.eos_policy) == ("rewardbench", "include")
+    written = [reward["reward"] for _, row in read_jsonl(tmp_path / "out.jsonl") for reward in row["rewards"]]
+    assert written == [one.reward for one in asked] == [one.reward for one in ran]
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "error"),
+    [
+        ("in.jsonl", "in.jsonl", "in.jsonl is the input too; set another output"),
+        ("in.jsonl", "in.jsonl/out.jsonl", "in.jsonl/out.jsonl cannot be written"),
+        ("in.jsonl", ".", "exists; delete it or set another output"),
+        ("/dev/stdin", "out.jsonl", "/dev/stdin is no regular file, and the input is read twice"),
+    ],
+)
+def test_paths_that_cannot_be_read_or_written_are_one_line(tmp_path: Path, given: str, out: str, error: str) -> None:
+    write_jsonl(tmp_path / "in.jsonl", rows(1))
+    before = (tmp_path / "in.jsonl").read_bytes()
+    paths = ["--input", str(tmp_path / given), "--output", str(tmp_path / out)]
+    with scripted_server(ScriptedService()) as address:
+        result = winnow("score", "--address", address, *paths)
+    assert result.returncode == 2
+    assert error in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert (tmp_path / "in.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b'{"prompt": "a", "completions": ["\\ud800"]}', "line 1: an escape"),
+        (b"[" * 100_000, "line 1: JSON that cannot be read (maximum recursion"),
+        (b'{"prompt": "a", "completions": [], "n": ' + b"9" * 5000 + b"}", "line 1: JSON that cannot be read (Exceeds"),
+        (b'{"prompt": "\xff"}', "not UTF-8 text"),
+    ],
+)
+def test_lines_that_are_no_rows_are_one_line(tmp_path: Path, line: bytes, error: str) -> None:
+    (tmp_path / "in.jsonl").write_bytes(line + b"\n")
+    result = winnow(*arguments("127.0.0.1:1", tmp_path))
+    assert result.returncode == 1
+    assert error in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_byte_order_mark_and_whole_surrogate_pairs_are_text(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completions": ["\\ud83d\\ude00"]}\n')
+    with scripted_server(ScriptedService()) as address:
+        result = winnow(*arguments(address, tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert next(read_jsonl(tmp_path / "out.jsonl"))[1]["completions"] == ["\U0001f600"]
+
+
+def test_an_input_that_shrinks_while_it_is_scored_is_no_success(tmp_path: Path) -> None:
+    # Rows as long as what is read at once: the file ends after a row, whatever has been read of it.
+    row = json.dumps({"prompt": "Say it.", "completions": ["x"], "pad": ""})
+    padded = row.replace('"pad": "', '"pad": "' + "." * (4096 - len(row) - 1))
+    (tmp_path / "in.jsonl").write_text(f"{padded}\n" * 400)
+    service = GatedService(num_free=1)
+    with scripted_server(service) as address:
+        process = start(arguments(address, tmp_path))
+        wait_for(lambda: len(service.requests) >= 1, process)
+        os.truncate(tmp_path / "in.jsonl", 0)
+        service.gate.set()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "changed while it was read: 400 rows, then" in errors
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_a_client_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:

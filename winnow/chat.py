@@ -335,7 +335,10 @@ def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Seque
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {model!r}: {first_line(error)}") from error
+        raise ModelError(
+            f"no tokenizer could be loaded from {model!r}: {first_line(error)}; give a folder that holds a model and "
+            "its tokenizer"
+        ) from error
     if eos_token is not None and tokenizer.eos_token != eos_token:
         tokenizer.add_special_tokens({"eos_token": eos_token})
     missing = [token for token in added_tokens if token not in tokenizer.get_vocab()]

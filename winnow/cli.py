@@ -3,13 +3,28 @@
 winnow run examples/miniature/config.yaml
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from winnow.errors import UsageError, WinnowError
+
+
+class Verb(TyperCommand):
+    """A command that refuses an option given twice, of which one would be passed over in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As of every command. Raises UsageError."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option in given:
+            if option.param_type_name == "option" and not option.multiple and given.count(option) > 1:
+                raise UsageError(f"{option.opts[0]} is given {given.count(option)} times; give it once")
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="winnow",
@@ -30,7 +45,12 @@ TlsCertificate = Annotated[Path | None, typer.Option(metavar="PEM", help="Your o
 TlsKey = Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")]
 Normalization = Annotated[str, typer.Option(help="sum or mean (per token).")]
 Beta = Annotated[float, typer.Option(help="Scale of the reward.")]
-EosPolicy = Annotated[str, typer.Option(help="Score the closing token: include, exclude or if_finished.")]
+EosPolicy = Annotated[
+    str | None,
+    typer.Option(
+        help="Score the closing token: include, exclude or if_finished; unset: the recipe's own (if_finished)."
+    ),
+]
 ReferenceFree = Annotated[bool, typer.Option("--reference-free", help="Use the instruct model alone.")]
 Instruction = Annotated[str, typer.Option(help="The rules of a domain, put before the first user message.")]
 InstructionScope = Annotated[str, typer.Option(help="Which models read them: both or instruct_only.")]
@@ -48,7 +68,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
         raise typer.Exit
 
 
-@app.command(epilog="Example: winnow run configs/merlinite-7b-pt.yaml rounds.num_rounds=2 --dry-run")
+@app.command(cls=Verb, epilog="Example: winnow run configs/merlinite-7b-pt.yaml rounds.num_rounds=2 --dry-run")
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The recipe.")],
     overrides: Overrides = None,
@@ -70,7 +90,7 @@ def run(
         _entry("sampler.rounds:run_rounds")(start_run(resolved, is_resumed=resume), stage)
 
 
-@app.command(epilog="Example: winnow status runs/miniature --json")
+@app.command(cls=Verb, epilog="Example: winnow status runs/miniature --json")
 def status(
     run_dir: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -83,7 +103,8 @@ def status(
 
 
 @app.command(
-    epilog="Example: winnow serve --instruct models/mixtral-instruct --base models/mixtral --listen 127.0.0.1:50051"
+    cls=Verb,
+    epilog="Example: winnow serve --instruct models/mixtral-instruct --base models/mixtral --listen 127.0.0.1:50051",
 )
 def serve(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A serve config.")] = None,
@@ -110,7 +131,7 @@ def serve(
     _entry("reward_server.server:serve")(resolved, stop_when_stdin_closes=until_stdin_closes)
 
 
-@app.command(epilog="Example: winnow score --address localhost:50051 --input in.jsonl --output out.jsonl")
+@app.command(cls=Verb, epilog="Example: winnow score --address localhost:50051 --input in.jsonl --output out.jsonl")
 def score(
     address: Address,
     in_path: Annotated[Path, typer.Option("--input", help='JSONL rows: {"messages" or "prompt", "completions"}.')],
@@ -118,7 +139,7 @@ def score(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that was stopped.")] = False,
     normalization: Normalization = "sum",
     beta: Beta = 1.0,
-    eos_policy: EosPolicy = "if_finished",
+    eos_policy: EosPolicy = None,
     reference_free: ReferenceFree = False,
     token_logprobs: Annotated[
         bool, typer.Option("--token-logprobs", help="Also write every token's log-probabilities.")
@@ -138,16 +159,24 @@ def score(
         in_path=in_path,
         out_path=out_path,
         options=_entry("reward_server.groups:RewardOptions")(
-            normalization, beta, eos_policy, reference_free, token_logprobs, instruction, instruction_scope, recipe
+            normalization=normalization,
+            beta=beta,
+            eos_policy=eos_policy,
+            is_reference_free=reference_free,
+            want_token_logprobs=token_logprobs,
+            instruction=instruction,
+            instruction_scope=instruction_scope,
+            recipe=recipe,
         ),
         timeout_s=timeout_s,
         is_resumed=resume,
     )
     counts = _entry("sampler.score_file:score_file")(job)
-    print(f"{out_path}: " + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
+    statuses = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    print(f"{out_path}: {statuses or 'no completions'}")
 
 
-@app.command(epilog="Example: winnow gateway --address localhost:50051 --listen 127.0.0.1:8000")
+@app.command(cls=Verb, epilog="Example: winnow gateway --address localhost:50051 --listen 127.0.0.1:8000")
 def gateway(
     address: Address,
     listen: Annotated[
@@ -170,7 +199,7 @@ def gateway(
     wait_ms: Annotated[float, typer.Option(help="How long a post waits for others of its prompt.")] = 5.0,
     normalization: Normalization = "sum",
     beta: Beta = 1.0,
-    eos_policy: EosPolicy = "if_finished",
+    eos_policy: EosPolicy = None,
     reference_free: ReferenceFree = False,
     instruction: Instruction = "",
     instruction_scope: InstructionScope = "both",
@@ -189,7 +218,12 @@ def gateway(
             prompt_prefix, prompt_suffix, tuple(eos or ()), prompt_from
         ),
         options=_entry("reward_server.groups:RewardOptions")(
-            normalization, beta, eos_policy, reference_free, False, instruction, instruction_scope
+            normalization=normalization,
+            beta=beta,
+            eos_policy=eos_policy,
+            is_reference_free=reference_free,
+            instruction=instruction,
+            instruction_scope=instruction_scope,
         ),
         unscorable_reward=unscorable_reward,
         wait_s=wait_ms / 1000,
@@ -197,31 +231,31 @@ def gateway(
     )
 
 
-@app.command(epilog="Example: winnow sample runs/miniature --round 1")
+@app.command(cls=Verb, epilog="Example: winnow sample runs/miniature --round 1")
 def sample(run_dir: RunFolder, round_number: RoundNumber = 1) -> None:
     """Do one round's sample stage of a run: N completions of each prompt."""
     _stage("sample", run_dir, round_number, first=1)
 
 
-@app.command(epilog="Example: winnow select runs/miniature --round 1")
+@app.command(cls=Verb, epilog="Example: winnow select runs/miniature --round 1")
 def select(run_dir: RunFolder, round_number: RoundNumber = 1) -> None:
     """Do one round's select stage of a run: keep the best completion of each prompt."""
     _stage("select", run_dir, round_number, first=1)
 
 
-@app.command(epilog="Example: winnow sft runs/miniature --round 0")
+@app.command(cls=Verb, epilog="Example: winnow sft runs/miniature --round 0")
 def sft(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
     """Do one round's SFT of a run; round 0 is the LAB start."""
     _stage("train" if round_number else "start", run_dir, round_number)
 
 
-@app.command("eval", epilog="Example: winnow eval runs/miniature --round 2")
+@app.command("eval", cls=Verb, epilog="Example: winnow eval runs/miniature --round 2")
 def evaluate(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
     """Do one round's evaluation of a run: benchmarks and judged questions."""
     _stage("evaluate", run_dir, round_number)
 
 
-@app.command(epilog="Example: winnow peak runs/miniature")
+@app.command(cls=Verb, epilog="Example: winnow peak runs/miniature")
 def peak(run_dir: RunFolder) -> None:
     """Pick the peak checkpoint of a run's evaluated rounds; write peak.json and the chart."""
     from winnow.rundir import open_run
@@ -249,6 +283,8 @@ def _entry(name: str) -> Any:
 
 def main() -> None:
     """Run the command line; a WinnowError is one line on stderr and its exit code."""
+    # What gRPC's core logs of a failed connection stands in our own message too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except WinnowError as error:
@@ -256,6 +292,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         print(f"winnow: {error}; this verb needs an extra: pip install 'winnow[all]'", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"winnow: {error}", file=sys.stderr)
         sys.exit(1)
 
 

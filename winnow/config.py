@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from winnow.errors import ConfigError
-from winnow.sections import Dtype, Fraction, Positive, Section
+from winnow.models import first_line
+from winnow.sections import Dtype, Fraction, Positive, Seconds, Section
 from winnow.serve_config import ServeConfig
 
 
@@ -31,10 +32,13 @@ class RewardConfig(Section):
     """The server to start when no address is given."""
     normalization: Literal["sum", "mean"] = "sum"
     """`sum` of the completion's log-ratios (the recipe), or their `mean` per token."""
-    beta: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Scale of the reward."""
-    eos_policy: Literal["include", "exclude", "if_finished"] = "if_finished"
-    """Whether the token that closes the turn is scored: always, never, or only where the policy emitted it."""
+    eos_policy: Literal["include", "exclude", "if_finished"] | None = None
+    """Whether the token that closes the turn is scored: always, never, or only where the policy emitted it.
+
+    Unset: the recipe's own, `if_finished`, or `include` for rewardbench, which takes no other.
+    """
     is_reference_free: bool = False
     """Reward the instruct model's logp alone, without the base model's."""
     instruction: str = ""
@@ -43,7 +47,7 @@ class RewardConfig(Section):
     """Which models read the instruction."""
     recipe: Literal["winnow", "rewardbench"] = "winnow"
     """Whose way of rendering, cutting and scoring is followed."""
-    timeout_s: float = Field(default=600.0, gt=0)
+    timeout_s: Seconds = 600.0
     """Longest wait for the rewards of one prompt."""
 
     @model_validator(mode="after")
@@ -52,6 +56,17 @@ class RewardConfig(Section):
             raise ValueError(
                 "give either address (a running server) or server (one to start), not both and not neither"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rewardbench_has_fixed_options(self) -> Self:
+        """The server refuses them too; but that would be after a round's sampling."""
+        fixed = {"normalization": "sum", "beta": 1.0, "instruction": ""}
+        wrong = [key for key, value in fixed.items() if getattr(self, key) != value]
+        if self.eos_policy not in (None, "include"):
+            wrong.append("eos_policy")
+        if self.recipe == "rewardbench" and wrong:
+            raise ValueError(f"recipe rewardbench fixes {', '.join(wrong)}; leave it unset, or take recipe winnow")
         return self
 
 
@@ -333,11 +348,13 @@ def differences(old: Section, new: Section) -> list[str]:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"config {str(path)!r} cannot be read: {error.strerror}; give the path of a YAML file"
         ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -349,13 +366,17 @@ def _apply_override(tree: Any, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} should be key=value, like rounds.num_rounds=2")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {first_line(error)}") from None
     *parents, last = key.split(".")
     for name in parents:
         tree = _child(tree, name, override)
     if isinstance(tree, list):
-        tree[_list_index(tree, last, override)] = yaml.safe_load(value)
+        tree[_list_index(tree, last, override)] = parsed
     else:
-        tree[last] = yaml.safe_load(value)
+        tree[last] = parsed
 
 
 def _child(tree: Any, name: str, override: str) -> Any:

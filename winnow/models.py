@@ -15,6 +15,7 @@ def load_causal_lm(model: str, *, dtype: Dtype, device_map: str = "auto", **argu
 
     Raises UsageError for a folder that is not there, ModelError for one that holds no whole causal language model.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -24,7 +25,7 @@ def load_causal_lm(model: str, *, dtype: Dtype, device_map: str = "auto", **argu
         loaded, report = AutoModelForCausalLM.from_pretrained(
             model, dtype=dtype, device_map=_placement(device_map), output_loading_info=True, **arguments
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
         raise ModelError(f"no model could be loaded from {model!r}: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(

@@ -40,7 +40,7 @@ def write_jsonl(path: Path, rows: Iterable[Row | dict[str, Any]]) -> None:
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each non-empty line. Raises InputError naming file and line."""
     try:
-        file = Path(path).open(encoding="utf-8")  # noqa: SIM115 - opened here so that a missing file is one clear error
+        file = Path(path).open(encoding="utf-8-sig")  # noqa: SIM115 - opened here so that a missing file is one clear error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; give the path of a JSONL file") from None
     with file:
@@ -78,8 +78,14 @@ def _decoded(file: Iterable[str], path: str | Path) -> Iterator[str]:
 def _parse_line(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
+        if "\\ud" in line.lower():  # only an escape can bring half of a surrogate pair, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: an escape \\ud... is half of a surrogate pair, which is no character") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+        raise InputError(f"{where}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: should be a JSON object, is {type(value).__name__}")
     return value

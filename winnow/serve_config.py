@@ -1,10 +1,10 @@
 """What `winnow serve` reads: the pair of models, how they are computed, who may call, and how much may wait."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from winnow.sections import Dtype, Fraction, Positive, Seconds, Section
+from winnow.sections import Dtype, Fraction, NonNegative, Positive, Seconds, Section
 
 
 class VllmConfig(Section):
@@ -85,10 +85,10 @@ class ServeConfig(Section):
     allow_insecure: bool = False
     """Listen beyond loopback although there is neither mutual TLS nor a token file, or tokens travel in plain text."""
     queue: QueueConfig = QueueConfig()
-    cache_bytes: int = 256 * 1024 * 1024
+    cache_bytes: NonNegative = 256 * 1024 * 1024
     """Memory of the exact result cache; 0: none."""
-    max_message_bytes: Positive = 64 * 1024 * 1024
-    """Largest request or response."""
+    max_message_bytes: Annotated[int, Field(gt=0, lt=2**31)] = 64 * 1024 * 1024
+    """Largest request or response, below 2 GiB."""
     max_connection_age_s: Seconds | None = None
     """Close connections of this age, so that a balancer spreads callers over replicas; unset: never."""
     drain_s: Seconds = 20.0

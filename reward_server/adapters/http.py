@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 HEALTH_TIMEOUT_S = 2.0
+MAX_WAIT_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +173,7 @@ def serve(
     """Serve until SIGTERM or SIGINT. Raises UsageError where the address cannot or may not be taken."""
     import uvicorn
 
+    _check_numbers(unscorable_reward, wait_s)
     with _listening(listen, is_insecure_allowed) as listener:
         client = AsyncRewardClient(**asdict(access), timeout_s=timeout_s)
         app = create_app(Gateway(client, options, form, unscorable_reward, wait_s))
@@ -182,6 +184,13 @@ def serve(
         host = listen.rpartition(":")[0]
         print(f"listening on http://{host}:{listener.getsockname()[1]}", flush=True)
         server.run(sockets=[listener])
+
+
+def _check_numbers(unscorable_reward: float | None, wait_s: float) -> None:
+    if unscorable_reward is not None and not math.isfinite(unscorable_reward):
+        raise UsageError(f"unscorable reward {unscorable_reward} should be a finite number: JSON has no other")
+    if not 0 <= wait_s <= MAX_WAIT_S:
+        raise UsageError(f"wait {wait_s * 1000:g} ms should be from 0 to {MAX_WAIT_S * 1000:g}")
 
 
 def _listening(listen: str, is_insecure_allowed: bool) -> socket.socket:
@@ -255,4 +264,8 @@ def _texts(body: dict[str, Any], key: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise HttpError(400, f"{key} should be a text or a list of texts, not empty")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:  # here, and not where it would fail the posts that are scored along with it
+        raise HttpError(400, f"{key} is no Unicode text: it holds half of a surrogate pair") from None
     return texts

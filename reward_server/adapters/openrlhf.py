@@ -53,8 +53,8 @@ def _user_turn(form: PromptForm, prompt: str) -> str:
 
 
 def _completion(form: PromptForm, query: str, prompt: str) -> CompletionText:
-    _, found, completion = query.partition(prompt)
-    if not found or not prompt:
+    _, found, completion = query.partition(prompt) if prompt else ("", "", "")
+    if not found:
         raise UsageError(
             "the query does not hold its prompt; the policy's tokenizer changes texts when it decodes them"
         )

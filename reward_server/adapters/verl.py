@@ -56,6 +56,10 @@ def make_compute_score_async(
     wait_s: float = WAIT_S,
 ) -> Callable[..., Awaitable[Score]]:
     """As make_compute_score, to be awaited, all in one event loop; samples of one prompt are scored together."""
+    if options is not None and options.recipe == "rewardbench":
+        raise UsageError(
+            "recipe rewardbench cuts by the longest of a group, and here chance makes the groups; score pairs"
+        )
     coalescer = Coalescer(lambda prompt, texts: client.score(prompt, texts, options), wait_s)
 
     async def compute(

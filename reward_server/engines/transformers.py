@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reward_server.engines import Logprobs, TokenGroup
 from reward_server.engines.attention import Layout, implementation
+from reward_server.engines.experts import BLOCKS
 from reward_server.engines.head import Head
 from reward_server.engines.packing import pack, rows
 from winnow.errors import ModelError
@@ -52,6 +53,8 @@ class TransformersEngine:
         self._config = self.model.config.get_text_config()
         self._head = Head(self.model.get_output_embeddings(), self._config)
         self._attention = "sdpa"
+        if self._input_device.type == "cpu" and hasattr(self._config, "_experts_implementation"):
+            self._config._experts_implementation = BLOCKS  # of models that have experts
         self.is_shared = self._can_share(model)
         self._check(model)
 

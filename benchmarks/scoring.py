@@ -1,0 +1,195 @@
+"""How fast completions are scored, beside the ways that others have: `python -m benchmarks.scoring [--quick] [--json]`.
+
+    padded, trl, vllm   benchmarks/peers.py
+    winnow              the transformers engine, in this process
+    served              the same engine through gRPC: `winnow serve` in a process of its own, its cache off
+
+All sides score the same tokens with the same weights, in turns (A B C A B C ...), with new tokens in every turn; a
+figure is the median of its turns. Tokens are those of all pairs of prompt and completion, whoever computes them once or
+more often. vLLM takes part where it is installed and the run is not quick. The targets, for each workload of bound b:
+
+    winnow >= b x padded      winnow >= 0.9 b x the best peer (n1: never slower)      served >= 0.95 x winnow
+"""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks import peers
+from benchmarks.machine import matmul_flops, seconds, useful_flops
+from benchmarks.workloads import make_model, workloads
+from reward_server.client import Group, RewardClient
+from reward_server.engines import TokenGroup
+from reward_server.engines.transformers import TransformersEngine
+from winnow.models import load_causal_lm
+from winnow.progress import progress
+
+PEERS = ("padded", "trl", "vllm")
+TURNS = {True: 2, False: 3}  # by --quick
+WARM_UP = {"n1", "mixed"}  # of a quick run: small, and of many shapes
+
+
+def main() -> None:
+    """Measure, print a table or one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quick", action="store_true", help="the Mixtral shape only, fewer prompts and turns: minutes")
+    arguments = parser.parse_args()
+    kinds = ["mixtral"] if arguments.quick else ["mixtral", "mistral"]
+    report: dict[str, Any] = {"threads": torch.get_num_threads(), "dtype": "bfloat16", "workloads": [], "memory": []}
+    with tempfile.TemporaryDirectory() as root:
+        for seed, kind in enumerate(kinds):
+            folder = make_model(kind, Path(root) / kind, seed)
+            report["workloads"] += measure(kind, folder, is_quick=arguments.quick)
+            report["memory"].append({"model": kind, **memory(folder)})
+    print(json.dumps(report) if arguments.json else table(report))
+
+
+def measure(kind: str, folder: Path, *, is_quick: bool) -> list[dict[str, Any]]:
+    """The rows of one model: every workload scored by every side, in turns."""
+    with ExitStack() as stack:
+        sides, config = open_sides(folder, stack, has_vllm=not is_quick)
+        times: dict[tuple[str, str], list[float]] = {}
+        rates: list[float] = []
+        differences: dict[str, float] = {}
+        turns = [workloads(turn, is_quick=is_quick) for turn in range(TURNS[is_quick] + 1)]
+        advance = stack.enter_context(progress(kind, len(turns) * len(turns[0]) * len(sides), "scorings"))
+        for turn, works in enumerate(turns):
+            for work in works:
+                if is_quick and not turn and work.name not in WARM_UP:
+                    advance(len(sides))
+                    continue
+                sums = {}
+                for name, score in sides.items():
+                    spent = seconds(lambda: sums.update({name: score(work.groups)}))  # noqa: B023 (called at once)
+                    if turn:  # the first turn warms up
+                        times.setdefault((work.name, name), []).append(spent)
+                    advance()
+                rates.append(matmul_flops(torch.bfloat16))
+                differences[work.name] = max(differences.get(work.name, 0.0), largest_difference(sums))
+        return [
+            row(kind, work, {name: median(times[work.name, name]) for name in sides}, median(rates), config)
+            | {"largest_difference": round(differences[work.name], 3)}
+            for work in turns[-1]
+        ]
+
+
+def row(kind: str, work: Any, spent: dict[str, float], rate: float, config: Any) -> dict[str, Any]:
+    """One row of the report; `spent` in seconds, `rate` in FLOP/s."""
+    speed = {name: work.num_tokens / one for name, one in spent.items()}
+    best = max(speed[name] for name in PEERS if name in speed)
+    ratio = speed["winnow"] / best
+    return {
+        "model": kind,
+        "name": work.name,
+        "bound": round(work.bound, 2),
+        "tokens_per_s": {name: round(one) for name, one in speed.items()},
+        "speedup_vs_padded": round(speed["winnow"] / speed["padded"], 2),
+        "speedup_vs_best_peer": round(ratio, 2),
+        "served_fraction": round(speed["served"] / speed["winnow"], 3),
+        "flops_fraction": round(useful_flops(work.groups, config) / spent["winnow"] / rate, 3),
+        "matmul_gflops": round(rate / 1e9),
+        "meets_targets": {
+            "padded": speed["winnow"] >= work.bound * speed["padded"],
+            "best_peer": ratio >= (1.0 if work.name == "n1" else 0.9 * work.bound),
+            "served": speed["served"] >= 0.95 * speed["winnow"],
+        },
+    }
+
+
+def open_sides(folder: Path, stack: ExitStack, *, has_vllm: bool) -> tuple[dict[str, peers.Scorer], Any]:
+    """Every side by name, ready to score, and the model's config."""
+    padded, trl = (
+        load_causal_lm(str(folder), dtype="auto", device_map="cpu", attn_implementation="sdpa").eval() for _ in range(2)
+    )
+    engine = TransformersEngine(str(folder), device_map="cpu")
+    sides: dict[str, peers.Scorer] = {"padded": peers.padded(padded), "trl": peers.trl(trl)}
+    if has_vllm and importlib.util.find_spec("vllm"):
+        sides["vllm"], shutdown = peers.vllm(str(folder))
+        stack.callback(shutdown)
+    sides["winnow"] = lambda groups: [float(one.sum()) for group in engine.logprobs(groups) for one in group]
+    sides["served"] = stack.enter_context(served(folder))
+    return sides, padded.config
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[peers.Scorer]:
+    """A `winnow serve` of the model, asked for the instruct model's scores alone, over a socket."""
+    settings = {"chat_template": "lab", "cache_bytes": 0, "listen": "127.0.0.1:0", "device_map": "cpu"}
+    config = folder.with_suffix(".json")
+    config.write_text(json.dumps({"instruct": str(folder), "base": str(folder), **settings}))
+    command = [sys.executable, "-m", "winnow.cli", "serve", str(config)]
+    with (
+        folder.with_suffix(".log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        try:
+            yield _scorer_at(_address(process))
+        finally:
+            process.terminate()
+
+
+def _address(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("listening on "):
+            return line.split()[-1]
+    raise RuntimeError("winnow serve did not start")
+
+
+def _scorer_at(address: str) -> Callable[[list[TokenGroup]], list[float]]:
+    client = RewardClient(address)
+
+    def score(groups: list[TokenGroup]) -> list[float]:
+        asked = (Group(group.prompt_ids, group.completions) for group in groups)
+        answers = client.score_many(asked, concurrency=16, is_reference_free=True)
+        return [one.reward or 0.0 for group in answers for one in group]
+
+    return score
+
+
+def largest_difference(sums: dict[str, list[float]]) -> float:
+    """How far two sides are apart at most, in the sum of one completion."""
+    columns = list(zip(*sums.values(), strict=True))
+    return float(max(max(column) - min(column) for column in columns))
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """The rise of memory in a process of its own (benchmarks/memory.py)."""
+    command = [sys.executable, "-m", "benchmarks.memory", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    names = list(report["workloads"][0]["tokens_per_s"])
+    head = ["model", "workload", "bound", *names, "x padded", "x best", "served", "of matmul", "targets"]
+    lines = [head]
+    for one in report["workloads"]:
+        missed = [name for name, is_met in one["meets_targets"].items() if not is_met]
+        figures = [str(one["tokens_per_s"][name]) for name in names]
+        ratios = [one[key] for key in ("speedup_vs_padded", "speedup_vs_best_peer", "served_fraction")]
+        fraction = f"{one['flops_fraction']:.0%}"
+        verdict = "missed: " + ", ".join(missed) if missed else "met"
+        lines.append([one["model"], one["name"], str(one["bound"]), *figures, *map(str, ratios), fraction, verdict])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    for one in report["memory"]:
+        text.append(f"{one['model']}: {one['name']} ({one['tokens']} tokens) raises memory by {one['raised_mib']} MiB")
+    return "\n".join([f"tokens/s, bfloat16, {report['threads']} threads", *text])
+
+
+if __name__ == "__main__":
+    main()
