@@ -18,7 +18,7 @@ KIB_PER_MIB = 1024
 
 def main() -> None:
     """Measure, print."""
-    engine = TransformersEngine(sys.argv[1], device_map="cpu")
+    engine = TransformersEngine.load(sys.argv[1], device_map="cpu")
     work = memory_workload()
     group = work.groups[0]
     engine.logprobs([TokenGroup(group.prompt_ids, group.completions[:2])])

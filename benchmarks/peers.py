@@ -23,14 +23,15 @@ Scorer = Callable[[list[TokenGroup]], list[float]]
 Pair = tuple[list[int], list[int]]
 
 
-def padded(model: Any) -> Scorer:
+def padded(model: Any, device: str = "cpu") -> Scorer:
     """RewardBench's way: full logits of right-padded rows."""
 
     @torch.inference_mode()
     def score(groups: list[TokenGroup]) -> list[float]:
         sums: list[float] = []
         for batch in _batches(groups):
-            ids, mask = _right_padded([[*prompt, *completion] for prompt, completion in batch])
+            rows = _right_padded([[*prompt, *completion] for prompt, completion in batch])
+            ids, mask = (one.to(device) for one in rows)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             logprobs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0].float()
             for row, (prompt, completion) in zip(logprobs, batch, strict=True):

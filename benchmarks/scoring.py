@@ -112,7 +112,7 @@ def open_sides(folder: Path, stack: ExitStack, *, has_vllm: bool) -> tuple[dict[
     padded, trl = (
         load_causal_lm(str(folder), dtype="auto", device_map="cpu", attn_implementation="sdpa").eval() for _ in range(2)
     )
-    engine = TransformersEngine(str(folder), device_map="cpu")
+    engine = TransformersEngine.load(str(folder), device_map="cpu")
     sides: dict[str, peers.Scorer] = {"padded": peers.padded(padded), "trl": peers.trl(trl)}
     if has_vllm and importlib.util.find_spec("vllm"):
         sides["vllm"], shutdown = peers.vllm(str(folder))

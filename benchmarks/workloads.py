@@ -81,13 +81,14 @@ def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(_config(kind), dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_config(model_config(kind), dtype=torch.bfloat16)
     model.save_pretrained(folder)
     _make_tokenizer(folder)
     return folder
 
 
-def _config(kind: str) -> Any:
+def model_config(kind: str, **changes: Any) -> Any:
+    """The config of a kind, with changes."""
     from transformers import MistralConfig, MixtralConfig
 
     shape = {
@@ -99,6 +100,7 @@ def _config(kind: str) -> Any:
         "bos_token_id": BOS,
         "eos_token_id": 1,
         "pad_token_id": 2,
+        **changes,
     }
     if kind == "mixtral":
         return MixtralConfig(

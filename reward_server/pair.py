@@ -243,7 +243,7 @@ def _load_engines(config: ServeConfig) -> list[ScoringEngine]:
 
     placed = [(config.instruct, config.device_map), (config.base, config.base_device_map or config.device_map)]
     return [
-        TransformersEngine(model, dtype=config.dtype, device_map=device_map, token_budget=config.token_budget)
+        TransformersEngine.load(model, dtype=config.dtype, device_map=device_map, token_budget=config.token_budget)
         for model, device_map in placed
     ]
 

@@ -53,7 +53,7 @@ def random_group(num_prompt: int, lengths: tuple[int, ...], seed: int = 0) -> To
 
 
 def engine_of(folder: Path, **settings: Any) -> TransformersEngine:
-    return TransformersEngine(str(folder), **{"dtype": "float32", "device_map": "cpu", **settings})
+    return TransformersEngine.load(str(folder), **{"dtype": "float32", "device_map": "cpu", **settings})
 
 
 def scored(engine: TransformersEngine, group: TokenGroup) -> list[Logprobs]:

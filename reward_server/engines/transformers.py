@@ -45,18 +45,24 @@ class TransformersEngine:
     `token_budget` bounds the tokens of a forward pass; one longer completion passes alone.
     """
 
-    def __init__(
-        self, model: str, *, dtype: Dtype = "auto", device_map: str = "auto", token_budget: int = 16384
-    ) -> None:
-        self.model = load_causal_lm(model, dtype=dtype, device_map=device_map, attn_implementation="sdpa").eval()
+    def __init__(self, model: Any, name: str, *, token_budget: int = 16384) -> None:
+        self.model = model.eval()
         self.token_budget = token_budget
         self._config = self.model.config.get_text_config()
         self._head = Head(self.model.get_output_embeddings(), self._config)
         self._attention = "sdpa"
         if self._input_device.type == "cpu" and hasattr(self._config, "_experts_implementation"):
             self._config._experts_implementation = BLOCKS  # of models that have experts
-        self.is_shared = self._can_share(model)
-        self._check(model)
+        self.is_shared = self._can_share(name)
+        self._check(name)
+
+    @classmethod
+    def load(
+        cls, model: str, *, dtype: Dtype = "auto", device_map: str = "auto", token_budget: int = 16384
+    ) -> "TransformersEngine":
+        """The engine of a folder or hub id. Raises UsageError and ModelError with the ways out."""
+        loaded = load_causal_lm(model, dtype=dtype, device_map=device_map, attn_implementation="sdpa")
+        return cls(loaded, model, token_budget=token_budget)
 
     @property
     def dtype(self) -> str:
@@ -113,7 +119,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _plain(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:
         """The log-probabilities of one completion by the model's own attention."""
-        self._attend_by("sdpa")
+        self.attend_plainly()
         hidden = self._hidden([*prompt_ids, *completion])[len(prompt_ids) - 1 : -1]
         values: Logprobs = self._head.logprobs(hidden, self._tensor(completion)).cpu().numpy()
         return values
@@ -136,6 +142,10 @@ class TransformersEngine:
     def _input_device(self) -> torch.device:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
+
+    def attend_plainly(self) -> None:
+        """Let the model attend as it does outside winnow, for who calls it directly."""
+        self._attend_by("sdpa")
 
     def _attend_by(self, name: str) -> None:
         if self._attention != name:
@@ -187,7 +197,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _own(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:
         """The log-probabilities of one completion from the model's own logits, all of them: for a short one only."""
-        self._attend_by("sdpa")
+        self.attend_plainly()
         logits = self.model(input_ids=self._tensor([*prompt_ids, *completion])[None], use_cache=False).logits[0].float()
         chosen = logits[len(prompt_ids) - 1 : -1].log_softmax(dim=1).cpu().gather(1, torch.tensor(completion)[:, None])
         values: Logprobs = chosen[:, 0].numpy()
