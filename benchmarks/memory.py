@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.workloads import Workload, memory_workload
+from reward_server.allocator import keep_memory
 from reward_server.engines import TokenGroup
 from reward_server.engines.transformers import TransformersEngine
 
@@ -18,6 +19,7 @@ KIB_PER_MIB = 1024
 
 def main() -> None:
     """Measure, print."""
+    keep_memory()
     engine = TransformersEngine.load(sys.argv[1], device_map="cpu")
     work = memory_workload()
     group = work.groups[0]

@@ -28,6 +28,7 @@ import torch
 from benchmarks import peers
 from benchmarks.machine import matmul_flops, seconds, useful_flops
 from benchmarks.workloads import make_model, workloads
+from reward_server.allocator import keep_memory
 from reward_server.client import Group, RewardClient
 from reward_server.engines import TokenGroup
 from reward_server.engines.transformers import TransformersEngine
@@ -35,8 +36,9 @@ from winnow.models import load_causal_lm
 from winnow.progress import progress
 
 PEERS = ("padded", "trl", "vllm")
-TURNS = {True: 2, False: 3}  # by --quick
-WARM_UP = {"n1", "mixed"}  # of a quick run: small, and of many shapes
+TURNS = 3
+QUICK_TURNS = 2
+WARM_UP = {"n1", "mixed"}  # small, and of many shapes
 
 
 def main() -> None:
@@ -44,29 +46,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="the Mixtral shape only, fewer prompts and turns: minutes")
+    parser.add_argument("--turns", type=int, help=f"turns of each side; unset: {TURNS}, quick {QUICK_TURNS}")
     arguments = parser.parse_args()
+    keep_memory()  # as the server does, for all sides
     kinds = ["mixtral"] if arguments.quick else ["mixtral", "mistral"]
     report: dict[str, Any] = {"threads": torch.get_num_threads(), "dtype": "bfloat16", "workloads": [], "memory": []}
     with tempfile.TemporaryDirectory() as root:
         for seed, kind in enumerate(kinds):
             folder = make_model(kind, Path(root) / kind, seed)
-            report["workloads"] += measure(kind, folder, is_quick=arguments.quick)
+            report["workloads"] += measure(kind, folder, arguments.quick, arguments.turns)
             report["memory"].append({"model": kind, **memory(folder)})
     print(json.dumps(report) if arguments.json else table(report))
 
 
-def measure(kind: str, folder: Path, *, is_quick: bool) -> list[dict[str, Any]]:
+def measure(kind: str, folder: Path, is_quick: bool, num_turns: int | None) -> list[dict[str, Any]]:
     """The rows of one model: every workload scored by every side, in turns."""
     with ExitStack() as stack:
         sides, config = open_sides(folder, stack, has_vllm=not is_quick)
         times: dict[tuple[str, str], list[float]] = {}
         rates: list[float] = []
         differences: dict[str, float] = {}
-        turns = [workloads(turn, is_quick=is_quick) for turn in range(TURNS[is_quick] + 1)]
+        num_turns = num_turns or (QUICK_TURNS if is_quick else TURNS)
+        turns = [workloads(turn, is_quick=is_quick) for turn in range(num_turns + 1)]
         advance = stack.enter_context(progress(kind, len(turns) * len(turns[0]) * len(sides), "scorings"))
         for turn, works in enumerate(turns):
             for work in works:
-                if is_quick and not turn and work.name not in WARM_UP:
+                if not turn and work.name not in WARM_UP:
                     advance(len(sides))
                     continue
                 sums = {}

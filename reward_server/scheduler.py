@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from reward_server.allocator import keep_memory
 from reward_server.engines.caching import CachingEngine
 from reward_server.fair_queue import FairQueue, QueueFullError, Ticket, TooLateError
 from reward_server.monitoring import Metrics
@@ -196,6 +197,7 @@ def compute_worker() -> ThreadPoolExecutor:
     OpenMP keeps a team of threads for each thread that computes; two teams outnumber the cores, and then wait for each
     other in a slower way: a batch on two cores took a third longer.
     """
+    keep_memory()
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
 
 

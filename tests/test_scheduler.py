@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -340,3 +342,9 @@ async def drained_with_idle_stream(config: ServeConfig, pair: Pair) -> tuple[grp
         started = loop.time()
         await running.drain(20.0)
         return await stream.code(), loop.time() - started
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own")
+def test_the_allocator_takes_its_settings() -> None:
+    program = "from reward_server.allocator import keep_memory; print(keep_memory())"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"
