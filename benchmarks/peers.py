@@ -7,6 +7,7 @@ vllm     vLLM: prompt_logprobs of prompt and completion, one request each
 All take batches of BATCH_ROWS rows.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -67,6 +68,7 @@ def trl(model: Any) -> Scorer:
 
 def vllm(folder: str) -> tuple[Scorer, Callable[[], None]]:
     """vLLM's way, and how to end it."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM's own choice does not fit beside the others
     from vllm import LLM, SamplingParams, TokensPrompt
 
     engine = LLM(folder, dtype="bfloat16", enforce_eager=True, max_model_len=2048, max_num_batched_tokens=8192)

@@ -6,7 +6,9 @@
 
 All sides score the same tokens with the same weights, in turns (A B C A B C ...), with new tokens in every turn; a
 figure is the median of its turns. Tokens are those of all pairs of prompt and completion, whoever computes them once or
-more often. vLLM takes part where it is installed and the run is not quick. The targets, for each workload of bound b:
+more often. vLLM takes part where it is installed and the run is not quick. Sides in this process allocate as PyTorch
+does by itself; `--keep-memory` gives them what the server sets (reward_server/allocator.py), which helps those with
+large tensors most. The targets, for each workload of bound b:
 
     winnow >= b x padded      winnow >= 0.9 b x the best peer (n1: never slower)      served >= 0.95 x winnow
 """
@@ -17,6 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,6 +41,7 @@ from winnow.progress import progress
 PEERS = ("padded", "trl", "vllm")
 TURNS = 3
 QUICK_TURNS = 2
+REST_S = 0.4  # until the threads of the side before have gone to sleep
 WARM_UP = {"n1", "mixed"}  # small, and of many shapes
 
 
@@ -46,9 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="the Mixtral shape only, fewer prompts and turns: minutes")
+    parser.add_argument("--keep-memory", action="store_true", help="give all sides the server's allocator settings")
     parser.add_argument("--turns", type=int, help=f"turns of each side; unset: {TURNS}, quick {QUICK_TURNS}")
     arguments = parser.parse_args()
-    keep_memory()  # as the server does, for all sides
+    if arguments.keep_memory:
+        keep_memory()
     kinds = ["mixtral"] if arguments.quick else ["mixtral", "mistral"]
     report: dict[str, Any] = {"threads": torch.get_num_threads(), "dtype": "bfloat16", "workloads": [], "memory": []}
     with tempfile.TemporaryDirectory() as root:
@@ -76,6 +82,7 @@ def measure(kind: str, folder: Path, is_quick: bool, num_turns: int | None) -> l
                     continue
                 sums = {}
                 for name, score in sides.items():
+                    time.sleep(REST_S)
                     spent = seconds(lambda: sums.update({name: score(work.groups)}))  # noqa: B023 (called at once)
                     if turn:  # the first turn warms up
                         times.setdefault((work.name, name), []).append(spent)
