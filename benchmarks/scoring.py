@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.machine import matmul_flops, seconds, useful_flops
-from benchmarks.workloads import make_model, workloads
+from benchmarks.workloads import Workload, make_model, workloads
 from reward_server.allocator import keep_memory
 from reward_server.client import Group, RewardClient
 from reward_server.engines import TokenGroup
@@ -66,57 +67,62 @@ def main() -> None:
 
 
 def measure(kind: str, folder: Path, is_quick: bool, num_turns: int | None) -> list[dict[str, Any]]:
-    """The rows of one model: every workload scored by every side, in turns."""
+    """The rows of one model: every workload scored by every side, in turns; the first turn warms up."""
+    num_turns = num_turns or (QUICK_TURNS if is_quick else TURNS)
+    turns = [workloads(turn, is_quick=is_quick) for turn in range(num_turns + 1)]
     with ExitStack() as stack:
         sides, config = open_sides(folder, stack, has_vllm=not is_quick)
-        times: dict[tuple[str, str], list[float]] = {}
-        rates: list[float] = []
-        differences: dict[str, float] = {}
-        num_turns = num_turns or (QUICK_TURNS if is_quick else TURNS)
-        turns = [workloads(turn, is_quick=is_quick) for turn in range(num_turns + 1)]
-        advance = stack.enter_context(progress(kind, len(turns) * len(turns[0]) * len(sides), "scorings"))
+        figures = {work.name: Figures() for work in turns[0]}
+        advance = stack.enter_context(progress(kind, len(turns) * len(figures), "workloads"))
         for turn, works in enumerate(turns):
             for work in works:
-                if not turn and work.name not in WARM_UP:
-                    advance(len(sides))
-                    continue
-                sums = {}
-                for name, score in sides.items():
-                    time.sleep(REST_S)
-                    spent = seconds(lambda: sums.update({name: score(work.groups)}))  # noqa: B023 (called at once)
-                    if turn:  # the first turn warms up
-                        times.setdefault((work.name, name), []).append(spent)
-                    advance()
-                rates.append(matmul_flops(torch.bfloat16))
-                differences[work.name] = max(differences.get(work.name, 0.0), largest_difference(sums))
-        return [
-            row(kind, work, {name: median(times[work.name, name]) for name in sides}, median(rates), config)
-            | {"largest_difference": round(differences[work.name], 3)}
-            for work in turns[-1]
-        ]
+                if turn or work.name in WARM_UP:
+                    figures[work.name].add(work, sides, is_warm=turn > 0)
+                advance()
+        return [figures[work.name].row(kind, work, config) for work in turns[-1]]
 
 
-def row(kind: str, work: Any, spent: dict[str, float], rate: float, config: Any) -> dict[str, Any]:
-    """One row of the report; `spent` in seconds, `rate` in FLOP/s."""
-    speed = {name: work.num_tokens / one for name, one in spent.items()}
-    best = max(speed[name] for name in PEERS if name in speed)
-    ratio = speed["winnow"] / best
-    return {
-        "model": kind,
-        "name": work.name,
-        "bound": round(work.bound, 2),
-        "tokens_per_s": {name: round(one) for name, one in speed.items()},
-        "speedup_vs_padded": round(speed["winnow"] / speed["padded"], 2),
-        "speedup_vs_best_peer": round(ratio, 2),
-        "served_fraction": round(speed["served"] / speed["winnow"], 3),
-        "flops_fraction": round(useful_flops(work.groups, config) / spent["winnow"] / rate, 3),
-        "matmul_gflops": round(rate / 1e9),
-        "meets_targets": {
-            "padded": speed["winnow"] >= work.bound * speed["padded"],
-            "best_peer": ratio >= (1.0 if work.name == "n1" else 0.9 * work.bound),
-            "served": speed["served"] >= 0.95 * speed["winnow"],
-        },
-    }
+@dataclass
+class Figures:
+    """What was measured of one workload: seconds of each side in each turn, and what stood beside them."""
+
+    times: dict[str, list[float]] = field(default_factory=dict)
+    matmul_rates: list[float] = field(default_factory=list)
+    largest_difference: float = 0.0
+
+    def add(self, work: Workload, sides: dict[str, peers.Scorer], *, is_warm: bool) -> None:
+        """One turn: every side in its place."""
+        sums: dict[str, list[float]] = {}
+        for name, score in sides.items():
+            time.sleep(REST_S)
+            spent = seconds(lambda: sums.update({name: score(work.groups)}))  # noqa: B023 (called at once)
+            self.times.setdefault(name, []).extend([spent] if is_warm else [])
+        self.matmul_rates.append(matmul_flops(torch.bfloat16))
+        self.largest_difference = max(self.largest_difference, largest_difference(sums))
+
+    def row(self, kind: str, work: Workload, config: Any) -> dict[str, Any]:
+        """The workload's row of the report."""
+        spent = {name: median(times) for name, times in self.times.items()}
+        speed = {name: work.num_tokens / one for name, one in spent.items()}
+        ratio = speed["winnow"] / max(speed[name] for name in PEERS if name in speed)
+        rate = median(self.matmul_rates)
+        return {
+            "model": kind,
+            "name": work.name,
+            "bound": round(work.bound, 2),
+            "tokens_per_s": {name: round(one) for name, one in speed.items()},
+            "speedup_vs_padded": round(speed["winnow"] / speed["padded"], 2),
+            "speedup_vs_best_peer": round(ratio, 2),
+            "served_fraction": round(speed["served"] / speed["winnow"], 3),
+            "flops_fraction": round(useful_flops(work.groups, config) / spent["winnow"] / rate, 3),
+            "matmul_gflops": round(rate / 1e9),
+            "largest_difference": round(self.largest_difference, 3),
+            "meets_targets": {
+                "padded": speed["winnow"] >= work.bound * speed["padded"],
+                "best_peer": ratio >= (1.0 if work.name == "n1" else 0.9 * work.bound),
+                "served": speed["served"] >= 0.95 * speed["winnow"],
+            },
+        }
 
 
 def open_sides(folder: Path, stack: ExitStack, *, has_vllm: bool) -> tuple[dict[str, peers.Scorer], Any]:

@@ -113,6 +113,10 @@ def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
     except KeyboardInterrupt:
         _exit_now(130)
     asyncio.run(_serve(config, pair, worker))
+    for side in (pair.instruct, pair.base):
+        side.engine.close()
+    # Engines' libraries may crash as the interpreter is torn down, after all work is done.
+    _exit_now(0)
 
 
 def check_access(config: ServeConfig) -> None:

@@ -84,6 +84,9 @@ class HeldEngine:
             raise RuntimeError("poison")
         return self.inner.logprobs(groups)
 
+    def close(self) -> None:
+        self.inner.close()
+
 
 def held(pair: Pair, poison: int | None = None) -> tuple[Pair, HeldEngine]:
     """The pair with its instruct engine held."""

@@ -24,6 +24,9 @@ class CountingEngine:
             self.computed += [(tuple(group.prompt_ids), tuple(ids)) for ids in group.completions]
         return [[self.values(group, ids) for ids in group.completions] for group in groups]
 
+    def close(self) -> None:
+        pass
+
     def values(self, group: TokenGroup, ids: Sequence[int]) -> Logprobs:
         scale = 1 + sum((place + 1) * one for place, one in enumerate(group.prompt_ids))
         return np.array([-one / scale if one != 99 else -np.inf for one in ids], dtype=np.float32)

@@ -49,3 +49,7 @@ class ScoringEngine(Protocol):
         the model's own arithmetic fails they are not finite, for that completion alone.
         """
         ...
+
+    def close(self) -> None:
+        """End the processes that the engine started, if any."""
+        ...

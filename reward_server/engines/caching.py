@@ -84,6 +84,10 @@ class CachingEngine:
         """As the inner engine's."""
         return self.inner.max_tokens
 
+    def close(self) -> None:
+        """As the inner engine's."""
+        self.inner.close()
+
     def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
         """As `ScoringEngine` says; arrays that come from the cache are read-only."""
         keys = [list(self._keys(group)) for group in groups]

@@ -94,6 +94,9 @@ class TransformersEngine:
                 results[index].update(zip(ns, self._mended(part, values), strict=True))
         return [[result[n] for n in range(len(result))] for result in results]
 
+    def close(self) -> None:
+        """Nothing to end: the weights go with this process."""
+
     def _row(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
         if self.is_shared:
             return self._shared(groups)
@@ -113,7 +116,8 @@ class TransformersEngine:
         layout = Layout.of(row, self._input_device)
         self._attend_by(implementation(self._input_device.type))
         hidden = self._hidden(row.token_ids, position_ids=layout.positions[None], layout=layout)
-        values = self._head.logprobs(hidden[self._tensor(row.sources)], self._tensor(row.targets)).cpu().numpy()
+        scored = hidden[self._tensor(row.sources).to(hidden.device)]  # of several GPUs, the last holds the outcome
+        values = self._head.logprobs(scored, self._tensor(row.targets)).cpu().numpy()
         return [[values[places] for places in group] for group in row.scored]
 
     @torch.inference_mode()
