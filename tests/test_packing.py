@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_server.engines import TokenGroup
-from reward_server.engines.packing import SHARED_BLOCK, PackedRow, num_tokens, pack, pieces, rows
+from reward_server.engines.packing import SHARED_BLOCK, PackedRow, pack, pieces, rows
 
 IDS = st.lists(st.integers(0, 2), min_size=1, max_size=5)
 # Few kinds of tokens, in runs: completions that begin alike, that are equal, that end within one another.
@@ -17,6 +17,10 @@ GROUPS = st.lists(
     min_size=1,
     max_size=3,
 )
+
+
+def num_tokens(group: TokenGroup) -> int:
+    return len(pack([group]).token_ids)
 
 
 def seen_by(row: PackedRow, query: int) -> list[int]:

@@ -66,11 +66,6 @@ def pack(groups: Sequence[TokenGroup]) -> PackedRow:
     return row
 
 
-def num_tokens(group: TokenGroup) -> int:
-    """Tokens of the row of a group."""
-    return len(pack([group]).token_ids)
-
-
 def num_shared(one: Tokens, other: Tokens) -> int:
     """Tokens that two beginnings share in a row: whole blocks of what they have in common, all of it if they are equal.
 
