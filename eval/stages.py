@@ -12,21 +12,24 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import BenchmarkItem, data_files, run_benchmarks
 from eval.chart import draw_chart
-from eval.judge import open_judge
+from eval.judge import Judge
 from eval.judged_scores import JudgedScore, summarize
+from eval.llm_judge import open_llm_judge
 from eval.mt_bench import answer_questions, judge_answers
 from eval.peak import Candidate, Rule, choose_peak
 from eval.questions import Question, References, read_questions, read_references
+from eval.reference_judge import ReferenceJudge
 from eval.report import peak_report, round_report
 from eval.table import print_closing
 from winnow.chat import Chat, load_chat
-from winnow.config import QuestionsConfig
+from winnow.config import JudgeConfig, QuestionsConfig
 from winnow.errors import WinnowError
 from winnow.records import EvalResult, Row, digest, seed_from
 from winnow.rows import read_jsonl, write_json, write_jsonl
@@ -107,6 +110,16 @@ def evaluation_inputs(run: Run, number: int) -> str:
 def read_results(run: Run, number: int) -> Results:
     """A round's results. Raises WinnowError for a round that was not evaluated."""
     return Results.model_validate(_read_json(run.eval_dir(number) / "results.json", f"evaluate round {number} first"))
+
+
+@contextmanager
+def open_judge(config: JudgeConfig) -> Iterator[Judge]:
+    """The judge that the config names."""
+    if config.kind == "llm":
+        with open_llm_judge(config) as judge:
+            yield judge
+    else:
+        yield ReferenceJudge()
 
 
 def _judged_score(run: Run, number: int, chat: Chat, question_set: QuestionSet, folder: Path) -> JudgedScore:

@@ -92,8 +92,12 @@ class FairQueue(Generic[Item]):
         self._is_full_for_all = False
 
     def is_full(self, client: str, preparing: int = 0) -> bool:
-        """Whether a group of this client would be refused, whatever it costs; `preparing` groups are on their way."""
-        is_at_limit = self.tokens >= self.max_tokens or self.groups + preparing >= self.max_groups
+        """Whether a group of this client would be refused, whatever it costs.
+
+        `preparing` groups are on their way, each taken to cost what those that wait do on average.
+        """
+        coming = preparing * self.tokens / max(self.groups, 1)
+        is_at_limit = self.tokens + coming >= self.max_tokens or self.groups + preparing >= self.max_groups
         return is_at_limit or self._is_full_for_all or client in self._full_for
 
     def offer(self, ticket: Ticket[Item], now: float) -> None:

@@ -8,13 +8,13 @@ tokenizer: with two, each model sums over tokens of its own, and that must be as
 
 import itertools
 import logging
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
+from reward_server.engines.loading import load_engines
 from reward_server.fingerprint import tokenizer_hash, weight_hash
 from reward_server.rendering import Ids, Limits, PromptGroup, Renderer, Rendering, ScoredTokens, with_instruction
 from reward_server.reward import LogRatio, Normalization, log_ratio_reward
@@ -161,8 +161,8 @@ class Pair:
         return zip(ours, theirs, strict=True)
 
 
-def open_pair(config: ServeConfig) -> Pair:
-    """Load both models. Raises UsageError and ModelError with the ways out."""
+def open_pair(config: ServeConfig, starting: Callable[[], list[ScoringEngine]] | None = None) -> Pair:
+    """Load both models, or wait for engines that are `starting`. Raises UsageError and ModelError with the ways out."""
     models = (config.instruct, config.base)
     for model in models:
         check_model_path(model)
@@ -173,7 +173,7 @@ def open_pair(config: ServeConfig) -> Pair:
     chats = [Chat(tokenizers[0], config.chat_template), Chat(tokenizers[1], base_template)]
     for chat in chats:
         check_template(chat)
-    engines = _load_engines(config)
+    engines = starting() if starting else load_engines(config)
     renderers = _renderers(chats, engines, max_tokens(config, engines), is_shared=hashes[0] == hashes[1])
     sides = [
         Side(renderer, engine, _facts(model, renderer.chat, engine, own_hash))
@@ -228,24 +228,6 @@ def _renderers(
         return [Renderer(chat, Limits(size, longest)) for chat, size in zip(chats, sizes, strict=True)]
     instruct, base = (Renderer(chat, Limits(min(sizes), longest)) for chat in chats)
     return [instruct, instruct if base.chat.template_hash == instruct.chat.template_hash else base]
-
-
-def _load_engines(config: ServeConfig) -> list[ScoringEngine]:
-    """The engines of the instruct and the base model. A library is imported only when its engine is asked for."""
-    log.info("loading %s and %s with %s", config.instruct, config.base, config.engine)
-    if config.engine == "vllm":
-        # Stdout is for the one line that says where the server listens; vLLM reads this as it is imported.
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-        from reward_server.engines.vllm import open_engines
-
-        return list(open_engines(config))
-    from reward_server.engines.transformers import TransformersEngine
-
-    placed = [(config.instruct, config.device_map), (config.base, config.base_device_map or config.device_map)]
-    return [
-        TransformersEngine.load(model, dtype=config.dtype, device_map=device_map, token_budget=config.token_budget)
-        for model, device_map in placed
-    ]
 
 
 def _facts(model: str, chat: Chat, engine: ScoringEngine, own_hash: str) -> ModelFacts:

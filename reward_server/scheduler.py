@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from reward_server.allocator import keep_memory
 from reward_server.engines.caching import CachingEngine
 from reward_server.fair_queue import FairQueue, QueueFullError, Ticket, TooLateError
 from reward_server.monitoring import Metrics
@@ -71,7 +70,6 @@ class Scheduler:
         limits: QueueConfig,
         batch_tokens: int,
         metrics: Metrics,
-        worker: ThreadPoolExecutor | None = None,
     ) -> None:
         # A turn is worth a batch: with less, callers of one group each would wait for as many turns as it costs.
         self.queue: FairQueue[Waiting] = FairQueue(limits.max_tokens, limits.max_groups, quantum=batch_tokens)
@@ -84,7 +82,7 @@ class Scheduler:
         self._num_preparing = 0
         # One thread: a fast tokenizer refuses to be borrowed by two.
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-        self._worker = worker or compute_worker()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
         self._has_work = asyncio.Event()
         self._has_room = asyncio.Event()
         self._running = asyncio.ensure_future(self._run())
@@ -189,16 +187,6 @@ class Scheduler:
                 ticket.item.result.set_result(
                     Scored(outcomes, ticket.tokens, num_cached, started - ticket.arrived, ended - started)
                 )
-
-
-def compute_worker() -> ThreadPoolExecutor:
-    """The one thread that computes. Models are best loaded in it too, since loading computes.
-
-    OpenMP keeps a team of threads for each thread that computes; two teams outnumber the cores, and then wait for each
-    other in a slower way: a batch on two cores took a third longer.
-    """
-    keep_memory()
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
 
 
 Result = tuple[list[Outcome], int] | Exception

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -25,9 +24,10 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from reward_server.engines.caching import CachingEngine, ResultCache
+from reward_server.engines.loading import start_engines
 from reward_server.monitoring import Metrics, log_to_stderr
 from reward_server.pair import Pair, Side, open_pair
-from reward_server.scheduler import Scheduler, compute_worker
+from reward_server.scheduler import Scheduler
 from reward_server.security import TokenInterceptor, check_exposure, read_tokens, tls_credentials
 from reward_server.service import SERVICE_NAME, RewardService
 from reward_server.wire import server_info
@@ -107,12 +107,11 @@ def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
             check_address_is_free(address, key)
     check_exposure(config)
     check_access(config)
-    worker = compute_worker()
     try:
-        pair = worker.submit(open_pair, config).result()
+        pair = open_pair(config, start_engines(config))
     except KeyboardInterrupt:
         _exit_now(130)
-    asyncio.run(_serve(config, pair, worker))
+    asyncio.run(_serve(config, pair))
     for side in (pair.instruct, pair.base):
         side.engine.close()
     # Engines' libraries may crash as the interpreter is torn down, after all work is done.
@@ -127,11 +126,11 @@ def check_access(config: ServeConfig) -> None:
         read_tokens(config.token_file)
 
 
-async def _serve(config: ServeConfig, pair: Pair, worker: ThreadPoolExecutor) -> None:
+async def _serve(config: ServeConfig, pair: Pair) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _told_to_stop, stopping)
-    running = await start(config, pair, worker)
+    running = await start(config, pair)
     print(f"listening on {running.address}", flush=True)
     log.info(EXAMPLE.format(address=running.address, access=_access_arguments(config)))
     await stopping.wait()
@@ -164,11 +163,8 @@ def _access_arguments(config: ServeConfig) -> str:
     return arguments + (', token="..."' if config.token_file else "")
 
 
-async def start(config: ServeConfig, pair: Pair, worker: ThreadPoolExecutor | None = None) -> RunningServer:
-    """Listen and answer calls in the running event loop. Raises UsageError when an address cannot be taken.
-
-    `worker` is the thread that loaded the pair (`compute_worker`).
-    """
+async def start(config: ServeConfig, pair: Pair) -> RunningServer:
+    """Listen and answer calls in the running event loop. Raises UsageError when an address cannot be taken."""
     tokens = None if config.token_file is None else read_tokens(config.token_file)
     metrics = Metrics()
     on_refused = metrics.refused.labels("unauthenticated").inc
@@ -177,7 +173,7 @@ async def start(config: ServeConfig, pair: Pair, worker: ThreadPoolExecutor | No
     address = f"{config.listen.rpartition(':')[0]}:{_bind(server, config)}"
     cached, cache = with_cache(pair, config.cache_bytes)
     # Works are counted in both models' tokens, a forward pass in one's.
-    scheduler = Scheduler(cached, config.queue, 2 * config.token_budget, metrics, worker)
+    scheduler = Scheduler(cached, config.queue, 2 * config.token_budget, metrics)
     _show(metrics, scheduler, cache)
     service = RewardService(cached, server_info(pair, config), scheduler, metrics, tokens)
     running = RunningServer(server, service, address, config.drain_s)

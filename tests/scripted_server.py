@@ -1,4 +1,7 @@
-"""A real gRPC server with a servicer that answers each completion with its length, and fails as it is told to."""
+"""A real gRPC server with a servicer that answers each completion with its length, and fails as it is told to.
+
+Also what to ask it: a prompt, and groups whose rewards are 1, 2, 3 and so on.
+"""
 
 import threading
 import time
@@ -13,10 +16,13 @@ from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from reward_server.client import Group, RetryPolicy
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
 
 SERVICE_NAME = "winnow.v1.RewardService"
+MESSAGES = [{"role": "user", "content": "What is 2 + 3?"}]
+QUICK = RetryPolicy(first_pause_s=0.01, max_pause_s=0.02)
 
 
 class ScriptedService(RewardServiceServicer):
@@ -105,3 +111,11 @@ def scripted_server(
     finally:
         service.is_open.set()
         server.stop(0).wait()
+
+
+def groups(number: int) -> Iterator[Group]:
+    return (Group(MESSAGES, ["x" * (index + 1)]) for index in range(number))
+
+
+def rewards(answers: Iterator[Any]) -> list[float]:
+    return [scored[0].reward for scored in answers]

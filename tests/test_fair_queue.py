@@ -103,6 +103,14 @@ def test_groups_that_are_being_prepared_count() -> None:
     assert not waiting.is_full("b", preparing=1)
 
 
+def test_groups_that_are_being_prepared_count_as_what_waits_costs_on_average() -> None:
+    waiting = queue(max_tokens=100)
+    assert not waiting.is_full("c", preparing=9)  # nothing is known of what they cost
+    fill(waiting, ticket("a", 20), ticket("b", 40))
+    assert not waiting.is_full("c", preparing=1)
+    assert waiting.is_full("c", preparing=2)
+
+
 def test_a_group_larger_than_the_queue_is_taken_where_nothing_waits() -> None:
     waiting = queue(max_tokens=100)
     fill(waiting, ticket("a", 500))

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from eval.judge import REFERENCE_JUDGE, Judge, ReferenceJudge, has_form, open_judge, reference_score, word_overlap
+from eval.judge import Judge
 from eval.llm_judge import MAX_TOKENS, REMINDER, parse_rating, prompt_name, read_judge_prompts
 from eval.questions import Question
+from eval.reference_judge import REFERENCE_JUDGE, ReferenceJudge, has_form, reference_score, word_overlap
+from eval.stages import open_judge
 from winnow.config import JudgeConfig
 from winnow.errors import InputError, ServerError, UsageError
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import judge, llm_judge, peak, ranking
+from eval import llm_judge, peak, ranking, reference_judge
 from eval.peak import Candidate, Rule, choose_peak, guard_tests, holm, mcnemar_p_value
 from eval.ranking import average_ranks, spearman
 from winnow.errors import WinnowError
@@ -32,7 +32,7 @@ BETTER = [1] * 18 + [0] * 2
 
 
 def test_the_examples_in_the_docstrings_are_true() -> None:
-    for module in (peak, ranking, judge, llm_judge):
+    for module in (peak, ranking, reference_judge, llm_judge):
         assert doctest.testmod(module).failed == 0
 
 

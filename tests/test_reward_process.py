@@ -1,11 +1,13 @@
 """The server as a process: its one line on stdout, how it ends, and what it says when it cannot start."""
 
+import os
 import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from tests.tiny_models import make_model
+from winnow.errors import ServerError
 
 ROOT = Path(__file__).parent.parent
 START_S = 120
@@ -106,3 +109,27 @@ def test_a_model_that_is_not_there_is_one_line_and_exit_code_2(pair: list[str]) 
         assert process.returncode == 2
     assert output == ""
     assert "winnow: model folder './no/such/model' does not exist" in errors.splitlines()[-1]
+
+
+def test_a_killed_engine_costs_the_batch_at_hand_and_the_server_goes_on(pair: list[str]) -> None:
+    message = [{"role": "user", "content": "Hi"}]
+    with serving(pair) as process, RewardClient(address_of(process), timeout_s=120) as client:
+        expected = client.score(message, ["yes"])[0].reward
+        engines = engines_of(process)
+        os.kill(engines, signal.SIGSTOP)
+        with ThreadPoolExecutor() as threads:
+            pending = threads.submit(client.score, message, ["no"])
+            time.sleep(1.0)  # until it is being computed
+            os.kill(engines, signal.SIGKILL)
+            with pytest.raises(ServerError, match="scoring failed"):
+                pending.result(timeout=60)
+        assert client.score(message, ["yes"])[0].reward == expected  # from the cache, which the server holds
+        assert client.score(message, ["no"])[0].status == "ok"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+
+
+def engines_of(process: "subprocess.Popen[str]") -> int:
+    """The process that computes: the larger one of the server's two children."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return max(map(int, children), key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from reward_server import scheduler
 from reward_server.pair import Pair, open_pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
@@ -126,6 +127,15 @@ def test_a_client_that_sends_much_does_not_hold_up_another(bench: Bench) -> None
     flat = [marker for batch in bench.markers() for marker in batch]
     assert flat.index(40) <= 2
     assert [marker for marker in flat if marker != 40] == [20 + number for number in range(6)]
+
+
+def test_calls_that_come_together_to_an_idle_server_make_one_batch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "GATHER_S", 0.5)
+    for call in [bench.call(20, "a"), bench.call(21, "b")]:
+        assert call.result(timeout=30).completions
+    assert [sorted(group.prompt_ids[1] for group in groups) for groups in bench.engine.asked] == [[20, 21]]
 
 
 def test_groups_of_several_callers_share_a_batch(bench: Bench) -> None:

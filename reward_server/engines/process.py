@@ -1,0 +1,172 @@
+"""The engines in a process of their own, so that who answers calls neither holds up who computes nor dies with it.
+
+    server process                              engine process
+    RemoteEngine.logprobs(groups)   -- (index, groups) -->        engines[index].logprobs(groups)
+                                    <-- log-probabilities, or why there are none --
+
+In one process, Python runs in one thread at a time: each step of each layer would wait for its turn beside a busy event
+loop. A batch that kills the engines' process fails; the next one starts it anew, and the models are loaded again. It
+ends with the server's process, however that ends.
+"""
+
+import atexit
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from reward_server.allocator import keep_memory
+from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
+from reward_server.engines.loading import load_engines
+from reward_server.monitoring import log_to_stderr
+from winnow.errors import ModelError, WinnowError
+from winnow.serve_config import ServeConfig
+
+log = logging.getLogger(__name__)
+
+
+class EngineError(RuntimeError):
+    """An engine failed in its process, or the process ended; the message says which."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an engine says of itself."""
+
+    dtype: str
+    device: str
+    vocab_size: int
+    max_tokens: int | None
+
+    @classmethod
+    def of(cls, engine: ScoringEngine) -> "Facts":
+        """The facts of an engine that is loaded."""
+        return cls(engine.dtype, engine.device, engine.vocab_size, engine.max_tokens)
+
+
+class EngineProcess:
+    """The process, which begins to load at once. Not safe for threads: one call at a time."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        return self._process.pid
+
+    def wait(self) -> list[ScoringEngine]:
+        """Its engines, when they are loaded. Raises what loading failed with."""
+        return [RemoteEngine(self, index, facts) for index, facts in enumerate(self._loaded())]
+
+    def logprobs(self, index: int, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
+        """As `ScoringEngine` says. Raises EngineError; where the process has ended before, it is started anew."""
+        if not self._process.is_alive():
+            log.error("%s; the models are loaded again", self._end())
+            self._start()
+            self._loaded()
+        try:
+            self._connection.send((index, groups))
+            answer: list[list[Logprobs]] = self._answer()
+        except (EOFError, OSError) as error:
+            raise EngineError(self._end()) from error
+        return answer
+
+    def close(self) -> None:
+        """End the process at once: it has nothing to save."""
+        atexit.unregister(self.close)
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def _start(self) -> None:
+        # "spawn": a copy of this process would have its threads' locks, and a GPU's library in an unusable state.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(theirs, self._config), name="engines", daemon=True)
+        self._process.start()
+        theirs.close()
+        atexit.register(self.close)  # before multiprocessing's own, which waits for what ignores signals
+
+    def _loaded(self) -> list[Facts]:
+        """Wait until the models are loaded."""
+        try:
+            facts: list[Facts] = self._answer()
+        except EOFError:
+            raise ModelError(f"while the models were loaded, {self._end()}; is there memory enough?") from None
+        return facts
+
+    def _answer(self) -> Any:
+        """What the process says next. Raises what it failed with, EOFError where it has ended."""
+        answer = self._connection.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _end(self) -> str:
+        """Clear away a process that has ended; returns how it did."""
+        self.close()
+        return f"the engines' process ended with exit code {self._process.exitcode}"
+
+
+class RemoteEngine:
+    """One engine of the process."""
+
+    def __init__(self, process: EngineProcess, index: int, facts: Facts) -> None:
+        self.process = process
+        self.dtype = facts.dtype
+        self.device = facts.device
+        self.vocab_size = facts.vocab_size
+        self.max_tokens = facts.max_tokens
+        self._index = index
+
+    def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
+        """As `ScoringEngine` says. Raises EngineError."""
+        return self.process.logprobs(self._index, groups)
+
+    def close(self) -> None:
+        """End the process, and with it the other engine."""
+        self.process.close()
+
+
+def work(connection: Connection, config: ServeConfig) -> None:
+    """What the process does: load, tell the engines' facts, then compute what is asked until nobody asks any more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to all of a group; the server decides when it is over
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    log_to_stderr()
+    keep_memory()
+    try:
+        engines = load_engines(config)
+    except WinnowError as error:
+        connection.send(error)
+        return
+    except Exception as error:
+        log.exception("loading failed")
+        connection.send(ModelError(f"loading failed ({type(error).__name__}: {error}); see the log above"))
+        return
+    connection.send([Facts.of(engine) for engine in engines])
+    while True:
+        index, groups = connection.recv()
+        connection.send(_attempt(engines[index], groups))
+
+
+def _attempt(engine: ScoringEngine, groups: Sequence[TokenGroup]) -> list[list[Logprobs]] | EngineError:
+    try:
+        return engine.logprobs(groups)
+    except Exception as error:
+        log.exception("the engine failed")
+        return EngineError(f"{type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,160 @@
+"""What both clients send, refuse to send and make of the answers: groups, messages of bounded size, options."""
+
+from typing import Any
+
+import pytest
+
+from reward_server.client import CompletionText, Group, RewardOptions
+from reward_server.pb import reward_pb2 as pb
+from tests.both_clients import address_fixture, client_fixture, connect_fixture, service_fixture  # noqa: F401
+from tests.scripted_server import MESSAGES, ScriptedService, groups, scripted_server
+from winnow.errors import ServerError, UsageError
+
+
+def test_large_groups_are_sent_in_pieces_and_put_together(client: Any, service: ScriptedService) -> None:
+    service.max_completions = 4
+    scored = client.score(MESSAGES, ["x" * (index + 1) for index in range(10)])
+    assert [one.reward for one in scored] == list(range(1, 11))
+    assert [len(one.completions) for one in service.requests] == [4, 4, 2]
+    assert all(one.messages.messages[0].content == MESSAGES[0]["content"] for one in service.requests)
+
+
+@pytest.mark.parametrize("want_token_logprobs", [False, True])
+def test_no_message_is_larger_than_the_server_takes(
+    client: Any, service: ScriptedService, want_token_logprobs: bool
+) -> None:
+    service.max_message_bytes = 4000
+    texts = ["\u00e9" * (index % 20 * 7 + 1) for index in range(60)]
+    scored = client.score(MESSAGES, texts, want_token_logprobs=want_token_logprobs)
+    assert [one.reward for one in scored] == [len(text) for text in texts]
+    assert len(service.requests) > 1
+    for request in service.requests:
+        assert request.ByteSize() <= 4000
+        num_tokens = sum(len(one.text.text.encode()) for one in request.completions)
+        assert not want_token_logprobs or num_tokens * 13 <= 4000
+
+
+def test_a_completion_that_fits_no_message_is_named(client: Any, service: ScriptedService) -> None:
+    service.max_message_bytes = 1000
+    with pytest.raises(UsageError, match="completion 1 with its prompt needs a message of"):
+        client.score(MESSAGES, ["a", "b" * 2000])
+    assert service.num_seen == 0
+
+
+def test_no_completions_are_no_scores_and_no_call(client: Any, service: ScriptedService) -> None:
+    assert client.score(MESSAGES, []) == []
+    assert [len(one) for one in client.score_many([Group(MESSAGES, []), Group(MESSAGES, ["a"])])] == [0, 1]
+    assert list(client.score_many(iter([]))) == []
+    assert service.num_seen == 1
+
+
+def test_what_is_no_group_is_refused_before_it_is_sent(client: Any, service: ScriptedService) -> None:
+    with pytest.raises(UsageError, match="a list of completions, not one text"):
+        client.score(MESSAGES, "abc")
+    with pytest.raises(UsageError, match="needs role and content"):
+        client.score([{"role": "user"}], ["abc"])
+    with pytest.raises(UsageError, match="both texts; this one is role: str, content: int"):
+        client.score([{"role": "user", "content": 3}], ["abc"])
+    with pytest.raises(UsageError, match="should be a list of completions, not a int"):
+        client.score(MESSAGES, 5)
+    with pytest.raises(UsageError, match="a prompt should be a list of messages or of token ids, is one text"):
+        client.score("hello", ["abc"])
+    with pytest.raises(UsageError, match="a prompt should be a list"):
+        client.score(None, ["abc"])
+    with pytest.raises(UsageError, match="this one is a int"):
+        client.score([*MESSAGES, 3], [[5]])
+    with pytest.raises(UsageError, match="a group should be Group"):
+        list(client.score_many([(MESSAGES, ["abc"])]))
+    with pytest.raises(UsageError, match="concurrency 0"):
+        list(client.score_many(groups(2), concurrency=0))
+    assert service.num_seen == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "error"),
+    [
+        (None, "completion 1 should be a text, .* is a NoneType"),
+        (7, "completion 1 should be a text, .* is a int"),
+        (b"abc", "completion 1 should be a text, .* is a bytes"),
+        ({"text": "a"}, "completion 1 should be a text"),
+        (CompletionText(None), "completion 1 should be a text"),  # type: ignore[arg-type]
+        ([5, -1], "completion 1 should be token ids, whole numbers from 0"),
+        ([2**40], "completion 1 should be token ids"),
+        ([1.5], "completion 1 should be token ids"),
+        ("\ud800", "half of a surrogate pair"),
+    ],
+)
+def test_what_is_no_completion_is_refused_before_it_is_sent(
+    client: Any, service: ScriptedService, completion: Any, error: str
+) -> None:
+    with pytest.raises(UsageError, match=error):
+        client.score(MESSAGES, ["abc", completion])
+    assert service.num_seen == 0
+
+
+def test_the_eos_policy_is_the_recipe_s_own_unless_named(client: Any, service: ScriptedService) -> None:
+    client.score(MESSAGES, ["abc"], recipe="rewardbench")
+    client.score(MESSAGES, ["abc"], eos_policy="exclude")
+    sent = [request.options.eos_policy for request in service.requests]
+    assert sent == [pb.EOS_POLICY_UNSPECIFIED, pb.EOS_POLICY_EXCLUDE]
+
+
+def test_a_group_of_recipe_rewardbench_is_never_split(client: Any, service: ScriptedService) -> None:
+    service.max_completions = 2
+    assert len(client.score(MESSAGES, ["a", "b"], recipe="rewardbench")) == 2
+    with pytest.raises(UsageError, match="these 3 completions need 2 requests; send its pairs as groups of two"):
+        client.score(MESSAGES, ["a", "b", "c"], recipe="rewardbench")
+    assert len(client.score(MESSAGES, ["a", "b", "c"])) == 3
+    assert service.num_seen == 3
+
+
+class OlderService(ScriptedService):
+    """A server of a time before definitions, message limits and recipes: it leaves out what it does not know."""
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        return pb.ScoreResponse(completions=super().Score(request, context).completions)
+
+
+def test_an_older_server_is_used_for_what_it_knows_and_for_nothing_else(connect: Any) -> None:
+    service = OlderService()
+    service.max_message_bytes = 0
+    with scripted_server(service) as address, connect(address) as client:
+        assert client.score(MESSAGES, ["abc"])[0].reward == 3
+        with pytest.raises(ServerError, match="passed over the option recipe: it is older"):
+            client.score(MESSAGES, ["abc"], recipe="rewardbench")
+        with pytest.raises(ServerError, match="passed over the option instruction"):
+            client.score(MESSAGES, ["abc"], instruction="Be kind.")
+
+
+def test_an_unknown_option_is_named_with_the_known_ones(client: Any) -> None:
+    with pytest.raises(UsageError, match="normalization 'avg' is none of sum, mean"):
+        client.score(MESSAGES, ["abc"], normalization="avg")
+    with pytest.raises(UsageError, match="none of include, exclude, if_finished"):
+        client.score(MESSAGES, ["abc"], eos_policy="always")
+    with pytest.raises(UsageError, match="recipe 'mine' is none of winnow, rewardbench"):
+        RewardOptions(recipe="mine")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="beta nan"):
+        RewardOptions(beta=float("nan"))
+    for option, value in {"beta": "1", "instruction": None, "is_reference_free": "yes"}.items():
+        with pytest.raises(UsageError, match=f"{option} {value!r} should be"):
+            client.score(MESSAGES, ["abc"], **{option: value})
+    with pytest.raises(UsageError, match="half of a surrogate pair"):
+        RewardOptions(instruction="\udcff")
+    with pytest.raises(UsageError, match="unknown option gamma; known: normalization"):
+        client.score(MESSAGES, ["abc"], gamma=2)
+
+
+def test_options_are_sent_and_keywords_change_them(client: Any, service: ScriptedService) -> None:
+    options = RewardOptions(normalization="mean", beta=0.5, instruction="Be kind.", instruction_scope="instruct_only")
+    client.score(MESSAGES, ["abc"], options, beta=2.0, recipe="rewardbench", eos_policy="include")
+    sent = service.requests[0].options
+    assert (sent.normalization, sent.beta, sent.eos_policy) == (pb.NORMALIZATION_MEAN, 2.0, pb.EOS_POLICY_INCLUDE)
+    assert (sent.instruction, sent.instruction_scope) == ("Be kind.", pb.INSTRUCTION_SCOPE_INSTRUCT_ONLY)
+    assert sent.recipe == pb.RECIPE_REWARDBENCH
+
+
+def test_scores_say_what_they_were_made_with(client: Any) -> None:
+    scored = client.score(MESSAGES, ["abc", ""])
+    assert scored.definition.instruct_weight_hash == "sha256:one"
+    assert [one.status for one in scored] == ["ok", "empty_completion"]
+    assert (scored[1].reward, scored[1].error) == (None, "nothing to score")
