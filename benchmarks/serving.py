@@ -328,7 +328,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="about a minute")
+    parser.add_argument("--quick", action="store_true", help="about two minutes")
     parser.add_argument("--seconds", type=float, help="of overload; 60, or 10 with --quick")
     parser.add_argument("--fuzz", type=int, help="malformed requests; 10000, or 1000 with --quick")
     parser.add_argument("--completions", type=int, default=16, help="of each group; 16 unless given")
