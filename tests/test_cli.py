@@ -189,3 +189,10 @@ def test_recipe_rewardbench_is_refused_before_a_run_where_options_contradict_it(
         parse_config({"address": "a:1", "recipe": "rewardbench", **change}, RewardConfig, "test")
     fits = {"address": "a:1", "recipe": "rewardbench", "eos_policy": "include"}
     assert parse_config(fits, RewardConfig, "test").recipe == "rewardbench"
+
+
+def test_a_server_takes_keys_without_a_config(folder: Path) -> None:
+    models = ("--instruct", str(folder / "instruct"), "--base", str(folder / "base"))
+    assert "listen 'nonsense' should be HOST:PORT" in one_line(winnow("serve", *models, "listen=nonsense"), 2)
+    assert "unknown key listne; did you mean listen?" in one_line(winnow("serve", "listne=a:1", *models), 2)
+    assert "give CONFIG.yaml, or --instruct DIR and --base DIR" in one_line(winnow("serve"), 2)

@@ -117,17 +117,17 @@ def serve(
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Host a pair of models over gRPC and answer log-ratio rewards."""
-    from winnow.config import load_config, parse_config
+    from winnow.config import load_config
     from winnow.serve_config import ServeConfig
 
+    keys = overrides or []
+    if config is not None and "=" in str(config) and not config.exists():
+        config, keys = None, [str(config), *keys]
     given = {"instruct": instruct, "base": base, "listen": listen}
     flags = {key: value for key, value in given.items() if value is not None}
-    if config is None:
-        if instruct is None or base is None:
-            raise UsageError("give CONFIG.yaml, or --instruct DIR and --base DIR")
-        resolved = parse_config(flags, ServeConfig, "command line")
-    else:
-        resolved = load_config(config, ServeConfig, [*(overrides or []), *(f"{k}={v}" for k, v in flags.items())])
+    if config is None and not (keys or flags.keys() >= {"instruct", "base"}):
+        raise UsageError("give CONFIG.yaml, or --instruct DIR and --base DIR")
+    resolved = load_config(config, ServeConfig, keys, flags)
     _entry("reward_server.server:serve")(resolved, stop_when_stdin_closes=until_stdin_closes)
 
 

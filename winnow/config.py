@@ -6,7 +6,7 @@ A string under a field says what the field means and in which unit; a validator 
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -310,12 +310,19 @@ class RunConfig(Section):
 Config = TypeVar("Config", bound=Section)
 
 
-def load_config(path: str | Path, kind: type[Config], overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config, apply `key=value` overrides, check it. Raises ConfigError naming file, key and way out."""
-    tree = _read_yaml(Path(path))
+def load_config(
+    path: str | Path | None, kind: type[Config], overrides: Sequence[str] = (), flags: Mapping[str, str] | None = None
+) -> Config:
+    """Read a YAML config, if any; apply `key=value` overrides, and flags, whose values are taken as they are; check it.
+
+    Raises ConfigError naming file, key and way out.
+    """
+    tree = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, kind, str(path))
+    if isinstance(tree, dict):
+        tree.update(flags or {})
+    return parse_config(tree, kind, "command line" if path is None else str(path))
 
 
 def load_resolved(path: Path, kind: type[Config]) -> Config:
