@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from reward_server.engines.caching import CachingEngine, ResultCache
-from reward_server.engines.loading import start_engines
+from reward_server.engines.process import start_engines
 from reward_server.monitoring import Metrics, log_to_stderr
 from reward_server.pair import Pair, Side, open_pair
 from reward_server.scheduler import Scheduler

@@ -1,9 +1,7 @@
-"""From the config to the engines: transformers in a process of their own, vLLM with those that it starts."""
+"""From the config to the engines of the pair, in this process: transformers, or vLLM with the processes it starts."""
 
 import logging
 import os
-from collections.abc import Callable
-from functools import partial
 
 from reward_server.engines import ScoringEngine
 from winnow.serve_config import ServeConfig
@@ -30,15 +28,3 @@ def load_engines(config: ServeConfig) -> list[ScoringEngine]:
         TransformersEngine.load(model, dtype=config.dtype, device_map=device_map, token_budget=config.token_budget)
         for model, device_map in placed
     ]
-
-
-def start_engines(config: ServeConfig) -> Callable[[], list[ScoringEngine]]:
-    """Begin to load engines that compute in other processes than this one; returns what waits for them.
-
-    That raises as `load_engines` does.
-    """
-    if config.engine == "vllm":
-        return partial(load_engines, config)
-    from reward_server.engines.process import EngineProcess
-
-    return EngineProcess(config).wait

@@ -15,8 +15,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,6 +33,14 @@ log = logging.getLogger(__name__)
 
 class EngineError(RuntimeError):
     """An engine failed in its process, or the process ended; the message says which."""
+
+
+def start_engines(config: ServeConfig) -> Callable[[], list[ScoringEngine]]:
+    """Begin to load engines that compute in other processes than this one; returns what waits for them.
+
+    That raises as `load_engines` does. vLLM has processes of its own.
+    """
+    return partial(load_engines, config) if config.engine == "vllm" else EngineProcess(config).wait
 
 
 @dataclass(frozen=True)
