@@ -44,6 +44,7 @@ TURNS = 3
 QUICK_TURNS = 2
 REST_S = 0.4  # until the threads of the side before have gone to sleep
 WARM_UP = {"n1", "mixed"}  # small, and of many shapes
+LARGE = {"n64-p128-r256"}  # a quick run has time for one turn of it
 
 
 def main() -> None:
@@ -76,10 +77,17 @@ def measure(kind: str, folder: Path, is_quick: bool, num_turns: int | None) -> l
         advance = stack.enter_context(progress(kind, len(turns) * len(figures), "workloads"))
         for turn, works in enumerate(turns):
             for work in works:
-                if turn or work.name in WARM_UP:
+                if is_due(work.name, turn, is_quick):
                     figures[work.name].add(work, sides, is_warm=turn > 0)
                 advance()
         return [figures[work.name].row(kind, work, config) for work in turns[-1]]
+
+
+def is_due(name: str, turn: int, is_quick: bool) -> bool:
+    """Whether a workload is scored in a turn; the turn 0 only warms up."""
+    if turn == 0:
+        return name in WARM_UP
+    return turn == 1 or not (is_quick and name in LARGE)
 
 
 @dataclass

@@ -24,8 +24,9 @@ from winnow.serve_config import QueueConfig
 # So many batches in a row of which nothing could be computed: the engine is broken, not a group.
 MAX_FAILED_BATCHES = 3
 
-# How long the first of several calls that come together waits for the others, so that they make one batch.
-GATHER_S = 0.002
+# Calls that come together make one batch: the first waits while others still come, each within so many seconds.
+GATHER_S = 0.003
+MAX_GATHER_S = 0.012
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Scheduler:
         while True:
             if not self._has_work.is_set():
                 await self._has_work.wait()
-                await asyncio.sleep(GATHER_S)
+                await self._gather()
             batch, late = self.queue.take(self._batch_tokens, time.monotonic())
             self._made_room()
             for ticket in late:
@@ -156,6 +157,13 @@ class Scheduler:
                 await self._compute(batch)
             if not self.queue.groups:
                 self._has_work.clear()
+
+    async def _gather(self) -> None:
+        """Wait until no more groups come, or long enough."""
+        until, num_waiting = time.monotonic() + MAX_GATHER_S, 0
+        while (self._num_preparing or self.queue.groups > num_waiting) and time.monotonic() < until:
+            num_waiting = self.queue.groups
+            await asyncio.sleep(GATHER_S)
 
     def _note(self, *, is_failed: bool) -> None:
         """Tell when batch after batch has failed, and when one succeeds again."""
