@@ -119,7 +119,7 @@ def test_a_killed_engine_costs_the_batch_at_hand_and_the_server_goes_on(pair: li
         os.kill(engines, signal.SIGSTOP)
         with ThreadPoolExecutor() as threads:
             pending = threads.submit(client.score, message, ["no"])
-            time.sleep(1.0)  # until it is being computed
+            time.sleep(3.0)  # until it is being computed
             os.kill(engines, signal.SIGKILL)
             with pytest.raises(ServerError, match="scoring failed"):
                 pending.result(timeout=60)
