@@ -45,11 +45,6 @@ class Server:
         return next(sample.value for family in families for sample in family.samples if sample.name == name)
 
     @property
-    def tokens(self) -> float:
-        """Tokens computed since its start."""
-        return self.metric("winnow_tokens_total")
-
-    @property
     def rss_mib(self) -> float:
         """Resident memory of its processes."""
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
@@ -58,7 +53,7 @@ class Server:
 
     def sample(self) -> Sample:
         """How it is now."""
-        return Sample(time.monotonic(), self.tokens, self.rss_mib)
+        return Sample(time.monotonic(), self.metric("winnow_tokens_total"), self.rss_mib)
 
 
 @contextmanager
@@ -100,11 +95,7 @@ def resident_mib(pid: int) -> float:
 
 
 def longest_s(samples: Sequence[Sample], tokens: float) -> float:
-    """The longest that so many tokens took, whenever one began to wait for them; by the mean rate if there were fewer.
-
-    >>> longest_s([Sample(0, 0, 0), Sample(1, 10, 0), Sample(3, 20, 0), Sample(4, 30, 0)], 10)
-    2.0
-    """
+    """The longest that so many tokens took, whenever one began to wait; by the mean rate if there were fewer."""
     times, counts = [sample.time for sample in samples], [sample.tokens for sample in samples]
     spans = [
         float(np.interp(start.tokens + tokens, counts, times)) - start.time
