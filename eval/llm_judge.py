@@ -20,10 +20,10 @@ from pydantic import BaseModel, ValidationError
 
 from eval.judge import Verdict
 from eval.questions import NUM_TURNS, Question
-from winnow.config import JudgeConfig
 from winnow.errors import InputError, ServerError, UsageError
 from winnow.models import first_line
 from winnow.rows import read_jsonl
+from winnow.run_config import JudgeConfig
 
 if TYPE_CHECKING:
     from openai import OpenAI

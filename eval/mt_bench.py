@@ -18,10 +18,10 @@ from eval.judge import Judge
 from eval.judged_scores import UNREADABLE, Judgment
 from eval.questions import NUM_TURNS, Question, QuestionId, References
 from winnow.chat import Chat
-from winnow.config import QuestionsConfig
 from winnow.errors import ChatError
 from winnow.progress import progress
 from winnow.records import Message, digest, seed_from
+from winnow.run_config import QuestionsConfig
 
 if TYPE_CHECKING:
     from sampler.engines import Sampling, SamplingEngine

@@ -29,10 +29,10 @@ from eval.reference_judge import ReferenceJudge
 from eval.report import peak_report, round_report
 from eval.table import print_closing
 from winnow.chat import Chat, load_chat
-from winnow.config import JudgeConfig, QuestionsConfig
 from winnow.errors import WinnowError
 from winnow.records import EvalResult, Row, digest, seed_from
 from winnow.rows import read_jsonl, write_json, write_jsonl
+from winnow.run_config import JudgeConfig, QuestionsConfig
 from winnow.rundir import Run, whole_folder
 
 QuestionSet = tuple[list[Question], References]

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reward_server.client import RewardClient, read_token
-from winnow.config import RewardConfig, dump_config
+from winnow.config import dump_config
 from winnow.errors import ServerError
 from winnow.rows import write_text
+from winnow.run_config import RewardConfig
 from winnow.serve_config import ServeConfig
 
 READY_TIMEOUT_S = 1800.0

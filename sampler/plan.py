@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from winnow.chat import Chat, Rendered, load_chat
-from winnow.config import PhaseConfig, RunConfig, TrainConfig
 from winnow.errors import WinnowError
 from winnow.records import Message
 from winnow.rows import read_jsonl
+from winnow.run_config import PhaseConfig, RunConfig, TrainConfig
 from winnow.steps import num_steps, warmup_warning
 
 BYTES_PER_PARAMETER = 2

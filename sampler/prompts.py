@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from winnow.chat import check_messages
-from winnow.config import PromptFile
 from winnow.errors import ChatError, InputError
 from winnow.records import Message, Prompt, make_prompt
 from winnow.rows import read_jsonl
+from winnow.run_config import PromptFile
 
 
 def read_pool(files: Sequence[PromptFile]) -> list[Prompt]:

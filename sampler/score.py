@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from reward_server.client import CompletionText, Group, RewardClient, RewardOptions, ScoredCompletion
-from winnow.config import RewardConfig
 from winnow.records import OK, Completion, Message, Prompt, Reward
+from winnow.run_config import RewardConfig
 
 
 def score_completions(

@@ -12,8 +12,8 @@ from pathlib import Path
 from sft.mixing import Row, mix
 from sft.row_files import file_hash, read_rows
 from winnow.chat import load_chat
-from winnow.config import PhaseConfig
 from winnow.records import digest, seed_from
+from winnow.run_config import PhaseConfig
 from winnow.rundir import Run, whole_folder
 
 

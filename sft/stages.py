@@ -7,8 +7,8 @@ train   round-(n-1) policy + round-n/selected.jsonl -> round-n/checkpoint
 from sft.phases import phase_inputs, run_phases
 from sft.row_files import file_hash, read_rows
 from winnow.chat import load_chat
-from winnow.config import TrainConfig
 from winnow.records import digest, seed_from
+from winnow.run_config import TrainConfig
 from winnow.rundir import Run
 
 

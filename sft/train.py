@@ -20,12 +20,12 @@ from sft.encoding import Encoded, encode
 from sft.resume import last_checkpoint, trainer_folder
 from sft.trainer import Steps, make_trainer
 from winnow.chat import Chat
-from winnow.config import TrainConfig
 from winnow.errors import TrainingError
 from winnow.models import load_causal_lm
 from winnow.progress import progress
 from winnow.records import Row, digest
 from winnow.rows import write_json
+from winnow.run_config import TrainConfig
 from winnow.rundir import whole_folder
 from winnow.sections import Dtype
 from winnow.steps import num_steps, warmup_warning

@@ -15,9 +15,9 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from sft.encoding import Encoded
-from winnow.config import TrainConfig
 from winnow.errors import TrainingError
 from winnow.progress import Advance
+from winnow.run_config import TrainConfig
 
 MAX_GRAD_NORM = 1.0
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}

@@ -31,8 +31,9 @@ from sampler.hosted import reward_client
 from tests.scripted_server import ScriptedService, scripted_server
 from tests.tiny_models import make_model
 from tests.tiny_run import ROOT, make_pair, winnow
-from winnow.config import RewardConfig, parse_config
+from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError
+from winnow.run_config import RewardConfig
 
 QUICK = RetryPolicy(max_attempts=2, first_pause_s=0.01)
 

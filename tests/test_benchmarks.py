@@ -13,9 +13,9 @@ import torch
 from eval.benchmarks import BenchmarkItem, BenchmarkRun, data_files, run_benchmarks
 from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import BenchmarkConfig, EvaluationConfig
 from winnow.errors import UsageError, WinnowError
 from winnow.models import load_causal_lm
+from winnow.run_config import BenchmarkConfig, EvaluationConfig
 
 PROMPT = "<s><|user|>\n{question}\n<|assistant|>\n"
 

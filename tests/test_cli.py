@@ -128,7 +128,8 @@ def test_resuming_nothing(folder: Path, config: dict[str, Any]) -> None:
 
 
 def test_two_processes_cannot_work_in_one_run(folder: Path, config: dict[str, Any]) -> None:
-    from winnow.config import RunConfig, parse_config
+    from winnow.config import parse_config
+    from winnow.run_config import RunConfig
     from winnow.rundir import locked, run_root
 
     changed = {**config, "name": "busy"}
@@ -183,7 +184,8 @@ def test_weights_that_are_cut_short(folder: Path, config: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("change", [{"eos_policy": "exclude"}, {"normalization": "mean"}, {"beta": 2.0}])
 def test_recipe_rewardbench_is_refused_before_a_run_where_options_contradict_it(change: dict[str, Any]) -> None:
-    from winnow.config import RewardConfig, parse_config
+    from winnow.config import parse_config
+    from winnow.run_config import RewardConfig
 
     with pytest.raises(UsageError, match=f"recipe rewardbench fixes {next(iter(change))}; leave it unset"):
         parse_config({"address": "a:1", "recipe": "rewardbench", **change}, RewardConfig, "test")

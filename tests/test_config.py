@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from winnow.config import RunConfig, differences, dump_config, load_config, load_resolved
+from winnow.config import differences, dump_config, load_config, load_resolved
 from winnow.errors import ConfigError
+from winnow.run_config import RunConfig
 from winnow.serve_config import ServeConfig
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,10 @@ import torch
 
 from eval.stages import Results, evaluate, pick_peak, read_results
 from tests.tiny_models import make_model
-from winnow.config import RunConfig, parse_config
+from winnow.config import parse_config
 from winnow.errors import InputError, WinnowError
 from winnow.records import EvalResult
+from winnow.run_config import RunConfig
 from winnow.rundir import Run
 
 ROOT = Path(__file__).parent.parent

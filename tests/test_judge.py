@@ -15,8 +15,8 @@ from eval.llm_judge import MAX_TOKENS, REMINDER, parse_rating, prompt_name, read
 from eval.questions import Question
 from eval.reference_judge import REFERENCE_JUDGE, ReferenceJudge, has_form, reference_score, word_overlap
 from eval.stages import open_judge
-from winnow.config import JudgeConfig
 from winnow.errors import InputError, ServerError, UsageError
+from winnow.run_config import JudgeConfig
 
 LIST_FORM = r"[a-z]+(, [a-z]+)+"
 

@@ -23,6 +23,7 @@ MAY_IMPORT = {
 LIGHT_MODULES = (
     "winnow.cli",
     "winnow.config",
+    "winnow.run_config",
     "winnow.chat",
     "winnow.rundir",
     "reward_server.client",

@@ -15,9 +15,10 @@ from eval.reference_judge import ReferenceJudge
 from examples.miniature import dialogues, world
 from examples.miniature.models import SYSTEM_PROMPT, make_tokenizer
 from winnow.chat import Chat
-from winnow.config import RunConfig, load_config
+from winnow.config import load_config
 from winnow.records import Message
 from winnow.rows import read_jsonl
+from winnow.run_config import RunConfig
 
 HERE = Path(world.__file__).parent
 

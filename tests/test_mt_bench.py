@@ -16,8 +16,8 @@ from eval.reference_judge import ReferenceJudge
 from sampler.engines import Sampled, Sampling
 from tests.tiny_models import make_tokenizer
 from winnow.chat import Chat
-from winnow.config import QuestionsConfig
 from winnow.errors import InputError, UsageError, WinnowError
+from winnow.run_config import QuestionsConfig
 
 MATH = Question(question_id=1, category="math", turns=("2 + 3?", "Double it."))
 ESSAY = Question(question_id=2, category="writing", turns=("A colour?", "Another one."))

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sampler.prompts import draw, parse_prompt, quotas, read_pool
-from winnow.config import PromptFile
 from winnow.errors import InputError
 from winnow.records import Message, Prompt, make_prompt
+from winnow.run_config import PromptFile
 
 
 def pool_of(**sizes: int) -> list[Prompt]:

@@ -9,8 +9,9 @@ import pytest
 
 from sampler.rounds import run_rounds
 from tests.tiny_run import ledger_pieces, run_until, tiny_config, winnow, write_config
-from winnow.config import RunConfig, parse_config
+from winnow.config import parse_config
 from winnow.rows import read_jsonl
+from winnow.run_config import RunConfig
 from winnow.rundir import Run
 
 ROUNDS = (1, 2)

@@ -8,8 +8,9 @@ from sampler.stages import _completions
 from tests.tiny_models import make_tokenizer
 from tests.tiny_run import tiny_config
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import RunConfig, parse_config
+from winnow.config import parse_config
 from winnow.records import Message, make_prompt
+from winnow.run_config import RunConfig
 from winnow.rundir import Run
 
 

@@ -13,9 +13,9 @@ from sampler.engines import transformers as transformers_engine
 from sampler.engines.transformers import TransformersEngine, batches
 from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import SamplingConfig
 from winnow.errors import ModelError, UsageError
 from winnow.records import Message
+from winnow.run_config import SamplingConfig
 
 QUESTIONS = ["What is 2 + 3?", "Name a colour.", "Say hello to everybody in the room, please."]
 

@@ -19,8 +19,9 @@ from sampler.hosted import reward_client
 from sampler.score import reward_options
 from tests.scripted_server import ScriptedService, scripted_server
 from tests.tiny_run import ROOT, make_pair, run_until, winnow, write_jsonl
-from winnow.config import RewardConfig, parse_config
+from winnow.config import parse_config
 from winnow.rows import read_jsonl
+from winnow.run_config import RewardConfig
 
 
 class GatedService(ScriptedService):

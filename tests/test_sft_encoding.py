@@ -8,8 +8,8 @@ import pytest
 from sft.encoding import IGNORED, encode
 from tests.tiny_models import make_tokenizer
 from winnow.chat import Chat
-from winnow.config import TrainConfig
 from winnow.errors import TrainingError
+from winnow.run_config import TrainConfig
 from winnow.steps import num_steps, warmup_warning
 
 

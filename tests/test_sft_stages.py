@@ -10,10 +10,10 @@ from sft.mixing import Row
 from sft.phases import phase_rows
 from sft.stages import start, train
 from tests.tiny_models import make_model
-from winnow.config import RunConfig
 from winnow.errors import UsageError
 from winnow.records import Message, Selection
 from winnow.rows import write_jsonl
+from winnow.run_config import RunConfig
 from winnow.rundir import Run, start_run
 
 JOB = {"learning_rate": 1e-3, "max_steps": 1, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 64}

@@ -20,8 +20,8 @@ from sft.resume import last_checkpoint, trainer_folder
 from sft.train import TrainReport, train
 from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import TrainConfig
 from winnow.errors import ModelError, TrainingError
+from winnow.run_config import TrainConfig
 from winnow.sections import Dtype
 
 ROOT = Path(__file__).parent.parent

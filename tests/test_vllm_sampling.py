@@ -8,8 +8,8 @@ import pytest
 from sampler.engines import Sampling, SamplingEngine, open_engine
 from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import SamplingConfig
 from winnow.records import Message
+from winnow.run_config import SamplingConfig
 
 pytestmark = [
     pytest.mark.vllm,

@@ -21,10 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from winnow.config import PolicyConfig
 from winnow.errors import ChatError, ModelError, UsageError
 from winnow.models import check_model_path, first_line
 from winnow.records import Message
+from winnow.run_config import PolicyConfig
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
 PIECEWISE_TEMPLATES = frozenset({"mixtral"})

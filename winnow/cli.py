@@ -76,7 +76,8 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
 ) -> None:
     """Run a recipe: SFT start, rounds of best-of-N, evaluation, peak."""
-    from winnow.config import RunConfig, load_config
+    from winnow.config import load_config
+    from winnow.run_config import RunConfig
 
     resolved = load_config(config, RunConfig, overrides or [])
     if dry_run:

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from winnow.config import RunConfig, differences, dump_config, load_resolved
+from winnow.config import differences, dump_config, load_resolved
 from winnow.errors import RunFolderError
 from winnow.ledger import Ledger
 from winnow.rows import write_text
+from winnow.run_config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ LAB's first phase: 4 * ceil(630000 / 3840) = 660 steps, fewer than its warm-up o
 
 import math
 
-from winnow.config import TrainConfig
+from winnow.run_config import TrainConfig
 
 
 def num_steps(num_rows: int, config: TrainConfig) -> int:

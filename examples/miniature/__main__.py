@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from sampler.rounds import run_rounds
-from winnow.config import RunConfig, load_config
+from winnow.config import load_config
 from winnow.errors import WinnowError
+from winnow.run_config import RunConfig
 from winnow.rundir import locked, run_root, start_run
 from winnow.stages import run_inline
 

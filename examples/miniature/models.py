@@ -19,10 +19,10 @@ from sft.encoding import Encoded
 from sft.train import train
 from sft.trainer import Steps, make_trainer
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import TrainConfig
 from winnow.progress import progress
 from winnow.records import seed_from
 from winnow.rows import read_jsonl
+from winnow.run_config import TrainConfig
 from winnow.rundir import whole_folder
 
 VOCAB_SIZE = 512

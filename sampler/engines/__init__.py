@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from winnow.chat import Chat
-from winnow.config import SamplingConfig
+from winnow.run_config import SamplingConfig
 from winnow.sections import Dtype
 
 

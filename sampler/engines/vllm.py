@@ -15,10 +15,10 @@ from vllm.platforms import current_platform
 
 from sampler.engines import Sampled, Sampling
 from winnow.chat import Chat
-from winnow.config import SamplingConfig
 from winnow.errors import ModelError
 from winnow.models import check_model_path, first_line
 from winnow.records import seed_from
+from winnow.run_config import SamplingConfig
 from winnow.sections import Dtype
 
 
