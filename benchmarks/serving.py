@@ -2,6 +2,7 @@
 
     capacity   closed loop at 1, 8 and 64 callers: groups/s and tokens/s answered, median and 99th percentile of latency
     stream     the same groups through one stream
+    neighbour  one caller asks and waits, while another client sends at ten times the capacity
     overload   open loop at ten times the capacity: each call is answered, or refused with push-back, or counts as wrong
     fuzz       malformed requests by the thousand: statuses, memory, and whether the server still answers
 
@@ -24,66 +25,37 @@ import os
 import platform
 import random
 import tempfile
-import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 
+from benchmarks.serving_load import Capacity, Groups, channel, closed_loop, flood, streamed
 from benchmarks.serving_process import QUEUE_TOKENS, TOKEN_BUDGET, Sample, Server, longest_s, server
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.service import PUSHBACK_KEY, SERVICE_NAME
+from reward_server.service import SERVICE_NAME
 
-NUM_WORDS = 24
 CALLERS = (1, 8, 64)
 TIMES_CAPACITY = 10
-TICK_S = 0.02
 SAMPLE_S = 1.0
-# Without a limit, megabytes of requests wait in the connection when time is up.
-STREAM_AHEAD = 32
 START_S = 180.0
-WORDS = ("waves", "salt", "wind", "river", "fox", "bank", "colour", "rainbow", "quick", "lazy", "five", "six")
-OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
-
-
-@dataclass
-class Tally:
-    """What came of the calls: latencies of the answered ones in seconds, and the others by kind."""
-
-    latencies: list[float] = field(default_factory=list)
-    refused: int = 0
-    other: Counter[str] = field(default_factory=Counter)
-
-    def p(self, percent: float) -> float:
-        """A percentile of the latency, in seconds."""
-        return float(np.percentile(self.latencies, percent)) if self.latencies else float("nan")
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """One closed loop."""
+class Neighbour:
+    """One caller beside a client that sends too much; `alone_p50_s` is what it waits without that one."""
 
-    clients: int
-    groups_per_s: float
-    tokens_per_s: float
+    alone_p50_s: float
     p50_s: float
     p99_s: float
+    answered: int
     refused: int
     other: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One stream."""
-
-    groups_per_s: float
-    tokens_per_s: float
+    others_per_s: float
 
 
 @dataclass(frozen=True)
@@ -118,124 +90,47 @@ class Fuzz:
     answers_after: bool
 
 
-class Groups:
-    """Requests, of which no two are equal."""
-
-    def __init__(self, num_completions: int) -> None:
-        self.num_completions = num_completions
-        self._numbers = itertools.count()
-
-    def draw(self) -> pb.ScoreRequest:
-        """The next one."""
-        drawn = random.Random(next(self._numbers))
-        question = " ".join(drawn.choices(WORDS, k=NUM_WORDS)) + f" {drawn.random():.9f}?"
-        texts = [" ".join(drawn.choices(WORDS, k=NUM_WORDS)) for _ in range(self.num_completions)]
-        return pb.ScoreRequest(
-            messages=pb.Messages(messages=[pb.Message(role="user", content=question)]),
-            completions=[pb.Completion(text=pb.CompletionText(text=text, is_finished=True)) for text in texts],
-        )
-
-
-async def ask(stub: Any, request: pb.ScoreRequest, tally: Tally, client: str) -> float:
-    """One call; returns the seconds to leave the server alone."""
-    started = time.monotonic()
-    try:
-        await stub.Score(request, timeout=300, metadata=[("winnow-client", client)])
-    except grpc.aio.AioRpcError as error:
-        pushback = dict(error.trailing_metadata() or ()).get(PUSHBACK_KEY)
-        if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and pushback is not None:
-            tally.refused += 1
-            return int(pushback) / 1000
-        tally.other[error.code().name] += 1
-        return 1.0
-    tally.latencies.append(time.monotonic() - started)
-    return 0.0
-
-
-def channel(address: str) -> Any:
-    """A connection that is shared with no other caller."""
-    return grpc.aio.insecure_channel(address, options=OWN_CONNECTION)
-
-
-async def closed_loop(target: Server, groups: Groups, clients: int, seconds: float) -> Capacity:
-    """Each caller asks, waits for the answer, and asks again."""
-    tally, before = Tally(), target.sample()
-
-    async def caller(name: str) -> None:
-        async with channel(target.address) as own:
-            stub = RewardServiceStub(own)  # type: ignore[no-untyped-call]
-            while time.monotonic() < before.time + seconds:
-                await asyncio.sleep(await ask(stub, groups.draw(), tally, name))
-
-    await asyncio.gather(*(caller(str(number)) for number in range(clients)))
-    after = target.sample()
-    spent = after.time - before.time
-    return Capacity(
-        clients,
-        len(tally.latencies) / spent,
-        (after.tokens - before.tokens) / spent,
-        tally.p(50),
-        tally.p(99),
-        tally.refused,
-        dict(tally.other),
-    )
-
-
-async def streamed(target: Server, groups: Groups, seconds: float) -> Stream:
-    """One caller sends group after group, some of them ahead of the answers."""
-    before, num_answers, ahead = target.sample(), 0, asyncio.Semaphore(STREAM_AHEAD)
-
-    async def requests() -> AsyncIterator[pb.ScoreRequest]:
-        while time.monotonic() < before.time + seconds:
-            await ahead.acquire()
-            yield groups.draw()
-
-    async with channel(target.address) as own:
-        stub: Any = RewardServiceStub(own)  # type: ignore[no-untyped-call]
-        async for _ in stub.ScoreStream(requests()):
-            num_answers += 1
-            ahead.release()
-    after = target.sample()
-    spent = after.time - before.time
-    return Stream(num_answers / spent, (after.tokens - before.tokens) / spent)
-
-
 async def open_loop(target: Server, groups: Groups, capacity: float, seconds: float) -> Overload:
-    """Calls come at ten times the capacity, whatever becomes of them; goodput is taken while they come."""
-    tally, samples, offered = Tally(), [target.sample()], 0
+    """Calls come at ten times the capacity, each from a client of its own; goodput is taken while they come."""
+    samples = [target.sample()]
     watching = asyncio.ensure_future(watch(target, samples))
-    channels = [channel(target.address) for _ in range(max(CALLERS))]
-    stubs = itertools.cycle([RewardServiceStub(own) for own in channels])  # type: ignore[no-untyped-call]
-    calls: set[asyncio.Task[float]] = set()
-    started = time.monotonic()
-    while (now := time.monotonic()) < started + seconds:
-        for _ in range(int((now - started) * TIMES_CAPACITY * capacity) - offered):
-            offered += 1
-            call = asyncio.ensure_future(ask(next(stubs), groups.draw(), tally, str(offered)))
-            calls.add(call)
-            call.add_done_callback(calls.discard)
-        await asyncio.sleep(TICK_S)
-    spent, answered = time.monotonic() - started, len(tally.latencies)
-    await asyncio.gather(*calls)
+    flooded = await flood(target, groups, TIMES_CAPACITY * capacity, seconds, map(str, itertools.count()))
     watching.cancel()
-    for own in channels:
-        await own.close()
-    rss = [sample.rss_mib for sample in samples]
+    rss, tally = [sample.rss_mib for sample in samples], flooded.tally
     return Overload(
-        seconds=spent,
-        offered_per_s=offered / spent,
-        times_capacity=offered / spent / capacity,
+        seconds=flooded.seconds,
+        offered_per_s=flooded.offered / flooded.seconds,
+        times_capacity=flooded.offered / flooded.seconds / capacity,
         answered=len(tally.latencies),
         refused=tally.refused,
         other=dict(tally.other),
-        groups_per_s=answered / spent,
-        goodput_over_capacity=answered / spent / capacity,
+        groups_per_s=flooded.groups_per_s,
+        goodput_over_capacity=flooded.groups_per_s / capacity,
         p50_s=tally.p(50),
         p99_s=tally.p(99),
         p99_bound_s=longest_s(samples, QUEUE_TOKENS + 2 * 2 * TOKEN_BUDGET),
         rss_start_mib=rss[0],
         rss_end_mib=rss[-1],
         rss_mib=rss[:: max(len(rss) // 12, 1)],
+    )
+
+
+async def beside(target: Server, groups: Groups, alone: Capacity, capacity: float, seconds: float) -> Neighbour:
+    """One caller in a closed loop, and a client of another name that sends ten times the capacity."""
+    flooding = asyncio.ensure_future(
+        flood(target, groups, TIMES_CAPACITY * capacity, seconds, itertools.repeat("greedy"))
+    )
+    await asyncio.sleep(seconds / 4)  # until its part of the queue is full
+    loop = await closed_loop(target, groups, 1, seconds / 2)
+    flooded = await flooding
+    return Neighbour(
+        alone_p50_s=alone.p50_s,
+        p50_s=loop.p50_s,
+        p99_s=loop.p99_s,
+        answered=loop.answered,
+        refused=loop.refused,
+        other=loop.other,
+        others_per_s=flooded.groups_per_s,
     )
 
 
@@ -288,6 +183,7 @@ async def measure(target: Server, groups: Groups, seconds: float, num_fuzz: int,
     capacities = [await closed_loop(target, groups, clients, each_s) for clients in CALLERS]
     stream = await streamed(target, groups, each_s)
     most = max(one.groups_per_s for one in capacities)
+    neighbour = await beside(target, groups, capacities[0], most, 2 * each_s)
     overload = await open_loop(target, groups, most, seconds)
     fuzzed = await fuzz(target, groups, num_fuzz)
     growth = overload.rss_end_mib - overload.rss_mib[len(overload.rss_mib) // 3]
@@ -300,6 +196,7 @@ async def measure(target: Server, groups: Groups, seconds: float, num_fuzz: int,
         },
         "capacity": [asdict(one) for one in capacities],
         "stream": asdict(stream),
+        "neighbour": asdict(neighbour),
         "overload": asdict(overload),
         "fuzz": asdict(fuzzed),
         "targets": {
@@ -320,7 +217,7 @@ def show(report: dict[str, Any]) -> None:
             f"{one['clients']:3d} callers: {one['groups_per_s']:6.1f} groups/s {one['tokens_per_s']:8.0f} tokens/s, "
             f"p50 {one['p50_s']:.3f} s, p99 {one['p99_s']:.3f} s, {one['refused']} refused"
         )
-    for name in ("stream", "overload", "fuzz", "targets"):
+    for name in ("stream", "neighbour", "overload", "fuzz", "targets"):
         print(name + ": " + ", ".join(f"{key} {value}" for key, value in report[name].items()))
 
 

@@ -14,6 +14,7 @@ where others wait: on an idle server a group is always tried, so that a wrong es
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -91,14 +92,20 @@ class FairQueue(Generic[Item]):
         self._full_for: set[str] = set()
         self._is_full_for_all = False
 
-    def is_full(self, client: str, preparing: int = 0) -> bool:
+    def is_full(self, client: str, coming: Mapping[str, int]) -> bool:
         """Whether a group of this client would be refused, whatever it costs.
 
-        `preparing` groups are on their way, each taken to cost what those that wait do on average.
+        `coming` counts each client's groups that are on their way; each is taken to cost what those that wait cost on
+        average.
         """
-        coming = preparing * self.tokens / max(self.groups, 1)
-        is_at_limit = self.tokens + coming >= self.max_tokens or self.groups + preparing >= self.max_groups
-        return is_at_limit or self._is_full_for_all or client in self._full_for
+        if self._is_full_for_all or client in self._full_for:
+            return True
+        mean, num_coming, own_coming = self.tokens / max(self.groups, 1), sum(coming.values()), coming.get(client, 0)
+        free_tokens = self.max_tokens - self.tokens - num_coming * mean
+        free_groups = self.max_groups - self.groups - num_coming
+        line = self._lines.get(client) or Line()
+        own_tokens, own_groups = line.tokens + own_coming * mean, len(line.tickets) + own_coming
+        return own_tokens >= free_tokens or own_groups >= free_groups
 
     def offer(self, ticket: Ticket[Item], now: float) -> None:
         """Let a group wait. Raises QueueFullError, TooLateError."""

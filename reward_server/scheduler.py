@@ -1,7 +1,7 @@
 """From requests to outcomes: render in one thread, wait in the fair queue, compute in another thread, batch by batch.
 
-    prepare   ->   FairQueue   ->   Pair.score(batch)   ->   each caller's outcomes
-    a thread       the loop         a thread
+    Turns -> prepare   ->   FairQueue   ->   Pair.score(batch)   ->   each caller's outcomes
+             a thread       the loop         a thread
 
 Rendering overlaps with computing and never stops it. A batch holds groups of several callers. One that fails is
 computed again group by group, so that only the group to blame fails. After MAX_FAILED_BATCHES that failed whole, health
@@ -19,6 +19,7 @@ from reward_server.engines.caching import CachingEngine
 from reward_server.fair_queue import FairQueue, QueueFullError, Ticket, TooLateError
 from reward_server.monitoring import Metrics
 from reward_server.pair import Outcome, Pair, Side, Work
+from reward_server.turns import Turns
 from winnow.serve_config import QueueConfig
 
 # So many batches in a row of which nothing could be computed: the engine is broken, not a group.
@@ -80,7 +81,7 @@ class Scheduler:
         self._pair = pair
         self._batch_tokens = batch_tokens
         self._metrics = metrics
-        self._num_preparing = 0
+        self._preparing = Turns()
         # One thread: a fast tokenizer refuses to be borrowed by two.
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
@@ -91,7 +92,7 @@ class Scheduler:
     async def score(self, prepare: Callable[[], Work], caller: Caller) -> Scored:
         """The outcomes of a group. Raises QueueFullError, TooLateError, what `prepare` or the engine raises."""
         await self._wait_for_room(caller)
-        work = await self._prepared(prepare)
+        work = await self._prepared(prepare, caller)
         if not work.num_tokens:  # nothing of it can be scored: the engines have no part in it
             return Scored(self._pair.score([work])[0], 0)
         waiting = Waiting(work, asyncio.get_running_loop().create_future())
@@ -111,16 +112,16 @@ class Scheduler:
         for executor in (self._preparer, self._worker):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _prepared(self, prepare: Callable[[], Work]) -> Work:
-        self._num_preparing += 1
+    async def _prepared(self, prepare: Callable[[], Work], caller: Caller) -> Work:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._preparer, prepare)
+            async with self._preparing.of(caller.name):
+                return await asyncio.get_running_loop().run_in_executor(self._preparer, prepare)
         finally:
-            self._num_preparing -= 1
+            self._made_room()
 
     async def _wait_for_room(self, caller: Caller) -> None:
         """Before a group is even rendered: a refusal should cost little. Raises QueueFullError."""
-        while self.queue.is_full(caller.name, self._num_preparing):
+        while self.queue.is_full(caller.name, self._preparing.num):
             if not caller.waits_for_room:
                 raise QueueFullError(self.queue.retry_s())
             await self._room()
@@ -161,7 +162,7 @@ class Scheduler:
     async def _gather(self) -> None:
         """Wait until no more groups come, or long enough."""
         until, num_waiting = time.monotonic() + MAX_GATHER_S, 0
-        while (self._num_preparing or self.queue.groups > num_waiting) and time.monotonic() < until:
+        while (self._preparing.num or self.queue.groups > num_waiting) and time.monotonic() < until:
             num_waiting = self.queue.groups
             await asyncio.sleep(GATHER_S)
 

@@ -80,8 +80,8 @@ def test_one_client_leaves_half_of_the_queue_to_others() -> None:
     fill(waiting, *(ticket("greedy", 10) for _ in range(5)))
     with pytest.raises(QueueFullError):
         waiting.offer(ticket("greedy", 10), 0.0)
-    assert waiting.is_full("greedy")
-    assert not waiting.is_full("other")
+    assert waiting.is_full("greedy", {})
+    assert not waiting.is_full("other", {})
     fill(waiting, ticket("other", 50))
     assert waiting.tokens == 100
 
@@ -91,24 +91,31 @@ def test_a_refusal_lasts_until_something_leaves_so_that_small_groups_do_not_over
     fill(waiting, first := ticket("a", 60))
     with pytest.raises(QueueFullError):
         waiting.offer(ticket("b", 50), 0.0)
-    assert waiting.is_full("c")
+    assert waiting.is_full("c", {})
     waiting.discard(first)
-    assert not waiting.is_full("c")
+    assert not waiting.is_full("c", {})
 
 
-def test_groups_that_are_being_prepared_count() -> None:
+def test_groups_that_are_on_their_way_count() -> None:
     waiting = queue(max_groups=3)
     fill(waiting, ticket("a", 1))
-    assert waiting.is_full("b", preparing=2)
-    assert not waiting.is_full("b", preparing=1)
+    assert waiting.is_full("b", {"c": 1, "d": 1})
+    assert not waiting.is_full("b", {"c": 1})
 
 
-def test_groups_that_are_being_prepared_count_as_what_waits_costs_on_average() -> None:
+def test_groups_that_are_on_their_way_count_as_what_waits_costs_on_average() -> None:
     waiting = queue(max_tokens=100)
-    assert not waiting.is_full("c", preparing=9)  # nothing is known of what they cost
+    assert not waiting.is_full("c", {"d": 9})  # nothing is known of what they cost
     fill(waiting, ticket("a", 20), ticket("b", 40))
-    assert not waiting.is_full("c", preparing=1)
-    assert waiting.is_full("c", preparing=2)
+    assert not waiting.is_full("c", {"d": 1})
+    assert waiting.is_full("c", {"d": 2})
+
+
+def test_a_clients_groups_on_their_way_leave_half_of_the_queue_to_others() -> None:
+    waiting = queue(max_groups=10)
+    assert not waiting.is_full("greedy", {"greedy": 4})
+    assert waiting.is_full("greedy", {"greedy": 5})
+    assert not waiting.is_full("other", {"greedy": 5})
 
 
 def test_a_group_larger_than_the_queue_is_taken_where_nothing_waits() -> None:
