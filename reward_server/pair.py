@@ -9,6 +9,7 @@ tokenizer: with two, each model sums over tokens of its own, and that must be as
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -28,6 +29,8 @@ from winnow.serve_config import ServeConfig
 InstructionScope = Literal["both", "instruct_only"]
 Recipe = Literal["winnow", "rewardbench"]
 TokenPair = tuple[ScoredTokens, ScoredTokens]
+# Of each work.
+Groups = Sequence[Sequence[TokenGroup]]
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +146,18 @@ class Pair:
 
     def score(self, works: Sequence[Work]) -> list[list[Outcome]]:
         """The outcome of each completion of each group, in order. One call at a time."""
-        instruct = _logprobs(self.instruct.engine, [work.instruct_groups for work in works])
-        base = _logprobs(self.base.engine, [work.base_groups for work in works])
+        instruct, base = self._logprobs_of_both(
+            [work.instruct_groups for work in works], [work.base_groups for work in works]
+        )
         return [_outcomes(*one) for one in zip(works, instruct, base, strict=True)]
+
+    def _logprobs_of_both(self, ours: Groups, theirs: Groups) -> tuple[list[list[Logprobs]], list[list[Logprobs]]]:
+        """Either model's answers: one after the other on one device, at the same time where each has its own."""
+        if _devices(self.instruct.engine) & _devices(self.base.engine):
+            return _logprobs(self.instruct.engine, ours), _logprobs(self.base.engine, theirs)
+        with ThreadPoolExecutor(1, thread_name_prefix="base") as beside:
+            base = beside.submit(_logprobs, self.base.engine, theirs)
+            return _logprobs(self.instruct.engine, ours), base.result()
 
     def _renderings(self, group: PromptGroup, options: Options) -> Iterable[tuple[Rendering, Rendering]]:
         """What the instruct model reads of each completion, and what the base model does; or why not."""
@@ -250,7 +262,11 @@ def _token_groups(tokens: Sequence[ScoredTokens]) -> list[TokenGroup]:
     return [TokenGroup(prompt_ids, [one.span.token_ids for one in run]) for prompt_ids, run in runs]
 
 
-def _logprobs(engine: ScoringEngine, groups: Sequence[Sequence[TokenGroup]]) -> list[list[Logprobs]]:
+def _devices(engine: ScoringEngine) -> set[str]:
+    return set(engine.device.split(", "))
+
+
+def _logprobs(engine: ScoringEngine, groups: Groups) -> list[list[Logprobs]]:
     """The log-probabilities of each work's completions, in order; all works' groups in one call."""
     flat = [group for one in groups for group in one]
     answers = iter(engine.logprobs(flat) if flat else [])

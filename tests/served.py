@@ -52,11 +52,15 @@ def served(config: ServeConfig, pair: Pair) -> Iterator[Served]:
 
 
 class HeldEngine:
-    """An engine that computes when it may, notes what it was asked, and fails on prompts that hold a poisonous id."""
+    """An engine that computes when it may, notes what it was asked, and fails on prompts that hold a poisonous id.
 
-    def __init__(self, inner: ScoringEngine, poison: int | None = None) -> None:
+    It says that it lies on `device`; None: where its inner engine does.
+    """
+
+    def __init__(self, inner: ScoringEngine, poison: int | None = None, device: str | None = None) -> None:
         self.inner = inner
         self.poison = poison
+        self.device = device or inner.device
         self.may_compute = threading.Event()
         self.may_compute.set()
         self.asked: list[list[TokenGroup]] = []
@@ -64,10 +68,6 @@ class HeldEngine:
     @property
     def dtype(self) -> str:
         return self.inner.dtype
-
-    @property
-    def device(self) -> str:
-        return self.inner.device
 
     @property
     def vocab_size(self) -> int:

@@ -1,5 +1,6 @@
 """Engines in a process of their own: the same scores, failures that stay there, a process that is started anew."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 
 from reward_server.engines import ScoringEngine, TokenGroup
-from reward_server.engines.loading import load_engines
-from reward_server.engines.process import EngineError, EngineProcess
+from reward_server.engines.loading import have_own_devices, load_engines
+from reward_server.engines.process import EngineError, EngineProcess, RemoteEngine, start_engines
 from tests.served import wait_until
 from tests.tiny_models import make_model
 from winnow.errors import ModelError
@@ -86,6 +87,50 @@ def test_what_keeps_the_models_from_loading_is_told(config: ServeConfig, tmp_pat
         EngineProcess(config.model_copy(update={"base": str(tmp_path)})).wait()
 
 
+@pytest.mark.parametrize(
+    ("device_map", "base_device_map", "have_own"),
+    [
+        ("cuda:0", "cuda:1", True),
+        ("cuda:0", "cpu", True),
+        ("cuda:0", None, False),
+        ("cuda:0", "cuda:0", False),
+        ("auto", None, False),
+        ("auto", "cuda:7", False),
+        ("cuda:0", "balanced", False),
+    ],
+)
+def test_models_have_devices_of_their_own_where_the_config_names_two(
+    device_map: str, base_device_map: str | None, have_own: bool
+) -> None:
+    config = ServeConfig(instruct="one", base="other", device_map=device_map, base_device_map=base_device_map)
+    assert have_own_devices(config) == have_own
+
+
+@pytest.fixture
+def apart(config: ServeConfig) -> ServeConfig:
+    """Two names of one device."""
+    return config.model_copy(update={"base_device_map": "cpu:0"})
+
+
+def test_models_with_devices_of_their_own_have_processes_of_their_own(apart: ServeConfig, started: Started) -> None:
+    engines = start_engines(apart)()
+    assert len({engine.process.pid for engine in engines if isinstance(engine, RemoteEngine)}) == 2
+    for own, shared in zip(engines, started.engines, strict=True):
+        for ours, theirs in zip(own.logprobs([GROUP])[0], shared.logprobs([GROUP])[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        own.close()
+
+
+def test_a_process_ends_when_the_other_cannot_load(apart: ServeConfig, tmp_path: Path) -> None:
+    before = children()
+    starting = start_engines(apart.model_copy(update={"base": str(tmp_path)}))
+    new = children() - before
+    assert len(new) == 2
+    with pytest.raises(ModelError, match="no model could be loaded"):
+        starting()
+    wait_until(lambda: not any(is_running(pid) for pid in new), "the end of both processes")
+
+
 def test_the_process_ends_with_the_one_that_started_it(config: ServeConfig) -> None:
     program = (
         "import sys\n"
@@ -104,6 +149,10 @@ def test_the_process_ends_with_the_one_that_started_it(config: ServeConfig) -> N
         assert Path(f"/proc/{pid}").exists()
         parent.kill()
     wait_until(lambda: not is_running(pid), "the end of the engines' process")
+
+
+def children() -> set[int]:
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
 
 def is_running(pid: int) -> bool:

@@ -3,6 +3,8 @@
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from reward_server.fingerprint import tokenizer_hash, weight_hash
 from reward_server.pair import InstructionScope, Options, Outcome, Pair, open_pair
 from reward_server.rendering import Conversation, Ids, PromptGroup, Text
 from tests.oracle import Oracle
+from tests.served import HeldEngine, wait_until
 from tests.tiny_models import make_model, make_tokenizer
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import ModelError, UsageError
@@ -219,3 +222,48 @@ def test_tokenizers_are_equal_by_what_they_do(folders: dict[str, Path], tmp_path
     other_end = load_tokenizer(str(tmp_path))
     other_end.eos_token = "<|pad|>"
     assert tokenizer_hash(other_end) != hashes["base"]
+
+
+def held_on(pair: Pair, *devices: str) -> tuple[Pair, list[HeldEngine]]:
+    """The pair with both engines held, on devices that they only claim."""
+    sides = (pair.instruct, pair.base)
+    engines = [HeldEngine(side.engine, device=device) for side, device in zip(sides, devices, strict=True)]
+    for engine in engines:
+        engine.may_compute.clear()
+    instruct, base = (replace(side, engine=engine) for side, engine in zip(sides, engines, strict=True))
+    return replace(pair, instruct=instruct, base=base), engines
+
+
+@pytest.mark.parametrize(
+    ("devices", "is_at_once"),
+    [
+        (("cuda:0", "cuda:1"), True),
+        (("cuda:0, cuda:1", "cuda:2, cuda:3"), True),
+        (("cuda:0, cuda:1", "cuda:1, cuda:2"), False),
+        (("cpu", "cpu"), False),
+    ],
+)
+def test_models_compute_at_the_same_time_where_each_has_devices_of_its_own(
+    folders: dict[str, Path], devices: tuple[str, str], is_at_once: bool
+) -> None:
+    pair = open_pair(config_of(folders))
+    with_hold, (instruct, base) = held_on(pair, *devices)
+    with ThreadPoolExecutor(1) as threads:
+        pending = threads.submit(scored, with_hold, GROUP, Options())
+        wait_until(lambda: bool(instruct.asked), "the instruct model's turn")
+        if is_at_once:
+            wait_until(lambda: bool(base.asked), "the base model's turn")
+        assert bool(base.asked) == is_at_once
+        instruct.may_compute.set()
+        base.may_compute.set()
+        assert [one.ratio for one in pending.result(30)] == [one.ratio for one in scored(pair, GROUP, Options())]
+
+
+def test_a_failure_of_the_base_model_beside_the_instruct_model_is_raised(folders: dict[str, Path]) -> None:
+    pair, engines = held_on(open_pair(config_of(folders)), "cuda:0", "cuda:1")
+    work = pair.prepare(GROUP, Options())
+    engines[1].poison = work.base_groups[0].prompt_ids[0]
+    for engine in engines:
+        engine.may_compute.set()
+    with pytest.raises(RuntimeError, match="poison"):
+        pair.score([work])

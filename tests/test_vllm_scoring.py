@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,12 @@ import pytest
 
 from reward_server.client import RewardClient
 from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
+from reward_server.engines.loading import load_engines
 from tests.oracle import Oracle
 from tests.tiny_models import VOCAB_SIZE, make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.records import Message
-from winnow.serve_config import VllmConfig
+from winnow.serve_config import ServeConfig, VllmConfig
 
 pytestmark = [
     pytest.mark.vllm,
@@ -158,6 +160,22 @@ def test_an_engine_s_processes_see_its_own_devices(monkeypatch: pytest.MonkeyPat
     with visible_devices("1"):
         assert os.environ[DEVICES] == "1"
     assert DEVICES not in os.environ
+
+
+def test_two_engines_that_are_asked_at_the_same_time_answer_as_each_alone(tmp_path: Path) -> None:
+    folders = [make_model("mistral", tmp_path / name, seed, head_dim=HEAD_DIM) for seed, name in enumerate(["a", "b"])]
+    config = ServeConfig(instruct=str(folders[0]), base=str(folders[1]), engine="vllm", dtype="float32", max_tokens=128)
+    group = random_group(17, LENGTHS)
+    expected = [[Oracle(folder).logp(group.prompt_ids, one) for one in group.completions] for folder in folders]
+    engines = load_engines(config)
+    try:
+        with ThreadPoolExecutor(len(engines)) as threads:
+            for _ in range(5):
+                answers = threads.map(lambda engine: engine.logprobs([group])[0], engines)
+                np.testing.assert_allclose([logps(values) for values in answers], expected, atol=MAX_ERROR, rtol=0)
+    finally:
+        for engine in engines:
+            engine.close()
 
 
 def test_a_server_with_two_vllm_engines_answers_a_call(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ earlier batch gave: equal to computing it again up to the rounding that differs 
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +22,7 @@ SEPARATOR = b"\0"
 
 
 class ResultCache:
-    """Log-probabilities by key, in at most `max_bytes`. Used by one thread; the counts may be read by any."""
+    """Log-probabilities by key, in at most `max_bytes`. Safe for threads."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -29,29 +30,34 @@ class ResultCache:
         self.hits = 0
         self.misses = 0
         self._values: OrderedDict[bytes, Logprobs] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Logprobs | None:
         """What is known, counted as a hit or a miss."""
-        values = self._values.get(key)
-        if values is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._values.move_to_end(key)
-        return values
+        with self._lock:
+            values = self._values.get(key)
+            if values is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._values.move_to_end(key)
+            return values
 
     def put(self, key: bytes, values: Logprobs) -> None:
         """Keep finite values, read-only; older ones make room."""
         size = values.nbytes + ENTRY_BYTES
-        if key in self._values or size > self.max_bytes or not np.isfinite(values).all():
+        if size > self.max_bytes or not np.isfinite(values).all():
             return
         kept = values.copy()  # a view would keep its whole batch alive
         kept.setflags(write=False)
-        self._values[key] = kept
-        self.num_bytes += size
-        while self.num_bytes > self.max_bytes:
-            _, oldest = self._values.popitem(last=False)
-            self.num_bytes -= oldest.nbytes + ENTRY_BYTES
+        with self._lock:
+            if key in self._values:
+                return
+            self._values[key] = kept
+            self.num_bytes += size
+            while self.num_bytes > self.max_bytes:
+                _, oldest = self._values.popitem(last=False)
+                self.num_bytes -= oldest.nbytes + ENTRY_BYTES
 
 
 class CachingEngine:

@@ -1,12 +1,13 @@
-"""The engines in a process of their own, so that who answers calls neither holds up who computes nor dies with it.
+"""The engines in processes of their own, so that who answers calls neither holds up who computes nor dies with it.
 
     server process                              engine process
     RemoteEngine.logprobs(groups)   -- (index, groups) -->        engines[index].logprobs(groups)
                                     <-- log-probabilities, or why there are none --
 
 In one process, Python runs in one thread at a time: each step of each layer would wait for its turn beside a busy event
-loop. A batch that kills the engines' process fails; the next one starts it anew, and the models are loaded again. It
-ends with the server's process, however that ends.
+loop. For the same reason models on devices of their own get a process each: they compute at the same time. A batch that
+kills a process fails; the next one starts it anew, and its models are loaded again. It ends with the server's process,
+however that ends.
 """
 
 import atexit
@@ -23,7 +24,7 @@ from typing import Any
 
 from reward_server.allocator import keep_memory
 from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
-from reward_server.engines.loading import load_engines
+from reward_server.engines.loading import MODELS, ModelName, have_own_devices, load_engines
 from reward_server.monitoring import log_to_stderr
 from winnow.errors import ModelError, WinnowError
 from winnow.serve_config import ServeConfig
@@ -40,7 +41,20 @@ def start_engines(config: ServeConfig) -> Callable[[], list[ScoringEngine]]:
 
     That raises as `load_engines` does. vLLM has processes of its own.
     """
-    return partial(load_engines, config) if config.engine == "vllm" else EngineProcess(config).wait
+    if config.engine == "vllm":
+        return partial(load_engines, config)
+    shares = [(name,) for name in MODELS] if have_own_devices(config) else [MODELS]
+    return partial(_engines_of, [EngineProcess(config, models) for models in shares])
+
+
+def _engines_of(processes: "Sequence[EngineProcess]") -> list[ScoringEngine]:
+    """The engines of all processes; where one fails to load, the others end with it."""
+    try:
+        return [engine for process in processes for engine in process.wait()]
+    except WinnowError:
+        for process in processes:
+            process.close()
+        raise
 
 
 @dataclass(frozen=True)
@@ -59,10 +73,12 @@ class Facts:
 
 
 class EngineProcess:
-    """The process, which begins to load at once. Not safe for threads: one call at a time."""
+    """A process with engines of some of the pair's models, which begins to load at once. Calls wait for each other."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, models: Sequence[ModelName] = MODELS) -> None:
         self._config = config
+        self._models = models
+        self._lock = threading.Lock()
         self._start()
 
     @property
@@ -76,15 +92,16 @@ class EngineProcess:
 
     def logprobs(self, index: int, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
         """As `ScoringEngine` says. Raises EngineError; where the process has ended before, it is started anew."""
-        if not self._process.is_alive():
-            log.error("%s; the models are loaded again", self._end())
-            self._start()
-            self._loaded()
-        try:
-            self._connection.send((index, groups))
-            answer: list[list[Logprobs]] = self._answer()
-        except (EOFError, OSError) as error:
-            raise EngineError(self._end()) from error
+        with self._lock:
+            if not self._process.is_alive():
+                log.error("%s; the models are loaded again", self._end())
+                self._start()
+                self._loaded()
+            try:
+                self._connection.send((index, groups))
+                answer: list[list[Logprobs]] = self._answer()
+            except (EOFError, OSError) as error:
+                raise EngineError(self._end()) from error
         return answer
 
     def close(self) -> None:
@@ -98,7 +115,9 @@ class EngineProcess:
         # "spawn": a copy of this process would have its threads' locks, and a GPU's library in an unusable state.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, self._config), name="engines", daemon=True)
+        self._process = context.Process(
+            target=work, args=(theirs, self._config, self._models), name="engines", daemon=True
+        )
         self._process.start()
         theirs.close()
         atexit.register(self.close)  # before multiprocessing's own, which waits for what ignores signals
@@ -140,11 +159,11 @@ class RemoteEngine:
         return self.process.logprobs(self._index, groups)
 
     def close(self) -> None:
-        """End the process, and with it the other engine."""
+        """End the process, and with it any other engine of it."""
         self.process.close()
 
 
-def work(connection: Connection, config: ServeConfig) -> None:
+def work(connection: Connection, config: ServeConfig, models: Sequence[ModelName]) -> None:
     """What the process does: load, tell the engines' facts, then compute what is asked until nobody asks any more."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to all of a group; the server decides when it is over
@@ -152,7 +171,7 @@ def work(connection: Connection, config: ServeConfig) -> None:
     log_to_stderr()
     keep_memory()
     try:
-        engines = load_engines(config)
+        engines = load_engines(config, models)
     except WinnowError as error:
         connection.send(error)
         return

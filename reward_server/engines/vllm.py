@@ -21,6 +21,7 @@ from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.platforms import current_platform
 
 from reward_server.engines import Logprobs, TokenGroup
+from reward_server.engines.loading import ModelName
 from winnow.errors import ModelError
 from winnow.models import check_model_path, first_line
 from winnow.sections import Dtype
@@ -125,21 +126,16 @@ class VllmEngine:
         )
 
 
-def open_engines(config: ServeConfig) -> tuple[VllmEngine, VllmEngine]:
-    """The instruct and the base model's engine. Raises UsageError and ModelError."""
-    placed = ((config.instruct, config.vllm.instruct_devices), (config.base, config.vllm.base_devices))
-    instruct, base = (
-        VllmEngine(
-            model,
-            config.vllm,
-            dtype=config.dtype,
-            devices=devices,
-            token_budget=config.token_budget,
-            max_tokens=config.max_tokens,
-        )
-        for model, devices in placed
+def open_engine(config: ServeConfig, name: ModelName) -> VllmEngine:
+    """The engine of one model of the pair. Raises UsageError and ModelError."""
+    return VllmEngine(
+        getattr(config, name),
+        config.vllm,
+        dtype=config.dtype,
+        devices=config.vllm.instruct_devices if name == "instruct" else config.vllm.base_devices,
+        token_budget=config.token_budget,
+        max_tokens=config.max_tokens,
     )
-    return instruct, base
 
 
 def engine_arguments(
