@@ -153,19 +153,32 @@ class AsyncRewardClient:
 
     async def _call(self, method: Callable[[Link], Any], request: Any, course: Course) -> Any:
         """The answer of whichever server gives it. Raises ServerError, UsageError."""
-        if self._is_closed:
-            raise UsageError("this client is closed; make a new one")
-        if not self._links:  # channels belong to the running loop, so they are made here
-            self._links = self._access.links(grpc.aio)
         while True:
             with course.server() as index:
+                call = method(self._link(index))
                 try:
-                    return await method(self._links[index])(
-                        request, timeout=course.left_s, metadata=self._access.metadata
-                    )
+                    return await call(request, timeout=course.left_s, metadata=self._access.metadata)
                 except grpc.RpcError as error:
                     failure = failure_of(error)
+                except asyncio.CancelledError:
+                    if self._is_closed and not _is_cancelled():
+                        raise ServerError("the call was cancelled: its client was closed") from None
+                    raise
             await asyncio.sleep(course.pause_after(failure, index))
+
+    def _link(self, index: int) -> Link:
+        """The link to a server. Channels belong to the running loop, so they are made here. Raises UsageError."""
+        if self._is_closed:
+            raise UsageError("this client is closed; make a new one")
+        if not self._links:
+            self._links = self._access.links(grpc.aio)
+        return self._links[index]
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _read(groups: Iterable[Group] | AsyncIterable[Group]) -> AsyncIterator[Group]:

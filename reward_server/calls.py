@@ -5,8 +5,10 @@
     a push-back below 0                 never again
     anything else                       never again: a deadline is over, a request is malformed, a server is broken
 
-    pause after the i-th time no server answered = first_pause_s * 2**(i - 1), at most max_pause_s, times U(0.5, 1)
-    pause after a push-back                      = push-back * U(1, 1.2)
+    pause after a server's i-th failure to answer = first_pause_s * 2**(i - 1), at most max_pause_s, times U(0.5, 1)
+    pause after a push-back                       = push-back * U(1, 1.2)
+
+A call is given up when each server has failed to answer so many times: one that is away costs the others nothing.
 
 Scoring twice does no harm. Of several servers each call goes to the one with the fewest calls in progress; one that
 failed or pushed back is left alone for its pause, while another one is asked at once.
@@ -33,7 +35,7 @@ AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How patient a client is: rounds over all servers without an answer (None: until the deadline), and pauses."""
+    """How patient a client is: times that each server may fail to answer (None: until the deadline), and pauses."""
 
     max_attempts: int | None = 5
     first_pause_s: float = 0.2
@@ -62,14 +64,17 @@ def failure_of(error: Any) -> Failure:
     return Failure(error.code(), error.details() or "", None if pushback is None else _seconds(pushback))
 
 
-def pause_s(failure: Failure, attempt: int, policy: RetryPolicy) -> float | None:
-    """Seconds until the server may be asked again, after the `attempt`-th round without an answer; None: not at all."""
+def pause_s(failure: Failure, attempt: int, rounds: int, policy: RetryPolicy) -> float | None:
+    """Seconds until the server may be asked again, after its `attempt`-th failure to answer; None: give the call up.
+
+    Every server has failed to answer `rounds` times.
+    """
     is_told = failure.pushback_s is not None
     is_away = failure.code in AWAY
     is_full = failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED and is_told
     if not (is_away or is_full) or (failure.pushback_s is not None and failure.pushback_s < 0):
         return None
-    if is_away and policy.max_attempts is not None and attempt >= policy.max_attempts:
+    if is_away and policy.max_attempts is not None and rounds >= policy.max_attempts:
         return None
     if failure.pushback_s is not None:
         return failure.pushback_s * random.uniform(1.0, 1.2)
@@ -154,7 +159,7 @@ class Course:
         self.policy = policy
         self.timeout_s = timeout_s
         self.deadline = time.monotonic() + timeout_s
-        self._num_away = 0
+        self._num_away = [0] * len(servers.addresses)
 
     @property
     def left_s(self) -> float:
@@ -167,9 +172,8 @@ class Course:
 
     def pause_after(self, failure: Failure, index: int) -> float:
         """Seconds to wait before another attempt. Raises what `explained` says where there is none."""
-        self._num_away += failure.code in AWAY
-        rounds = max(self._num_away // len(self.servers.addresses), 1)
-        own = pause_s(failure, rounds, self.policy)
+        self._num_away[index] += failure.code in AWAY
+        own = pause_s(failure, self._num_away[index], min(self._num_away), self.policy)
         if own is None:
             raise explained(failure, self.servers.addresses[index], self.timeout_s)
         now = time.monotonic()

@@ -32,6 +32,9 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     # Also how long an address that swallows packets is given to connect, before another one is tried.
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # A server that vanishes without a word during a call is noticed after the sum of both.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
 )
 
 
@@ -71,8 +74,8 @@ class Access:
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise UsageError("give tls_certificate and tls_key together: a certificate proves nothing without its key")
-        if self.token is not None and (not self.token.isascii() or len(self.token.split()) != 1):
-            raise UsageError("the token should be one word of ASCII characters")
+        if self.token is not None and (not self.token.isascii() or self.token.split() != [self.token]):
+            raise UsageError("the token should be one word of ASCII characters, without spaces or a line's end")
         for address in self.addresses:
             if not _is_address(address):
                 raise UsageError(f"address {address!r} should be HOST:PORT, like localhost:50051")

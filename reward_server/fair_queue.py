@@ -3,18 +3,20 @@
     turns      deficit round robin over clients, weighed in tokens: at each turn a client may spend `quantum` tokens
                more; a group that costs more than it has waits for its later turns
     room       waiting + tokens <= max_tokens, and for a client that has groups waiting
-               own + tokens <= max_tokens - waiting: one client takes half of the queue at most, n take n / (n + 1)
+               own + tokens <= max_tokens - waiting: one client takes half of the queue at most, n take n / (n + 1);
+               a group counts as half of the queue at most, so that even the largest leaves room to others
     estimate   (being computed + what goes before, by fair turns + tokens) / measured tokens per second
 
-The same room holds for numbers of groups. A group larger than the queue is taken where nothing waits. A queue that
-refused somebody stays full for them until something leaves, so that small groups do not overtake a large one for ever.
+The same room holds for numbers of groups. A queue that refused somebody stays full for them until something leaves, so
+that small groups do not overtake a large one for ever.
 
 What cannot be done by its deadline is refused when it comes, or dropped when its turn comes. Estimates only decide
 where others wait: on an idle server a group is always tried, so that a wrong estimate mends itself.
 """
 
+import itertools
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -55,25 +57,35 @@ class Line(Generic[Item]):
 
     tickets: deque[Ticket[Item]] = field(default_factory=deque)
     tokens: int = 0
+    room: int = 0
     deficit: int = 0
     has_turn: bool = False
 
 
 class Throughput:
-    """Tokens per second over the last WINDOW batches."""
+    """Tokens per second over the last WINDOW batches: half of their tokens were computed at this rate or a higher one.
+
+    So one batch that took long, while models were loaded again, changes nothing.
+    """
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self._batches: deque[tuple[float, int]] = deque(maxlen=WINDOW)
+        self.tokens_per_s: float | None = None
+        """None before the first batch."""
 
     def add(self, tokens: int, seconds: float) -> None:
         """A batch was computed."""
-        self._batches.append((tokens, seconds))
+        if tokens > 0 and seconds > 0:
+            self._batches.append((tokens / seconds, tokens))
+            self.tokens_per_s = weighted_median(self._batches)
 
-    @property
-    def tokens_per_s(self) -> float | None:
-        """None before the first batch."""
-        seconds = sum(seconds for _, seconds in self._batches)
-        return sum(tokens for tokens, _ in self._batches) / seconds if seconds > 0 else None
+
+def weighted_median(weighted: Iterable[tuple[float, int]]) -> float:
+    """The value up to which half of the weight lies, of (value, weight) pairs."""
+    pairs = sorted(weighted)
+    half = sum(weight for _, weight in pairs) / 2
+    sums = itertools.accumulate(weight for _, weight in pairs)
+    return next(value for (value, _), below in zip(pairs, sums, strict=True) if below >= half)
 
 
 class FairQueue(Generic[Item]):
@@ -87,25 +99,22 @@ class FairQueue(Generic[Item]):
         self.groups = 0
         self.throughput = Throughput()
         self._lines: OrderedDict[str, Line[Item]] = OrderedDict()
+        self._room = 0
         self._computing = 0
         self._computing_since = 0.0
         self._full_for: set[str] = set()
         self._is_full_for_all = False
 
-    def is_full(self, client: str, coming: Mapping[str, int]) -> bool:
+    def is_full(self, client: str, num_own: int = 0, num_coming: int = 0) -> bool:
         """Whether a group of this client would be refused, whatever it costs.
 
-        `coming` counts each client's groups that are on their way; each is taken to cost what those that wait cost on
-        average.
+        `num_coming` groups are on their way, `num_own` of them this client's; nobody knows yet what they cost.
         """
         if self._is_full_for_all or client in self._full_for:
             return True
-        mean, num_coming, own_coming = self.tokens / max(self.groups, 1), sum(coming.values()), coming.get(client, 0)
-        free_tokens = self.max_tokens - self.tokens - num_coming * mean
-        free_groups = self.max_groups - self.groups - num_coming
         line = self._lines.get(client) or Line()
-        own_tokens, own_groups = line.tokens + own_coming * mean, len(line.tickets) + own_coming
-        return own_tokens >= free_tokens or own_groups >= free_groups
+        free_tokens, free_groups = self.max_tokens - self._room, self.max_groups - self.groups - num_coming
+        return line.room >= free_tokens or len(line.tickets) + num_own >= free_groups
 
     def offer(self, ticket: Ticket[Item], now: float) -> None:
         """Let a group wait. Raises QueueFullError, TooLateError."""
@@ -148,9 +157,10 @@ class FairQueue(Generic[Item]):
         self._computing, self._computing_since = used, now
         return batch, late
 
-    def finished(self, now: float) -> None:
-        """The batch that was taken last is computed."""
-        self.throughput.add(self._computing, now - self._computing_since)
+    def finished(self, now: float, *, is_failed: bool = False) -> None:
+        """The batch that was taken last is over; one that failed says nothing of the rate."""
+        if not is_failed:
+            self.throughput.add(self._computing, now - self._computing_since)
         self._computing = 0
 
     def estimate_s(self, client: str, tokens: int, now: float) -> float | None:
@@ -170,17 +180,18 @@ class FairQueue(Generic[Item]):
             return UNMEASURED_RETRY_S
         return min(max((self._computing + self.tokens) / 2 / rate, MIN_RETRY_S), MAX_RETRY_S)
 
+    def _room_of(self, ticket: Ticket[Item]) -> int:
+        return min(ticket.tokens, max(self.max_tokens // 2, 1))
+
     def _check_room(self, ticket: Ticket[Item]) -> None:
-        """Raise QueueFullError where there is none, and remember it."""
-        if self.groups == 0:
-            return
-        line = self._lines.get(ticket.client) or Line()
-        free_tokens, free_groups = self.max_tokens - self.tokens, self.max_groups - self.groups
-        if ticket.tokens > free_tokens or free_groups < 1:
-            self._is_full_for_all = True
-            raise QueueFullError(self.retry_s())
-        if line.tickets and (line.tokens + ticket.tokens > free_tokens or len(line.tickets) + 1 > free_groups):
+        """Raise QueueFullError where there is none, and remember it: for the client whose part is full, or for all."""
+        line, room = self._lines.get(ticket.client), self._room_of(ticket)
+        free_tokens, free_groups = self.max_tokens - self._room, self.max_groups - self.groups
+        if line and (line.room + room > free_tokens or len(line.tickets) + 1 > free_groups):
             self._full_for.add(ticket.client)
+            raise QueueFullError(self.retry_s())
+        if room > free_tokens or free_groups < 1:
+            self._is_full_for_all = True
             raise QueueFullError(self.retry_s())
 
     def _next(self) -> Ticket[Item] | None:
@@ -210,6 +221,9 @@ class FairQueue(Generic[Item]):
         self._full_for.clear()
 
     def _count(self, line: Line[Item], ticket: Ticket[Item], sign: int) -> None:
+        room = self._room_of(ticket)
+        line.room += sign * room
+        self._room += sign * room
         line.tokens += sign * ticket.tokens
         self.tokens += sign * ticket.tokens
         self.groups += sign

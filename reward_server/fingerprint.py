@@ -1,7 +1,8 @@
 """Hashes that say which weights and which tokenizer a score came from.
 
-weights     sha256:...          every byte of the weight files, where they hold less than 1 GiB together
-            sampled-sha256:...  of each file: name, size, first MiB (the safetensors header) and 16 blocks of 64 KiB
+weights     sha256:...          config.json, and every byte of the weight files where they hold less than 1 GiB together
+            sampled-sha256:...  config.json, and of each file its name, its size and 256 blocks of 64 KiB; of
+                                safetensors the header and 3 blocks of 16 KiB from each tensor
 tokenizer   SHA-256 of the vocabulary, the special tokens and the ids of PROBE
 
 Two tokenizers of one hash give one tokenization: the same merges may be written in several ways in a tokenizer.json, so
@@ -12,15 +13,17 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from winnow.errors import ModelError
 
 FULL_HASH_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
-HEAD_BYTES = 1 << 20
-NUM_SAMPLES = 16
-SAMPLE_BYTES = 1 << 16
+NUM_BLOCKS, BLOCK_BYTES = 256, 1 << 16
+# Of a tensor, in its beginning, middle and end: what is trained changes everywhere, but for rows of rare tokens.
+TENSOR_BYTES = 1 << 14
+# What config.json says of how and by whom it was written, and not of the model.
+WRITTEN_BY = ("_name_or_path", "transformers_version", "use_cache")
 
 # Spaces, digits, cases, accents, scripts, emoji with joiners, code: where tokenizers of one vocabulary come apart.
 PROBE = (
@@ -36,11 +39,11 @@ PROBE = (
 
 
 def weight_hash(model: str) -> str:
-    """The hash of a model's weight files. Raises ModelError when there are none."""
+    """The hash of a model's weight files, and of its config. Raises ModelError when there are no such files."""
     files = weight_files(model)
     sizes = [path.stat().st_size for path in files]
     is_full = sum(sizes) < FULL_HASH_BYTES
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_config(files[0].parent))
     for path, size in zip(files, sizes, strict=True):
         digest.update(json.dumps([path.name, size]).encode())
         for chunk in _chunks(path) if is_full else _samples(path, size):
@@ -77,9 +80,31 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+def _config(folder: Path) -> bytes:
+    """What config.json says of the model: of the same weights, another RoPE base makes another model."""
+    path = folder / "config.json"
+    facts = json.loads(path.read_text()) if path.exists() else {}
+    return json.dumps({key: value for key, value in sorted(facts.items()) if key not in WRITTEN_BY}).encode()
+
+
 def _samples(path: Path, size: int) -> Iterator[bytes]:
     with path.open("rb") as file:
-        yield file.read(HEAD_BYTES)
-        for index in range(NUM_SAMPLES):
-            file.seek(size * index // NUM_SAMPLES)
-            yield file.read(SAMPLE_BYTES)
+        if path.suffix == ".safetensors":
+            yield from _tensor_samples(file)
+            return
+        for index in range(NUM_BLOCKS):
+            file.seek(size * index // NUM_BLOCKS)
+            yield file.read(BLOCK_BYTES)
+
+
+def _tensor_samples(file: BinaryIO) -> Iterator[bytes]:
+    """The header, which begins with its own length in eight bytes, and blocks of each tensor."""
+    length = int.from_bytes(file.read(8), "little")
+    yield (header := file.read(length))
+    for name, tensor in json.loads(header).items():
+        if name == "__metadata__":
+            continue
+        start, end = (8 + length + offset for offset in tensor["data_offsets"])
+        for place in (start, (start + end) // 2, max(end - TENSOR_BYTES, start)):
+            file.seek(place)
+            yield file.read(min(TENSOR_BYTES, end - place))

@@ -21,13 +21,14 @@ class InOrder(Generic[Request, Answer]):
         self._requests = requests
         self._answer = answer
         self._room = asyncio.Semaphore(read_ahead)
-        self._line: asyncio.Queue[asyncio.Future[Answer] | Exception | None] = asyncio.Queue()
+        self._line: asyncio.Queue[asyncio.Future[Answer] | BaseException | None] = asyncio.Queue()
         self._reader = asyncio.ensure_future(self._read())
+        self._reader.add_done_callback(self._end)
 
     async def answers(self) -> AsyncIterator[Answer]:
         """One answer for each request. Raises what `answer` raises, and StoppingError."""
         while (pending := await self._line.get()) is not None:
-            if isinstance(pending, Exception):
+            if isinstance(pending, BaseException):
                 raise pending
             try:
                 answer = await pending
@@ -48,18 +49,15 @@ class InOrder(Generic[Request, Answer]):
                 pending.cancel()
 
     async def _read(self) -> None:
-        end: Exception | None = None
-        try:
-            async for request in self._requests:
-                await self._room.acquire()
-                pending = asyncio.ensure_future(self._answer(request))
-                pending.add_done_callback(_look_at)
-                self._line.put_nowait(pending)
-        except asyncio.CancelledError:
-            end = StoppingError()
-        except Exception as error:  # the connection broke: the call itself is about to be cancelled
-            end = error
-        self._line.put_nowait(end)
+        async for request in self._requests:
+            await self._room.acquire()
+            pending = asyncio.ensure_future(self._answer(request))
+            pending.add_done_callback(_look_at)
+            self._line.put_nowait(pending)
+
+    def _end(self, reader: "asyncio.Task[None]") -> None:
+        """What comes after the last answer: nothing, StoppingError, or why the connection broke."""
+        self._line.put_nowait(StoppingError() if reader.cancelled() else reader.exception())
 
 
 def _look_at(done: "asyncio.Future[Answer]") -> None:

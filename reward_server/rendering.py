@@ -21,6 +21,8 @@ from winnow.records import Message
 
 # Rendering takes time by the square of the messages; so many take half a second, and everybody waits for it.
 MAX_MESSAGES = 512
+# Of what came over the wire, in an error.
+MAX_QUOTED_CHARS = 40
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,8 @@ def _messages(prompt: Conversation | Ids) -> list[Message]:
         try:
             messages.append(Message.model_validate({"role": role, "content": content}))
         except ValidationError:
+            quoted = repr(role[:MAX_QUOTED_CHARS])
             raise UnscorableError(
-                "invalid_conversation", f"unknown role {role!r}; the roles are system, user and assistant"
+                "invalid_conversation", f"unknown role {quoted}; the roles are system, user and assistant"
             ) from None
     return messages

@@ -13,7 +13,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from reward_server.engines.caching import CachingEngine
 from reward_server.fair_queue import FairQueue, QueueFullError, Ticket, TooLateError
@@ -81,6 +83,7 @@ class Scheduler:
         self._pair = pair
         self._batch_tokens = batch_tokens
         self._metrics = metrics
+        self._entrances: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._preparing = Turns()
         # One thread: a fast tokenizer refuses to be borrowed by two.
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
@@ -91,13 +94,13 @@ class Scheduler:
 
     async def score(self, prepare: Callable[[], Work], caller: Caller) -> Scored:
         """The outcomes of a group. Raises QueueFullError, TooLateError, what `prepare` or the engine raises."""
-        await self._wait_for_room(caller)
-        work = await self._prepared(prepare, caller)
-        if not work.num_tokens:  # nothing of it can be scored: the engines have no part in it
-            return Scored(self._pair.score([work])[0], 0)
-        waiting = Waiting(work, asyncio.get_running_loop().create_future())
-        ticket = Ticket(caller.name, work.num_tokens, waiting, time.monotonic(), caller.deadline)
-        await self._admit(ticket, caller)
+        async with self._entrance(caller):
+            work = await self._prepared(prepare, caller)
+            if not work.num_tokens:  # nothing of it can be scored: the engines have no part in it
+                return Scored(self._pair.score([work])[0], 0)
+            waiting = Waiting(work, asyncio.get_running_loop().create_future())
+            ticket = Ticket(caller.name, work.num_tokens, waiting, time.monotonic(), caller.deadline)
+            await self._admit(ticket, caller)
         self._has_work.set()
         try:
             return await waiting.result
@@ -112,16 +115,26 @@ class Scheduler:
         for executor in (self._preparer, self._worker):
             executor.shutdown(wait=False, cancel_futures=True)
 
+    def _entrance(self, caller: Caller) -> AbstractAsyncContextManager[object]:
+        """Of a client's groups that would wait for room, one at a time does: the others wait in line for that."""
+        if not caller.waits_for_room:
+            return nullcontext()
+        return self._entrances.setdefault(caller.name, asyncio.Lock())
+
     async def _prepared(self, prepare: Callable[[], Work], caller: Caller) -> Work:
+        """Render a group when it is its client's turn, if there is room by then. Raises QueueFullError."""
         try:
-            async with self._preparing.of(caller.name):
-                return await asyncio.get_running_loop().run_in_executor(self._preparer, prepare)
+            while True:
+                await self._wait_for_room(caller)
+                async with self._preparing.of(caller.name):
+                    if not self.queue.is_full(caller.name):
+                        return await asyncio.get_running_loop().run_in_executor(self._preparer, prepare)
         finally:
             self._made_room()
 
     async def _wait_for_room(self, caller: Caller) -> None:
         """Before a group is even rendered: a refusal should cost little. Raises QueueFullError."""
-        while self.queue.is_full(caller.name, self._preparing.num):
+        while self.queue.is_full(caller.name, self._preparing.num_of[caller.name], self._preparing.num):
             if not caller.waits_for_room:
                 raise QueueFullError(self.queue.retry_s())
             await self._room()
@@ -184,7 +197,7 @@ class Scheduler:
         results = await asyncio.get_running_loop().run_in_executor(self._worker, score_each, self._pair, works)
         self.is_computing = False
         ended = time.monotonic()
-        self.queue.finished(ended)
+        self.queue.finished(ended, is_failed=any(isinstance(result, Exception) for result in results))
         self._metrics.computed(sum(ticket.tokens for ticket in batch), ended - started)
         self._note(is_failed=all(isinstance(result, Exception) for result in results))
         for ticket, result in zip(batch, results, strict=True):

@@ -23,13 +23,20 @@ from google.protobuf.message import DecodeError
 
 from reward_server.fair_queue import QueueFullError, TooLateError
 from reward_server.in_order import InOrder, StoppingError
-from reward_server.monitoring import Call, Metrics
+from reward_server.monitoring import MAX_LOGGED_CHARS, Call, Metrics
 from reward_server.pair import Options, Pair, Work
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceServicer
 from reward_server.scheduler import Caller, Scheduler, Scored
 from reward_server.security import Tokens, client_name
-from reward_server.wire import MalformedError, completion_score, parse_group, parse_options, reward_definition
+from reward_server.wire import (
+    MalformedError,
+    completion_score,
+    parse_group,
+    parse_options,
+    reward_definition,
+    shortened,
+)
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -68,6 +75,7 @@ class RewardService(RewardServiceServicer):
         self._tokens = tokens
         self._num_calls = 0
         self._streams: set[InOrder[Received, pb.ScoreResponse]] = set()
+        self._is_stopping = False
 
     async def Score(self, request: Received, context: Any) -> pb.ScoreResponse:
         """The scores of one prompt's completions."""
@@ -87,6 +95,8 @@ class RewardService(RewardServiceServicer):
             caller = _caller(call, context, waits_for_room=True)
             stream = InOrder(request_iterator, lambda request: self._answer(request, call, caller), READ_AHEAD)
             self._streams.add(stream)
+            if self._is_stopping:  # the call came before the server took no more, and begins only now
+                stream.stop()
             try:
                 async for response in stream.answers():
                     yield response
@@ -102,7 +112,8 @@ class RewardService(RewardServiceServicer):
             return self.info
 
     def stop_streams(self) -> None:
-        """Read no more from the open streams; each ends when what was read is answered."""
+        """Read no more from streams, also those that are about to begin; each ends when what was read is answered."""
+        self._is_stopping = True
         for stream in list(self._streams):
             stream.stop()
 
@@ -181,7 +192,8 @@ class RewardService(RewardServiceServicer):
             log.error("request %r failed", call.request_id, exc_info=error)
         if isinstance(error, QueueFullError):
             context.set_trailing_metadata(((PUSHBACK_KEY, str(round(error.retry_s * 1000))),))
-        await context.abort(code, f"request {call.request_id!r}: {message}" if call.request_id else message)
+        named = f"request {shortened(call.request_id, MAX_LOGGED_CHARS)!r}: " if call.request_id else ""
+        await context.abort(code, named + shortened(message))
 
 
 def refusal(error: Exception) -> tuple[grpc.StatusCode, str, str]:

@@ -13,17 +13,19 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """`num` counts each client's requests that wait or are inside."""
+    """`num` counts the requests that wait or are inside, `num_of` each client's."""
 
     def __init__(self) -> None:
-        self.num: Counter[str] = Counter()
+        self.num = 0
+        self.num_of: Counter[str] = Counter()
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._is_taken = False
 
     @asynccontextmanager
     async def of(self, client: str) -> AsyncIterator[None]:
         """Be inside, alone, when it is this client's turn. Who is cancelled while waiting loses the place."""
-        self.num[client] += 1
+        self.num += 1
+        self.num_of[client] += 1
         try:
             await self._enter(client)
             try:
@@ -31,7 +33,10 @@ class Turns:
             finally:
                 self._pass_on()
         finally:
-            self.num -= Counter([client])  # forgets those that have none left
+            self.num -= 1
+            self.num_of[client] -= 1
+            if not self.num_of[client]:
+                del self.num_of[client]
 
     async def _enter(self, client: str) -> None:
         if not self._is_taken:

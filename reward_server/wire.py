@@ -17,6 +17,9 @@ from winnow.serve_config import ServeConfig
 
 Name = TypeVar("Name", bound=str)
 
+# Of an error in an answer.
+MAX_ERROR_CHARS = 500
+
 NORMALIZATIONS: dict[int, Normalization] = {
     pb.NORMALIZATION_UNSPECIFIED: "sum",
     pb.NORMALIZATION_SUM: "sum",
@@ -118,11 +121,16 @@ def reward_definition(pair: Pair, options: Options) -> pb.RewardDefinition:
     )
 
 
+def shortened(text: str, max_chars: int = MAX_ERROR_CHARS) -> str:
+    """A text for an error; each completion of a group may carry one that quotes its prompt."""
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+
+
 def completion_score(outcome: Outcome, options: Options, *, has_token_logprobs: bool) -> pb.CompletionScore:
     """The answer for one completion."""
     status = f"STATUS_{outcome.status.upper()}"
     if outcome.ratio is None or outcome.tokens is None:
-        return pb.CompletionScore(status=status, error=outcome.error)
+        return pb.CompletionScore(status=status, error=shortened(outcome.error))
     ratio, span = outcome.ratio, outcome.tokens.span
     score = pb.CompletionScore(
         status=status,

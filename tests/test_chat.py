@@ -1,5 +1,6 @@
 """Rendering: templates, loss spans, prefixes, and the official Mixtral form."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,34 @@ def test_the_lab_form_is_headers_text_and_end(tokenizer: Any) -> None:
         "<s><|system|>\nBe careful.\n<|user|>\nWhat is 2 + 3?\n<|assistant|>\nIt is 5.<|endoftext|>\n"
         "<|user|>\nAnd 4?\n<|assistant|>\nNine.<|endoftext|>"
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "completion"),
+    [
+        ("{{ m['content'].split('</think>')[-1] }}", "<think>2 + 3</think>It is 5."),
+        ("<think>\n\n</think>\n\n{{ m['content'] }}", "It is 5."),
+    ],
+)
+def test_a_template_that_changes_the_completion_is_refused(
+    tokenizer: Any, tmp_path: Path, written: str, completion: str
+) -> None:
+    path = tmp_path / "changing.jinja"
+    turn = "{% if m['role'] == 'user' %}{{ m['content'] }}[A]{% else %}" + written + "{{ eos_token }}{% endif %}"
+    path.write_text("{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}")
+    with pytest.raises(ChatError, match="changes the completion"):
+        Chat(tokenizer, str(path)).scored_pair([QUESTION], completion)
+
+
+@pytest.mark.parametrize("written", [" {{ m['content'] }}\n", "{{ m['content'] | trim }}"])
+def test_a_template_may_change_the_white_space_around_the_completion(
+    tokenizer: Any, tmp_path: Path, written: str
+) -> None:
+    path = tmp_path / "spaced.jinja"
+    turn = "{% if m['role'] == 'user' %}{{ m['content'] }}[A]{% else %}" + written + "{{ eos_token }}{% endif %}"
+    path.write_text("{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}")
+    pair = Chat(tokenizer, str(path)).scored_pair([QUESTION], "It is 5. ")
+    assert tokenizer.decode(pair.completion_ids).strip().startswith("It is 5.")
 
 
 def test_the_mixtral_form_opens_the_first_turn_with_the_system_message(tokenizer: Any) -> None:
@@ -210,6 +239,9 @@ def test_template_hashes_tell_renderings_apart(tokenizer: Any) -> None:
     chats = [Chat(tokenizer, "lab"), Chat(tokenizer, "mixtral"), Chat(tokenizer, "lab", "Be careful.")]
     assert len({chat.template_hash for chat in chats}) == 3
     assert Chat(tokenizer, "lab").template_hash == chats[0].template_hash
+    other_end = copy.deepcopy(tokenizer)
+    other_end.eos_token = PAD
+    assert Chat(other_end, "lab").template_hash != chats[0].template_hash
 
 
 def test_headers_become_special_tokens_of_a_tokenizer_that_lacks_them(tokenizer: Any, tmp_path: Path) -> None:

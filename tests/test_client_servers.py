@@ -115,6 +115,15 @@ def test_a_dead_replica_fails_no_call_while_another_lives(connect: Any, service:
     assert service.num_seen == 25
 
 
+def test_a_dead_replica_beside_a_full_one_is_no_reason_to_give_up(
+    connect: Any, service: ScriptedService, address: str
+) -> None:
+    service.fail(EXHAUSTED, pushback="2000")
+    with connect([address, "127.0.0.1:1"], timeout_s=60, retries=QUICK) as client:
+        client.server_info()
+        assert client.score(MESSAGES, ["abc"])[0].reward == 3.0
+
+
 def test_several_servers_share_the_groups_and_the_order_stays(connect: Any) -> None:
     services = [ScriptedService() for _ in range(3)]
     services[0].delay_s = 0.05

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_server.fair_queue import FairQueue, QueueFullError, Ticket, TooLateError
+from reward_server.fair_queue import FairQueue, QueueFullError, Throughput, Ticket, TooLateError, weighted_median
 
 
 def queue(max_tokens: int = 1000, max_groups: int = 100, quantum: int = 10) -> FairQueue[str]:
@@ -80,42 +80,72 @@ def test_one_client_leaves_half_of_the_queue_to_others() -> None:
     fill(waiting, *(ticket("greedy", 10) for _ in range(5)))
     with pytest.raises(QueueFullError):
         waiting.offer(ticket("greedy", 10), 0.0)
-    assert waiting.is_full("greedy", {})
-    assert not waiting.is_full("other", {})
+    assert waiting.is_full("greedy")
+    assert not waiting.is_full("other")
     fill(waiting, ticket("other", 50))
     assert waiting.tokens == 100
 
 
 def test_a_refusal_lasts_until_something_leaves_so_that_small_groups_do_not_overtake() -> None:
     waiting = queue(max_tokens=100)
-    fill(waiting, first := ticket("a", 60))
+    fill(waiting, first := ticket("a", 50), ticket("b", 10))
     with pytest.raises(QueueFullError):
-        waiting.offer(ticket("b", 50), 0.0)
-    assert waiting.is_full("c", {})
+        waiting.offer(ticket("c", 50), 0.0)
+    assert waiting.is_full("d")
     waiting.discard(first)
-    assert not waiting.is_full("c", {})
+    assert not waiting.is_full("d")
+
+
+def test_a_client_whose_part_is_full_is_refused_alone() -> None:
+    waiting = queue(max_tokens=100)
+    fill(waiting, ticket("greedy", 40))
+    with pytest.raises(QueueFullError):
+        waiting.offer(ticket("greedy", 40), 0.0)
+    assert waiting.is_full("greedy")
+    assert not waiting.is_full("other")
+    fill(waiting, ticket("other", 50))
 
 
 def test_groups_that_are_on_their_way_count() -> None:
     waiting = queue(max_groups=3)
     fill(waiting, ticket("a", 1))
-    assert waiting.is_full("b", {"c": 1, "d": 1})
-    assert not waiting.is_full("b", {"c": 1})
-
-
-def test_groups_that_are_on_their_way_count_as_what_waits_costs_on_average() -> None:
-    waiting = queue(max_tokens=100)
-    assert not waiting.is_full("c", {"d": 9})  # nothing is known of what they cost
-    fill(waiting, ticket("a", 20), ticket("b", 40))
-    assert not waiting.is_full("c", {"d": 1})
-    assert waiting.is_full("c", {"d": 2})
+    assert waiting.is_full("b", num_own=0, num_coming=2)
+    assert not waiting.is_full("b", num_own=0, num_coming=1)
 
 
 def test_a_clients_groups_on_their_way_leave_half_of_the_queue_to_others() -> None:
     waiting = queue(max_groups=10)
-    assert not waiting.is_full("greedy", {"greedy": 4})
-    assert waiting.is_full("greedy", {"greedy": 5})
-    assert not waiting.is_full("other", {"greedy": 5})
+    assert not waiting.is_full("greedy", num_own=4, num_coming=4)
+    assert waiting.is_full("greedy", num_own=5, num_coming=5)
+    assert not waiting.is_full("other", num_own=0, num_coming=5)
+
+
+def test_the_largest_groups_leave_room_to_others() -> None:
+    waiting = queue(max_tokens=100)
+    fill(waiting, ticket("greedy", 500))
+    with pytest.raises(QueueFullError):
+        waiting.offer(ticket("greedy", 500), 0.0)
+    fill(waiting, ticket("other", 1), ticket("another", 40))
+    assert (waiting.tokens, waiting.groups) == (541, 3)
+
+
+def test_half_of_the_tokens_were_computed_at_the_measured_rate_or_a_higher_one() -> None:
+    assert weighted_median([(5.0, 1), (1.0, 1), (9.0, 1)]) == 5.0
+    assert weighted_median([(1.0, 10), (5.0, 1), (9.0, 1)]) == 1.0
+    throughput = Throughput()
+    assert throughput.tokens_per_s is None
+    for seconds in (1.0, 1.0, 100.0, 1.0):  # models were loaded again before the third
+        throughput.add(100, seconds)
+    assert throughput.tokens_per_s == 100.0
+
+
+def test_a_batch_that_failed_says_nothing_of_the_rate() -> None:
+    waiting = queue()
+    measure(waiting, 100, 1.0)
+    fill(waiting, ticket("a", 100))
+    waiting.take(100, 0.0)
+    waiting.finished(50.0, is_failed=True)
+    assert waiting.throughput.tokens_per_s == 100.0
 
 
 def test_a_group_larger_than_the_queue_is_taken_where_nothing_waits() -> None:
@@ -242,4 +272,4 @@ def test_the_bound_is_kept_whatever_comes_and_goes(
             assert waiting.discard(inside.pop(number % len(inside)))
         assert (waiting.tokens, waiting.groups) == (sum(one.tokens for one in inside), len(inside))
         assert waiting.groups <= max_groups
-        assert waiting.tokens <= max_tokens or waiting.groups == 1
+        assert sum(min(one.tokens, max(max_tokens // 2, 1)) for one in inside) <= max_tokens

@@ -324,6 +324,31 @@ def test_the_service_survives_malformed_bytes(bench: Bench, caplog: pytest.LogCa
     assert "Traceback" not in caplog.text
 
 
+def test_errors_quote_little_of_what_was_sent(bench: Bench) -> None:
+    message = pb.Message(role="x" * 100_000, content="Hi")
+    completions = [pb.Completion(text=pb.CompletionText(text="a"))] * 50
+    answer = bench.stub.Score(pb.ScoreRequest(messages=pb.Messages(messages=[message]), completions=completions))
+    assert [score.status for score in answer.completions] == [pb.STATUS_INVALID_CONVERSATION] * 50
+    assert answer.ByteSize() < 50 * 600
+
+
+def test_a_long_request_id_hides_no_error(bench: Bench) -> None:
+    call = bench.stub.Score.future(pb.ScoreRequest(request_id="x" * 100_000), timeout=30)
+    assert status(call) == grpc.StatusCode.INVALID_ARGUMENT
+    assert "completions should be 1 to" in call.exception().details()
+
+
+def test_a_stream_that_opens_as_the_server_stops_is_told(bench: Bench) -> None:
+    async def stop() -> None:
+        bench.server.running.service.stop_streams()
+
+    bench.server.do(stop())
+    stream = bench.stub.ScoreStream(iter([request()]), timeout=30)
+    with pytest.raises(grpc.RpcError):
+        list(stream)
+    assert stream.code() == grpc.StatusCode.UNAVAILABLE
+
+
 def malformed(drawn: random.Random, whole: bytes) -> bytes:
     """Noise, or a request with some bytes changed, cut off or doubled."""
     if drawn.random() < 0.3:

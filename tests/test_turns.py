@@ -13,6 +13,7 @@ from reward_server.pb import reward_pb2 as pb
 from reward_server.scheduler import Caller, Scheduler
 from reward_server.turns import Turns
 from reward_server.wire import MalformedError, parse_group, parse_options
+from tests.served import held
 from tests.tiny_models import make_model
 from winnow.serve_config import QueueConfig, ServeConfig
 
@@ -33,14 +34,14 @@ def order(calls: Sequence[str], leave: Sequence[int] = (), leave_late: Sequence[
         async with turns.of("first"):
             tasks = [asyncio.ensure_future(call(name)) for name in calls]
             await asyncio.sleep(0)
-            assert sum(turns.num.values()) == 1 + len(calls)
+            assert turns.num == sum(turns.num_of.values()) == 1 + len(calls)
             for index in leave:
                 tasks[index].cancel()
             await asyncio.sleep(0)
         for index in leave_late:
             tasks[index].cancel()
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
-        assert not turns.num
+        assert (turns.num, dict(turns.num_of)) == (0, {})
         await asyncio.wait_for(call("z-last"), 10)  # nobody is left inside
 
     asyncio.run(all_of_them())
@@ -132,3 +133,22 @@ def test_what_waits_for_room_goes_on_when_what_took_it_fails_to_render(pair: Pai
         return list(results)
 
     assert [type(result) for result in asyncio.run(three())] == [MalformedError] * 3
+
+
+def test_many_streams_of_one_client_leave_room_to_another(pair: Pair) -> None:
+    with_hold, engine = held(pair)
+    engine.may_compute.clear()
+
+    async def crowd() -> list[str]:
+        scheduler = Scheduler(with_hold, QueueConfig(max_groups=8), 1000, Metrics())
+        many = Caller("many", waits_for_room=True)
+        calls = [asyncio.ensure_future(scheduler.score(lambda: work(pair), many)) for _ in range(200)]
+        await asyncio.sleep(0.5)  # until its part of the queue is full
+        few = asyncio.ensure_future(scheduler.score(lambda: work(pair), Caller("few")))
+        await asyncio.sleep(0.1)
+        engine.may_compute.set()
+        scored = await asyncio.wait_for(asyncio.gather(few, *calls), 60)
+        scheduler.close()
+        return [outcome.status for one in scored for outcome in one.outcomes]
+
+    assert asyncio.run(crowd()) == ["ok"] * 201

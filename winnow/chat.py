@@ -102,8 +102,9 @@ class Chat:
 
     @cached_property
     def template_hash(self) -> str:
-        """Sixteen hex digits of the SHA-256 of the template's text, name and system prompt."""
-        identity = "\0".join([self.template, self._source, self.system_prompt or ""])
+        """Sixteen hex digits of the SHA-256 of the template: name, text, system prompt, BOS and EOS."""
+        special = [str(self.tokenizer.bos_token), str(self.tokenizer.eos_token)]
+        identity = "\0".join([self.template, self._source, self.system_prompt or "", *special])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property
@@ -223,7 +224,19 @@ class Chat:
             text = self._template([*messages, turn], add_generation_prompt=False)
         except ChatError as error:
             return error
-        return (text, self._turn_end(text, len(prompt))) if text.startswith(prompt) else self._unstable_beginning
+        if not text.startswith(prompt):
+            return self._unstable_beginning
+        end = self._turn_end(text, len(prompt))
+        body = text[len(prompt) : end].removesuffix(self.tokenizer.eos_token)
+        # The white space around an answer is the template's affair: many trim it.
+        return (text, end) if body.strip() == completion.strip() else self._changed_completion
+
+    @property
+    def _changed_completion(self) -> ChatError:
+        return ChatError(
+            f"template {self.template} changes the completion (some add reasoning, or take it out); send token ids, or "
+            "take a .jinja template that leaves answers as they are"
+        )
 
     def _turn_ids(self, prompt: Rendered, turns: Sequence[tuple[str, int]]) -> list[ScoredPair | ChatError]:
         """The tokens of conversations that begin with `prompt`: as `_rendered` cuts them, all encoded in one call."""

@@ -74,3 +74,6 @@ class Coalescer:
             for _, answer in wanted:
                 if not answer.done():
                     answer.set_exception(error)
+        finally:  # where this task is cancelled, nobody shall wait for ever
+            for _, answer in wanted:
+                answer.cancel()

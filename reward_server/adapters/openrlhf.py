@@ -5,10 +5,11 @@
 
     completion = query after prompt, without what closes it
 
-Decoding may put text before the prompt (BOS); nothing else may differ. With a chat template, the user's turn is what
-stands between a prefix and a suffix that the caller names.
+Decoding may put one special token's text before the prompt (BOS); nothing else may differ. With a chat template, the
+user's turn is what stands between a prefix and a suffix that the caller names.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from winnow.errors import UsageError
 
 Messages = Sequence[Mapping[str, str]]
 SOURCES = ("prompts", "labels")
+# Like <s>, <|begin_of_text|>, [BOS]; some tokenizers decode a space after it.
+SPECIAL = re.compile(r"(<[^<>\s]+>|\[[A-Z]+\]) ?")
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,22 @@ def _user_turn(form: PromptForm, prompt: str) -> str:
 
 
 def _completion(form: PromptForm, query: str, prompt: str) -> CompletionText:
-    _, found, completion = query.partition(prompt) if prompt else ("", "", "")
-    if not found:
-        raise UsageError(
-            "the query does not hold its prompt; the policy's tokenizer changes texts when it decodes them"
-        )
+    completion = query[_prompt_end(query, prompt) :]
     for end in form.ends:
         if completion.endswith(end):
             return CompletionText(completion.removesuffix(end))
     return CompletionText(completion, is_finished=not form.ends)
+
+
+def _prompt_end(query: str, prompt: str) -> int:
+    """Where the prompt ends: it begins the query, or comes after the text of a special token. Raises UsageError."""
+    special = SPECIAL.match(query)
+    for start in (0, special.end() if special else 0):
+        if prompt and query.startswith(prompt, start):
+            return start + len(prompt)
+    raise UsageError(
+        "the query does not begin with its prompt; the policy's tokenizer changes texts when it decodes them"
+    )
 
 
 def _labelled(label: Any) -> Messages:
