@@ -142,9 +142,11 @@ class AsyncRewardClient:
 
     async def _score(self, group: Group, options: RewardOptions) -> ScoredGroup:
         course = Course(self._servers, self._retries, self.timeout_s)
-        requests = requests_of(group, options, await self._known_limits(course)) if has_completions(group) else []
-        responses = [await self._call(SCORE, request, course) for request in requests]
-        return scored_group(requests, responses, options)
+        if not has_completions(group):
+            return ScoredGroup()
+        asked = requests_of(group, options, await self._known_limits(course))
+        responses = [await self._call(SCORE, request, course) for request in asked.requests]
+        return scored_group(asked, responses, options)
 
     async def _known_limits(self, course: Course) -> Limits:
         if self._limits is None:

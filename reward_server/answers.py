@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from reward_server.groups import RewardOptions
+from reward_server.groups import Asked, RewardOptions
 from reward_server.pb import reward_pb2 as pb
 from winnow.errors import ServerError
 
@@ -57,11 +57,9 @@ class ScoredGroup(list[ScoredCompletion]):
         self.definition = definition
 
 
-def scored_group(
-    requests: Sequence[pb.ScoreRequest], responses: Sequence[pb.ScoreResponse], options: RewardOptions
-) -> ScoredGroup:
+def scored_group(asked: Asked, responses: Sequence[pb.ScoreResponse], options: RewardOptions) -> ScoredGroup:
     """The scores of a group that was asked for in one or several requests. Raises ServerError."""
-    for request, response in zip(requests, responses, strict=True):
+    for request, response in zip(asked.requests, responses, strict=True):
         if len(response.completions) != len(request.completions):
             raise ServerError(
                 f"the reward server answered {len(response.completions)} of {len(request.completions)} completions; "
@@ -74,8 +72,10 @@ def scored_group(
             "the servers give rewards of different definitions, which do not compare; let all of them load the same "
             "models and templates"
         )
-    scores = (_scored(score, options) for response in responses for score in response.completions)
-    return ScoredGroup(scores, next(iter(definitions), None))
+    answered = [score for response in responses for score in response.completions]
+    for index, error in sorted(asked.too_large.items()):
+        answered.insert(index, pb.CompletionScore(status=pb.STATUS_TOO_LONG, error=error))
+    return ScoredGroup((_scored(score, options) for score in answered), next(iter(definitions), None))
 
 
 def _check_followed(definitions: Iterable[Definition], options: RewardOptions) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import grpc
 
-from winnow.errors import ServerBusyError, ServerError, UsageError, WinnowError
+from winnow.errors import AccessError, LateError, ServerBusyError, ServerError, UsageError, WinnowError
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # Three years. gRPC takes no much longer deadline, nor an endless one.
@@ -94,9 +94,13 @@ def explained(failure: Failure, address: str, timeout_s: float) -> WinnowError:
             retry_s=max(failure.pushback_s, 0.0),
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return ServerError(
+        return LateError(
             f"the reward server at {address} gave no answer within {timeout_s:g} s; raise timeout_s, or "
             "send fewer completions at a time"
+        )
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return AccessError(
+            f"the reward server at {address} does not know the caller ({details}); give its token= or --token-file"
         )
     return ServerError(_failed(code, details, address))
 
@@ -108,8 +112,6 @@ def _failed(code: grpc.StatusCode, details: str, address: str) -> str:
             "--base DIR --listen HOST:PORT`, or check the address, and whether both sides use TLS and take "
             "each other's certificate"
         )
-    if code == grpc.StatusCode.UNAUTHENTICATED:
-        return f"the reward server at {address} does not know the caller ({details}); give token= or --token-file"
     return f"the reward server at {address} failed: {code.name}: {details}"
 
 

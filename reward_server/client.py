@@ -169,9 +169,11 @@ class RewardClient:
 
     def _score(self, group: Group, options: RewardOptions, scope: "_Scope") -> ScoredGroup:
         course = Course(self._servers, self._retries, self.timeout_s)
-        requests = requests_of(group, options, self._known_limits(course, scope)) if has_completions(group) else []
-        responses = [self._call(SCORE, request, course, scope) for request in requests]
-        return scored_group(requests, responses, options)
+        if not has_completions(group):
+            return ScoredGroup()
+        asked = requests_of(group, options, self._known_limits(course, scope))
+        responses = [self._call(SCORE, request, course, scope) for request in asked.requests]
+        return scored_group(asked, responses, options)
 
     def _known_limits(self, course: Course, scope: "_Scope") -> Limits:
         """The server's limits, asked once."""

@@ -101,6 +101,11 @@ class Limits:
     max_message_bytes: int
 
 
+NOT_AT_ONCE = (
+    "recipe rewardbench cuts by the longest completion of a request, and these completions do not fit into one; send "
+    "its pairs as groups of two, or raise the server's max_completions or max_message_bytes"
+)
+
 _KINDS: dict[str, Any] = {
     "beta": Real,
     "is_reference_free": bool,
@@ -142,7 +147,15 @@ def limits_of(info: pb.GetServerInfoResponse) -> Limits:
     return Limits(info.max_completions, info.max_message_bytes or DEFAULT_MESSAGE_BYTES)
 
 
-def requests_of(group: Group, options: RewardOptions, limits: Limits) -> list[pb.ScoreRequest]:
+@dataclass(frozen=True)
+class Asked:
+    """The requests of a group, and why completions are in none of them, by index; these count as too long."""
+
+    requests: list[pb.ScoreRequest]
+    too_large: dict[int, str]
+
+
+def requests_of(group: Group, options: RewardOptions, limits: Limits) -> Asked:
     """The requests of a group, each within the limits; none where there is no completion. Raises UsageError."""
     try:
         shell = _prompt_request(group.messages, options)
@@ -152,14 +165,12 @@ def requests_of(group: Group, options: RewardOptions, limits: Limits) -> list[pb
             f"a text is no Unicode: its character {error.start} is half of a surrogate pair; take it out"
         ) from None
     room = limits.max_message_bytes - shell.ByteSize() - FRAME_BYTES
-    pieces = list(_pieces(completions, options, limits.max_completions, room))
-    if len(pieces) > 1 and options.recipe == "rewardbench":
-        raise UsageError(
-            f"recipe rewardbench cuts by the longest completion of a request, and these {len(completions)} completions "
-            f"need {len(pieces)} requests; send its pairs as groups of two, or raise the server's max_completions or "
-            "max_message_bytes"
-        )
-    return [
+    too_large = _too_large(completions, options, room)
+    fitting = [one for index, one in enumerate(completions) if index not in too_large]
+    pieces = list(_pieces(fitting, options, limits.max_completions, room))
+    if options.recipe == "rewardbench" and (too_large or len(pieces) > 1):
+        return Asked([], dict.fromkeys(range(len(completions)), NOT_AT_ONCE))
+    requests = [
         pb.ScoreRequest(
             messages=shell.messages if shell.HasField("messages") else None,
             prompt_token_ids=shell.prompt_token_ids if shell.HasField("prompt_token_ids") else None,
@@ -168,6 +179,18 @@ def requests_of(group: Group, options: RewardOptions, limits: Limits) -> list[pb
         )
         for piece in pieces
     ]
+    return Asked(requests, too_large)
+
+
+def _too_large(completions: Sequence[pb.Completion], options: RewardOptions, room: int) -> dict[int, str]:
+    """Why completions fit into no message, by index."""
+    sizes = [_message_bytes(completion, options) for completion in completions]
+    return {
+        index: f"with its prompt it makes a message {size - room} bytes larger than the server takes; shorten it, or "
+        "raise the server's max_message_bytes"
+        for index, size in enumerate(sizes)
+        if size > room
+    }
 
 
 def _pieces(
@@ -176,13 +199,8 @@ def _pieces(
     """The completions in runs of at most `max_completions` that fill at most `room` bytes."""
     piece: list[pb.Completion] = []
     used = 0
-    for index, completion in enumerate(completions):
+    for completion in completions:
         size = _message_bytes(completion, options)
-        if size > room:
-            raise UsageError(
-                f"completion {index} with its prompt needs a message of {size} bytes, where {max(room, 0)} are left; "
-                "raise the server's max_message_bytes, or leave it out"
-            )
         if piece and (len(piece) == max_completions or used + size > room):
             yield piece
             piece, used = [], 0

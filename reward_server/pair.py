@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
 from reward_server.engines.loading import load_engines
@@ -22,7 +22,7 @@ from reward_server.reward import LogRatio, Normalization, log_ratio_reward
 from reward_server.spans import EosPolicy, UnscorableError
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import ChatError, ModelError, UsageError
-from winnow.models import check_model_path
+from winnow.models import check_checkpoint, check_model_path, max_positions
 from winnow.records import Message
 from winnow.serve_config import ServeConfig
 
@@ -176,22 +176,53 @@ class Pair:
 def open_pair(config: ServeConfig, starting: Callable[[], list[ScoringEngine]] | None = None) -> Pair:
     """Load both models, or wait for engines that are `starting`. Raises UsageError and ModelError with the ways out."""
     models = (config.instruct, config.base)
-    for model in models:
-        check_model_path(model)
+    check_models(config)
     tokenizers = [load_tokenizer(model) for model in models]
     hashes = [tokenizer_hash(tokenizer) for tokenizer in tokenizers]
     check_tokenizers(config, *hashes)
-    base_template = "plain" if config.base_prompt == "plain" else config.chat_template
-    chats = [Chat(tokenizers[0], config.chat_template), Chat(tokenizers[1], base_template)]
+    chats = _chats(config, tokenizers, is_shared=hashes[0] == hashes[1])
     for chat in chats:
         check_template(chat)
     engines = starting() if starting else load_engines(config)
-    renderers = _renderers(chats, engines, max_tokens(config, engines), is_shared=hashes[0] == hashes[1])
+    longest = max_tokens(config, [engine.max_tokens for engine in engines])
+    renderers = _renderers(chats, engines, longest, is_shared=hashes[0] == hashes[1])
     sides = [
         Side(renderer, engine, _facts(model, renderer.chat, engine, own_hash))
         for model, renderer, engine, own_hash in zip(models, renderers, engines, hashes, strict=True)
     ]
+    check_weights(*(side.facts for side in sides))
     return Pair(sides[0], sides[1], hashes[0] == hashes[1], config.base_prompt == "plain")
+
+
+def _chats(config: ServeConfig, tokenizers: Sequence[Any], *, is_shared: bool) -> list[Chat]:
+    """How either model's conversations are rendered. A shared tokenizer is the instruct model's: so is its template."""
+    theirs = tokenizers[0] if is_shared else tokenizers[1]
+    base_template = "plain" if config.base_prompt == "plain" else config.chat_template
+    return [Chat(tokenizers[0], config.chat_template), Chat(theirs, base_template)]
+
+
+def check_models(config: ServeConfig) -> None:
+    """Raise UsageError or ModelError for what the models' files say before any weights are loaded, within milliseconds.
+
+    Of a hub id that is no more than the limit of a copy that is here.
+    """
+    models = (config.instruct, config.base)
+    for model in models:
+        check_model_path(model)
+    for model in models:
+        check_checkpoint(model)
+    if config.max_tokens is not None:
+        max_tokens(config, [max_positions(model) for model in models])
+
+
+def check_weights(instruct: ModelFacts, base: ModelFacts) -> None:
+    """Say in the log where the two models are one."""
+    if instruct.weight_hash == base.weight_hash:
+        log.warning(
+            "%s and %s hold the same weights: A REWARD IS 0 wherever both read the same tokens; give two models",
+            instruct.name,
+            base.name,
+        )
 
 
 def check_template(chat: Chat) -> None:
@@ -223,9 +254,9 @@ def check_tokenizers(config: ServeConfig, instruct_hash: str, base_hash: str) ->
     log.warning("%s: EACH MODEL SCORES TOKENS OF ITS OWN; the rewards are not those of a shared tokenizer", what)
 
 
-def max_tokens(config: ServeConfig, engines: Sequence[ScoringEngine]) -> int:
+def max_tokens(config: ServeConfig, limits: Sequence[int | None]) -> int:
     """The longest conversation: as configured, at most what both models were made for. Raises UsageError beyond it."""
-    own = min((limit for engine in engines if (limit := engine.max_tokens)), default=None)
+    own = min((limit for limit in limits if limit), default=None)
     if config.max_tokens is not None and own is not None and config.max_tokens > own:
         raise UsageError(f"max_tokens {config.max_tokens} is more than the models were made for; take at most {own}")
     return config.max_tokens or own or config.token_budget
@@ -269,8 +300,11 @@ def _devices(engine: ScoringEngine) -> set[str]:
 def _logprobs(engine: ScoringEngine, groups: Groups) -> list[list[Logprobs]]:
     """The log-probabilities of each work's completions, in order; all works' groups in one call."""
     flat = [group for one in groups for group in one]
-    answers = iter(engine.logprobs(flat) if flat else [])
-    return [[values for _ in one for values in next(answers)] for one in groups]
+    answers = engine.logprobs(flat) if flat else []
+    if [len(answer) for answer in answers] != [len(group.completions) for group in flat]:
+        raise RuntimeError("the engine answered other groups than it was asked for")
+    of_group = iter(answers)
+    return [[values for _ in one for values in next(of_group)] for one in groups]
 
 
 def _outcomes(work: Work, instruct: Sequence[Logprobs], base: Sequence[Logprobs]) -> list[Outcome]:

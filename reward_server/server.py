@@ -14,7 +14,11 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
 import grpc
@@ -24,9 +28,10 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from reward_server.engines.caching import CachingEngine, ResultCache
+from reward_server.engines.loading import ModelName
 from reward_server.engines.process import start_engines
 from reward_server.monitoring import Metrics, log_to_stderr
-from reward_server.pair import Pair, Side, open_pair
+from reward_server.pair import Pair, Side, check_models, open_pair
 from reward_server.scheduler import Scheduler
 from reward_server.security import TokenInterceptor, check_exposure, read_tokens, tls_credentials
 from reward_server.service import SERVICE_NAME, RewardService
@@ -41,6 +46,8 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 LAST_WORDS_S = 0.5
 # Callers that ping more often are sent away.
 MIN_PING_INTERVAL_MS = 20_000
+
+EVERY_ADDRESS = ("0.0.0.0", "[::]", "::")
 
 EXAMPLE = """score with:
     from reward_server.client import RewardClient
@@ -107,8 +114,12 @@ def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
             check_address_is_free(address, key)
     check_exposure(config)
     check_access(config)
+    check_engine(config)
+    check_models(config)
     try:
-        pair = open_pair(config, start_engines(config))
+        with _interrupts_wait():
+            starting = start_engines(config)
+        pair = open_pair(config, starting)
     except KeyboardInterrupt:
         _exit_now(130)
     asyncio.run(_serve(config, pair))
@@ -116,6 +127,17 @@ def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
         side.engine.close()
     # Engines' libraries may crash as the interpreter is torn down, after all work is done.
     _exit_now(0)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C come after the block. Processes that are started in it never get one: they end with this process."""
+    resource_tracker.ensure_running()  # as it is started, it would let them through
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def check_access(config: ServeConfig) -> None:
@@ -126,13 +148,19 @@ def check_access(config: ServeConfig) -> None:
         read_tokens(config.token_file)
 
 
+def check_engine(config: ServeConfig) -> None:
+    """Raise ModuleNotFoundError for an engine whose library is not installed."""
+    if config.engine == "vllm" and find_spec("vllm") is None:
+        raise ModuleNotFoundError("No module named 'vllm'", name="vllm")
+
+
 async def _serve(config: ServeConfig, pair: Pair) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _told_to_stop, stopping)
     running = await start(config, pair)
     print(f"listening on {running.address}", flush=True)
-    log.info(EXAMPLE.format(address=running.address, access=_access_arguments(config)))
+    log.info(EXAMPLE.format(address=callable_address(running.address), access=_access_arguments(config)))
     await stopping.wait()
     log.info("stopping: no new calls; those in progress have %.0f s to end", config.drain_s)
     await running.drain()
@@ -153,6 +181,12 @@ def _exit_now(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def callable_address(address: str) -> str:
+    """The address as a caller may name it: where the server listens on all addresses, this machine's name."""
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host in EVERY_ADDRESS else address
 
 
 def _access_arguments(config: ServeConfig) -> str:
@@ -206,11 +240,11 @@ def with_cache(pair: Pair, max_bytes: int) -> tuple[Pair, ResultCache]:
     if not max_bytes:
         return pair, cache
 
-    def cached(side: Side) -> Side:
-        engine = CachingEngine(side.engine, cache, side.facts.weight_hash, side.facts.template_hash)
+    def cached(side: Side, name: ModelName) -> Side:
+        engine = CachingEngine(side.engine, cache, name, side.facts.weight_hash, side.facts.template_hash)
         return replace(side, engine=engine)
 
-    return replace(pair, instruct=cached(pair.instruct), base=cached(pair.base)), cache
+    return replace(pair, instruct=cached(pair.instruct, "instruct"), base=cached(pair.base, "base")), cache
 
 
 def check_address_is_free(listen: str, key: str = "listen") -> None:

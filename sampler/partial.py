@@ -1,24 +1,27 @@
 """An output that is written row by row and survives a kill: finished rows beside it, renamed when all are there.
 
 out.jsonl.part          the finished rows, in order; a last line that a kill cut short is dropped
-out.jsonl.part.json     what they were made from; another input or option is refused, with the difference shown
-out.jsonl               appears whole
+out.jsonl.from.json     what they are made from; another input or option is refused, with the difference shown
+out.jsonl               appears whole; what it was made from stays beside it
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from winnow.errors import UsageError
+from winnow.errors import UsageError, WinnowError
 from winnow.rows import write_json
+
+# What an output is made from, in sections: {"options": {"beta": 1.0, ...}, ...}.
+Origin = Mapping[str, Mapping[str, Any]]
 
 
 class PartialOutput:
-    """The finished rows of an output; `num_rows` of them were there when it was opened."""
+    """The finished rows of an output; `num_rows` of them are there."""
 
     def __init__(self, path: Path, file: IO[bytes], num_rows: int) -> None:
         self.path = path
@@ -26,22 +29,42 @@ class PartialOutput:
         self._file = file
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a finished row; it is in the file when this returns."""
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        """Add a finished row; it is in the file when this returns. Raises WinnowError where the disk takes no more."""
+        left = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        try:
+            while left:  # past the file's buffer, which would try to write what failed once more when it is closed
+                left = left[os.write(self._file.fileno(), left) :]
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self.num_rows += 1
 
     def finish(self) -> None:
-        """Give the output its name."""
-        os.fsync(self._file.fileno())
-        part_path(self.path).replace(self.path)
-        header_path(self.path).unlink()
+        """Give the output its name. Raises WinnowError where the disk takes no more."""
+        try:
+            os.fsync(self._file.fileno())
+            part_path(self.path).replace(self.path)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    @property
+    def kept(self) -> str:
+        """What an error should say of the rows that are finished; empty where there are none."""
+        if not self.num_rows:
+            return ""
+        rows = "1 finished row is" if self.num_rows == 1 else f"{self.num_rows} finished rows are"
+        return f"; {rows} kept in {part_path(self.path)}: go on with --resume"
+
+    def _unwritable(self, error: OSError) -> WinnowError:
+        return WinnowError(
+            f"{part_path(self.path)} cannot be written: {error.strerror}; make room, or set another output{self.kept}"
+        )
 
 
 @contextmanager
 def open_partial(
-    path: Path, header: dict[str, Any], *, is_resumed: bool, seen: Callable[[dict[str, Any]], None]
+    path: Path, origin: Origin, *, is_resumed: bool, seen: Callable[[dict[str, Any]], None]
 ) -> Iterator[PartialOutput]:
-    """The partial output of `path`, made from what `header` says; `seen` is shown each row that is finished already.
+    """The partial output of `path`, made from what `origin` says; `seen` is shown each row that is finished already.
 
     Raises UsageError where rows of an earlier run are in the way, were made from something else, or are being written.
     """
@@ -52,16 +75,16 @@ def open_partial(
                 f"{part_path(path)} holds rows of a run that was stopped; go on with --resume or delete it"
             )
         num_rows = _keep_whole_rows(file, seen) if file.tell() else 0
-        if num_rows:
-            _check_header(path, header)
-        else:
-            write_json(header_path(path), header)
         try:
+            if num_rows:
+                check_origin(path, part_path(path), origin)
+            else:
+                _write_origin(path, origin)
             yield PartialOutput(path, file, num_rows)
         except BaseException:
             if not os.fstat(file.fileno()).st_size:  # nothing to go on with
                 part_path(path).unlink(missing_ok=True)
-                header_path(path).unlink(missing_ok=True)
+                origin_path(path).unlink(missing_ok=True)
             raise
 
 
@@ -70,9 +93,49 @@ def part_path(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def header_path(path: Path) -> Path:
-    """Where it says what they were made from."""
-    return path.with_name(path.name + ".part.json")
+def origin_path(path: Path) -> Path:
+    """Where it says what they are made from."""
+    return path.with_name(path.name + ".from.json")
+
+
+def check_origin(path: Path, rows_path: Path, origin: Origin) -> None:
+    """Raise UsageError where the rows in `rows_path` were made from something else, in any section of `origin`."""
+    before = _read_origin(path, rows_path)
+    old, new = _flat({section: before.get(section, {}) for section in origin}), _flat(origin)
+    changed = [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"{rows_path} was made from something else ({'; '.join(changed)}); undo that, delete it to begin anew, or "
+            "set another output"
+        )
+
+
+def _read_origin(path: Path, rows_path: Path) -> Origin:
+    try:
+        origin = json.loads(origin_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        origin = None
+    if not isinstance(origin, dict) or not all(isinstance(section, dict) for section in origin.values()):
+        raise UsageError(
+            f"{origin_path(path)}, which says what {rows_path} was made from, cannot be read, so --resume cannot check "
+            f"it; keep {rows_path} as it is, or delete it to begin anew"
+        )
+    return origin
+
+
+def _write_origin(path: Path, origin: Origin) -> None:
+    try:
+        write_json(origin_path(path), origin)
+    except OSError as error:
+        raise UsageError(f"{origin_path(path)} cannot be written: {error.strerror}; set another output") from None
+
+
+def _flat(origin: Origin) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, values in origin.items() for key, value in values.items()}
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -110,21 +173,3 @@ def _whole_row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def _check_header(path: Path, header: dict[str, Any]) -> None:
-    """Raise UsageError where the finished rows were made from something else."""
-    try:
-        before = json.loads(header_path(path).read_text())
-    except (OSError, ValueError):
-        raise UsageError(f"{header_path(path)} cannot be read; delete {part_path(path)} to begin anew") from None
-    changed = [
-        f"{key}: {before.get(key)!r} -> {header.get(key)!r}"
-        for key in sorted(before.keys() | header.keys())
-        if before.get(key) != header.get(key)
-    ]
-    if changed:
-        raise UsageError(
-            f"{part_path(path)} was made from something else ({'; '.join(changed)}); undo that, or delete it to begin "
-            "anew"
-        )

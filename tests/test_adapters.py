@@ -15,11 +15,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 
 from reward_server.adapters import verl
@@ -27,6 +29,7 @@ from reward_server.adapters.http import Gateway, create_app
 from reward_server.adapters.openrlhf import PromptForm, sample_of
 from reward_server.adapters.trl import reward_function
 from reward_server.client import AsyncRewardClient, CompletionText, RetryPolicy, RewardClient, RewardOptions
+from reward_server.pb import reward_pb2 as pb
 from sampler.hosted import reward_client
 from tests.scripted_server import ScriptedService, scripted_server
 from tests.tiny_models import make_model
@@ -179,6 +182,9 @@ def test_openrlhf_s_rendered_texts_are_taken_apart() -> None:
     prompt = "<s><|user|>What is 2 + 3?<|assistant|>"
     messages = turns("user", "What is 2 + 3?")
     assert sample_of(form, "<s>" + prompt + "It is 5.</s>", prompt, "") == (messages, CompletionText("It is 5."))
+    assert sample_of(PromptForm(), "<s>s is the plural", "s", "")[1] == CompletionText(" is the plural")
+    begin = "<|begin_of_text|>begin again"
+    assert sample_of(PromptForm(), begin, "begin", "")[1] == CompletionText(" again")
     cut = sample_of(form, prompt + "It is", prompt, "")
     assert cut == (messages, CompletionText("It is", is_finished=False))
     dialogue = [*turns("user", "Hi"), *turns("assistant", "Yes?"), *turns("user", "2 + 3?")]
@@ -189,7 +195,7 @@ def test_openrlhf_s_rendered_texts_are_taken_apart() -> None:
 @pytest.mark.parametrize(
     ("form", "query", "prompt", "label", "error"),
     [
-        (PromptForm(), "something else", "What?", "", "does not hold its prompt"),
+        (PromptForm(), "something else", "What?", "", "does not begin with its prompt"),
         (PromptForm(prefix="[INST]"), "Hi there", "Hi", "", "set --prompt-prefix and --prompt-suffix"),
         (PromptForm(source="labels"), "Hi there", "Hi", "5", "each label should be a list"),
     ],
@@ -229,7 +235,7 @@ def test_a_vllm_style_score_is_answered_in_its_shape(address: str, service: Scri
         ("/score", {"text_1": ["a", "b"], "text_2": ["x"]}, "text_1 has 2 texts and text_2 1"),
         ("/score", {"text_1": [1], "text_2": ["x"]}, "text_1 should be a text"),
         ("/score", b'{"text_1": "a", "text_2": ["\\ud800"]}', "text_2 is no Unicode text"),
-        ("/get_reward", {"query": ["ab"], "prompts": [""]}, "the query does not hold its prompt"),
+        ("/get_reward", {"query": ["ab"], "prompts": [""]}, "the query does not begin with its prompt"),
     ],
 )
 def test_a_malformed_post_is_400_and_says_why(
@@ -266,6 +272,108 @@ def test_what_cannot_be_scored_is_422_of_its_own_or_the_reward_that_was_named(ad
     assert "completion 0 cannot be scored: empty_completion" in answers[1].json()["error"]["message"]
     named = posts(address, bodies, unscorable_reward=-20.0)
     assert [answer.json()["rewards"] for answer in named] == [[1.0], [-20.0]]
+
+
+def test_what_the_gateway_does_not_serve_is_json_too(address: str) -> None:
+    missing, wrong = posts(address, [("/rewards", {}), ("/health", {})])
+    assert (missing.status_code, wrong.status_code, "GET" in wrong.headers["Allow"]) == (404, 405, True)
+    for answer in (missing, wrong):
+        assert answer.json()["error"]["code"] == answer.status_code
+        assert "POST /get_reward" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, 504, "gave no answer within 5 s"),
+        (grpc.StatusCode.UNAUTHENTICATED, 502, "does not know the caller"),
+        (grpc.StatusCode.INTERNAL, 503, "INTERNAL"),
+    ],
+)
+def test_failures_of_the_reward_server_have_codes_of_their_own(
+    address: str, service: ScriptedService, status: grpc.StatusCode, code: int, error: str
+) -> None:
+    service.fail(status)
+    answer = posts(address, [sample("a", "x")])[0]
+    assert (answer.status_code, answer.json()["error"]["code"]) == (code, code)
+    assert error in answer.json()["error"]["message"]
+
+
+def test_a_deadline_that_passes_is_504(address: str, service: ScriptedService) -> None:
+    service.delay_s = 1.0
+    assert posts(address, [sample("a", "x")], timeout_s=0.3)[0].status_code == 504
+
+
+def test_a_text_beyond_the_reward_server_s_limit_is_not_scorable(address: str, service: ScriptedService) -> None:
+    service.max_message_bytes = 1000
+    answer = posts(address, [sample("a" * 2000, "x")])[0]
+    assert (answer.status_code, "max_message_bytes" in answer.json()["error"]["message"]) == (422, True)
+
+
+class RefusingService(ScriptedService):
+    """Takes nobody's token, or calls every prompt wrong: health answers all the same."""
+
+    prompt_error = ""
+
+    def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
+        if not self.prompt_error:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown token")
+        return super().GetServerInfo(request, context)
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        one = pb.CompletionScore(status=pb.STATUS_INVALID_CONVERSATION, error=self.prompt_error)
+        return pb.ScoreResponse(
+            completions=[one] * len(request.completions), definition=self.definition(request.options)
+        )
+
+
+def refusing(prompt_error: str = "") -> AbstractContextManager[str]:
+    service = RefusingService()
+    service.prompt_error = prompt_error
+    return scripted_server(service)
+
+
+def test_health_is_not_ok_where_the_gateway_s_token_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async def ask(address: str) -> None:
+        async with AsyncRewardClient(address, timeout_s=5) as client:
+            gateway = Gateway(client, RewardOptions(), PromptForm())
+            with pytest.raises(ServerError, match="does not know the caller"):
+                await gateway.health()
+            await gateway.warn_if_away()
+
+    with refusing() as address:
+        asyncio.run(ask(address))
+    assert "does not know the caller" in caplog.text
+
+
+def test_a_gateway_without_a_reward_server_says_so_as_it_starts() -> None:
+    command = [sys.executable, "-m", "winnow.cli", "gateway", "--address", "127.0.0.1:9", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("listening on ")
+        assert select.select([process.stderr], [], [], 30)[0], "no warning came"
+        assert "no reward server answers at 127.0.0.1:9" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+UNKNOWN_ROLE = "unknown role 'bot'; the roles are system, user and assistant"
+CONTROL_TOKEN = "the assistant message holds the control token '<|user|>'; take it out of the text"
+
+
+def test_no_made_up_reward_hides_a_prompt_that_is_no_conversation(caplog: pytest.LogCaptureFixture) -> None:
+    with refusing(UNKNOWN_ROLE) as address, RewardClient(address, timeout_s=10) as client:
+        answer = posts(address, [sample("a", "x")], unscorable_reward=-20.0)[0]
+        assert (answer.status_code, "unknown role 'bot'" in answer.json()["error"]["message"]) == (422, True)
+        with pytest.raises(UsageError, match="no conversation: unknown role 'bot'"):
+            verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "x")
+        assert reward_function(client)(prompts=["a"], completions=["x"]) == [None]
+        assert "a prompt gets no rewards: unknown role 'bot'" in caplog.text
+    with refusing(CONTROL_TOKEN) as address, RewardClient(address, timeout_s=10) as client:
+        answer = posts(address, [sample("a", "x")], unscorable_reward=-20.0)[0]
+        assert answer.json()["rewards"] == [-20.0]
+        assert verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "x")["score"] == -9.0
 
 
 def test_the_gateway_is_a_process_that_ends_well(address: str) -> None:
@@ -309,12 +417,27 @@ def test_verl_s_keywords_give_a_score(client: RewardClient, service: ScriptedSer
 
 
 def test_verl_gets_no_made_up_score(client: RewardClient) -> None:
-    with pytest.raises(UsageError, match=r"cannot be scored .*set unscorable_score"):
+    with pytest.raises(UsageError, match=r"cannot be scored .*set WINNOW_UNSCORABLE_SCORE, or unscorable_score of"):
         verl_call(verl.make_compute_score(client), "")
     named = verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "")
     assert named == {"score": -9.0, "num_tokens": 0.0, "is_scored": 0.0}
-    with pytest.raises(UsageError, match=r"extra_info\['question'\] should be the prompt"):
+    with pytest.raises(UsageError, match=r"extra_info\['question'\] should be the prompt, .* and is missing"):
         verl_call(verl.make_compute_score(client, prompt_key="question"), "x")
+
+
+@pytest.mark.parametrize("prompt", [5, np.array(5), [], [5], {"role": "user", "content": "Hi"}, b"Hi"])
+def test_verl_s_prompt_of_another_type_is_named(client: RewardClient, prompt: Any) -> None:
+    with pytest.raises(UsageError, match=r"extra_info\['prompt'\] should be .* and is of type \w+; put"):
+        verl_call(verl.make_compute_score(client), "x", prompt)
+
+
+@pytest.mark.parametrize("value", ["abc", "nan", "", "-inf"])
+def test_verl_s_made_up_score_is_a_number(address: str, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("WINNOW_ADDRESS", address)
+    monkeypatch.setenv("WINNOW_UNSCORABLE_SCORE", value)
+    verl._from_environment.cache_clear()
+    with pytest.raises(UsageError, match=f"WINNOW_UNSCORABLE_SCORE '{value}' should be a finite number"):
+        verl_call(verl.compute_score, "x")
 
 
 def test_verl_s_reward_loop_scores_samples_of_one_prompt_together(address: str, service: ScriptedService) -> None:

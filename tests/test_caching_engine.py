@@ -38,7 +38,7 @@ def inner() -> CountingEngine:
 
 
 def caching(inner: CountingEngine, max_bytes: int = 10**6, template: str = "t") -> CachingEngine:
-    return CachingEngine(inner, ResultCache(max_bytes), "w", template)
+    return CachingEngine(inner, ResultCache(max_bytes), "instruct", "w", template)
 
 
 def test_what_was_computed_is_not_computed_again(inner: CountingEngine) -> None:
@@ -65,11 +65,12 @@ def test_prompt_and_completion_are_told_apart(inner: CountingEngine) -> None:
     assert len(inner.computed) == 2
 
 
-def test_models_and_templates_share_no_results(inner: CountingEngine) -> None:
+def test_sides_models_and_templates_share_no_results(inner: CountingEngine) -> None:
     cache = ResultCache(10**6)
-    for weights, template in [("w", "t"), ("w", "u"), ("v", "t"), ("w\0t", "")]:
-        CachingEngine(inner, cache, weights, template).logprobs([TokenGroup([1], [[2]])])
-    assert len(inner.computed) == 4
+    seeds = [("a", "w", "t"), ("b", "w", "t"), ("a", "w", "u"), ("a", "v", "t"), ("a", "w\0t", "")]
+    for side, weights, template in seeds:
+        CachingEngine(inner, cache, side, weights, template).logprobs([TokenGroup([1], [[2]])])
+    assert len(inner.computed) == len(seeds)
 
 
 def test_what_is_not_finite_is_computed_again(inner: CountingEngine) -> None:

@@ -283,3 +283,11 @@ def test_the_usual_hugging_face_rendering_of_mixtral_differs(reference_data: Pat
     ids = Chat(load_tokenizer(mixtral_folder), "mixtral-hf").prompt_ids(messages)
     assert len(ids) == len(tokens)
     assert sum(ours != theirs for ours, theirs in zip(ids, tokens, strict=True)) == 7
+
+
+def test_a_tokenizer_that_is_not_there_is_a_whole_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError, match="it holds no tokenizer's files; give a folder that holds a model and its tok"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(ModelError, match=r"'models/nope': there is no such folder here, and the Hugging Face hub did"):
+        load_tokenizer("models/nope")

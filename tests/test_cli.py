@@ -1,7 +1,10 @@
 """The command line: help without torch, and one clear line with the right exit code for every bad input."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,12 @@ import pytest
 
 from tests.tiny_models import make_model
 from tests.tiny_run import ROOT, tiny_config, winnow, write_config, write_jsonl
+from winnow import cli
+from winnow.cli import EXTRAS
+from winnow.config import key_rows
 from winnow.errors import UsageError
+from winnow.models import load_failure
+from winnow.serve_config import ServeConfig
 
 VERBS = ("run", "status", "serve", "score", "gateway", "sample", "select", "sft", "eval", "peak")
 
@@ -27,6 +35,22 @@ def test_help_needs_no_torch_and_shows_an_example(arguments: tuple[str, ...]) ->
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
     assert ("Example: winnow" in result.stdout) == bool(arguments)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_example_is_one_line_that_can_be_copied(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    *_, last = winnow(verb, "--help").stdout.rstrip().splitlines()
+    assert last.startswith(f"  Example: winnow {verb} ")
+
+
+def test_the_help_of_serve_lists_every_key_with_its_meaning() -> None:
+    shown = winnow("serve", "--help").stdout
+    keys = dict(key_rows(ServeConfig))
+    assert {"instruct", "vllm.tensor_parallel_size", "tls.client_ca", "queue.max_groups", "drain_s"} <= keys.keys()
+    assert all(f"  {key} " in shown for key in keys)
+    assert "How long calls in progress have to end" in shown
+    assert keys["drain_s"].endswith("[default: 20.0]")
 
 
 def test_every_verb_is_listed() -> None:
@@ -161,7 +185,8 @@ def test_flags_that_make_no_sense(arguments: list[str], error: str) -> None:
         ("max_connection_age_s=1e12", "max_connection_age_s: Input should be less than"),
         ("listen=[1", "override 'listen=[1': the value is not valid YAML"),
         ("listen=nonsense", "listen 'nonsense' should be HOST:PORT"),
-        ("device_map=cuda:77", "no model could be loaded"),
+        ("device_map=cuda:77", "set device_map to"),
+        ("max_tokens=100000", "max_tokens 100000 is more than the models were made for; take at most 512"),
     ],
 )
 def test_a_serve_config_that_makes_no_sense(folder: Path, config: dict[str, Any], override: str, error: str) -> None:
@@ -178,8 +203,9 @@ def test_weights_that_are_cut_short(folder: Path, config: dict[str, Any]) -> Non
     cut = make_model("mixtral", folder / "cut", seed=1)
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:100])
     listen = ["--listen", "127.0.0.1:0"]
-    error = one_line(winnow("serve", "--instruct", str(cut), "--base", config["reward"]["server"]["base"], *listen), 1)
-    assert "no model could be loaded from" in error
+    result = winnow("serve", "--instruct", config["reward"]["server"]["instruct"], "--base", str(cut), *listen)
+    assert "its model.safetensors is cut short or damaged; copy or save it anew" in one_line(result, 1)
+    assert "loading" not in result.stderr
 
 
 @pytest.mark.parametrize("change", [{"eos_policy": "exclude"}, {"normalization": "mean"}, {"beta": 2.0}])
@@ -198,3 +224,58 @@ def test_a_server_takes_keys_without_a_config(folder: Path) -> None:
     assert "listen 'nonsense' should be HOST:PORT" in one_line(winnow("serve", *models, "listen=nonsense"), 2)
     assert "unknown key listne; did you mean listen?" in one_line(winnow("serve", "listne=a:1", *models), 2)
     assert "give CONFIG.yaml, or --instruct DIR and --base DIR" in one_line(winnow("serve"), 2)
+    assert "instruct is given and base is missing; give --base DIR too" in one_line(winnow("serve", *models[:2]), 2)
+    assert "base is given and instruct is missing" in one_line(winnow("serve", *models[2:], "listen=a:1"), 2)
+
+
+def test_a_missing_library_names_the_extra_that_brings_it(folder: Path, config: dict[str, Any]) -> None:
+    if find_spec("vllm"):
+        pytest.skip("vLLM is installed")
+    path = write_config(folder, {**config["reward"]["server"], "listen": "127.0.0.1:0"}, "serve.yaml")
+    error = one_line(winnow("serve", path, "engine=vllm"), 1)
+    assert error == "winnow: No module named 'vllm'; this needs an extra: pip install 'winnow[vllm]'"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            OSError("We couldn't connect.\nCheck."),
+            "there is no such folder here, and the Hugging Face hub did not give",
+        ),
+        (ValueError("from one of: \n(1) a file,\n(2) a class."), "from one of: (1) a file, (2) a class"),
+        (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA enabled; this PyTorch"),
+        (RuntimeError("CUDA out of memory. Tried to"), "CUDA out of memory. Tried to; free the GPU, take more of them"),
+        (OSError("Error no file named model.safetensors, found in x."), "found in x; copy the checkpoint whole"),
+    ],
+)
+def test_what_loading_fails_with_names_the_way_out(error: Exception, expected: str) -> None:
+    assert expected in load_failure("org/name", error)
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(EXTRAS.values()) <= declared.keys()
+    packages = {"lm_eval": "lm-eval", "fastchat": "fschat", "grpc_reflection": "grpcio-reflection"}
+    for module, extra in EXTRAS.items():
+        package = packages.get(module, module.replace("_", "-"))
+        assert any(re.split("[><=]", one)[0] == package for one in declared[extra]), module
+
+
+@pytest.mark.parametrize("wrapper", [None, RuntimeError("Error calling __set_name__"), ImportError("of a module")])
+def test_an_interruption_ends_a_verb_without_a_word(
+    wrapper: Exception | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if wrapper is None:
+                raise
+            raise wrapper from error
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "")

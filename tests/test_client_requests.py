@@ -34,10 +34,33 @@ def test_no_message_is_larger_than_the_server_takes(
         assert not want_token_logprobs or num_tokens * 13 <= 4000
 
 
-def test_a_completion_that_fits_no_message_is_named(client: Any, service: ScriptedService) -> None:
+def test_a_completion_that_fits_no_message_is_too_long_and_the_others_are_scored(
+    client: Any, service: ScriptedService
+) -> None:
     service.max_message_bytes = 1000
-    with pytest.raises(UsageError, match="completion 1 with its prompt needs a message of"):
-        client.score(MESSAGES, ["a", "b" * 2000])
+    scored = client.score(MESSAGES, ["b" * 2000, "a", "bb", "c" * 3000])
+    assert [one.status for one in scored] == ["too_long", "ok", "ok", "too_long"]
+    assert [one.reward for one in scored] == [None, 1.0, 2.0, None]
+    assert "raise the server's max_message_bytes" in scored[0].error
+    assert scored.definition is not None
+
+
+def test_a_prompt_that_fits_no_message_makes_all_its_completions_too_long(
+    client: Any, service: ScriptedService
+) -> None:
+    service.max_message_bytes = 1000
+    long = [{"role": "user", "content": "a" * 2000}]
+    answers = client.score_many([Group(long, ["a", "b"]), Group(MESSAGES, ["abc"])])
+    assert [[one.status for one in scored] for scored in answers] == [["too_long", "too_long"], ["ok"]]
+    assert service.num_seen == 1
+
+
+def test_under_recipe_rewardbench_one_that_fits_no_message_leaves_none_to_score(
+    client: Any, service: ScriptedService
+) -> None:
+    service.max_message_bytes = 1000
+    scored = client.score(MESSAGES, ["a", "b" * 2000], recipe="rewardbench")
+    assert [one.status for one in scored] == ["too_long", "too_long"]
     assert service.num_seen == 0
 
 
@@ -102,8 +125,9 @@ def test_the_eos_policy_is_the_recipe_s_own_unless_named(client: Any, service: S
 def test_a_group_of_recipe_rewardbench_is_never_split(client: Any, service: ScriptedService) -> None:
     service.max_completions = 2
     assert len(client.score(MESSAGES, ["a", "b"], recipe="rewardbench")) == 2
-    with pytest.raises(UsageError, match="these 3 completions need 2 requests; send its pairs as groups of two"):
-        client.score(MESSAGES, ["a", "b", "c"], recipe="rewardbench")
+    refused = client.score(MESSAGES, ["a", "b", "c"], recipe="rewardbench")
+    assert [one.status for one in refused] == ["too_long"] * 3
+    assert "send its pairs as groups of two" in refused[0].error
     assert len(client.score(MESSAGES, ["a", "b", "c"])) == 3
     assert service.num_seen == 3
 

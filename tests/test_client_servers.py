@@ -57,7 +57,7 @@ def test_a_server_that_stays_away_is_given_up(client: Any, service: ScriptedServ
         (grpc.StatusCode.INTERNAL, ServerError, "INTERNAL: told to fail"),
         (grpc.StatusCode.INVALID_ARGUMENT, UsageError, "malformed: told to fail"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, ServerError, "no answer within"),
-        (grpc.StatusCode.UNAUTHENTICATED, ServerError, "give token= or --token-file"),
+        (grpc.StatusCode.UNAUTHENTICATED, ServerError, "give its token= or --token-file"),
         (EXHAUSTED, ServerError, "RESOURCE_EXHAUSTED: told to fail"),
     ],
 )

@@ -77,6 +77,23 @@ def test_a_wrong_config_is_one_clear_line(tmp_path: Path, text: str, message: st
     assert "\n" not in str(error.value)
 
 
+def test_known_keys_are_listed_once(tmp_path: Path) -> None:
+    text = MINIMAL + "zzz: 1\nqqq: 2\nsampling: {xxx: 1}\n"
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path, text), RunConfig)
+    message = str(error.value)
+    assert message.count("known keys: ") == 1
+    assert message.count("known keys of sampling: ") == 1
+    assert all(f"unknown key {key}; " in message for key in ("zzz", "qqq", "sampling.xxx"))
+
+
+def test_a_config_of_another_verb_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^.*yaml: this is a config of `winnow run`; call that, or give .*serve`$"):
+        load_config(ROOT / "configs" / "merlinite-7b.yaml", ServeConfig)
+    with pytest.raises(ConfigError, match=r"^.*yaml: this is a config of `winnow serve`; call that, or give .*run`$"):
+        load_config(ROOT / "configs" / "serve-mixtral-8x7b.yaml", RunConfig)
+
+
 def test_overrides_reach_nested_keys_lists_and_sections_that_were_not_there(tmp_path: Path) -> None:
     text = MINIMAL + "evaluation: {benchmarks: [{task: mmlu, metric: acc}]}\n"
     overrides = ["seed=3", "sampling.temperature=0.5", "evaluation.benchmarks.0.limit=10", "policy.system_prompt=null"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampler.prompts import draw, parse_prompt, quotas, read_pool
+from sampler.prompts import draw, parse_conversation, parse_prompt, quotas, read_pool
 from winnow.errors import InputError
 from winnow.records import Message, Prompt, make_prompt
 from winnow.run_config import PromptFile
@@ -49,11 +49,16 @@ def test_equal_texts_of_two_sources_stay_two_prompts_and_equal_rows_become_one(t
     [
         ("{not json", "not valid JSON"),
         ({"question": "?"}, "needs 'messages' (a list) or 'prompt' (a text); it has ['question']"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "role: Input should be"),
-        ({"messages": [{"role": "user"}]}, "content: Field required"),
+        ('{"prompt": "cut sh', "not valid JSON (Unterminated string starting at column 12)"),
+        ({"prompt": None}, "needs 'messages' (a list) or 'prompt' (a text); 'prompt' is null"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role 'robot' is none of system, user, assis"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role ['user'] is none of system, user, ass"),
+        ({"messages": [{"role": "user"}]}, "messages[0]: content is missing"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content is a number, should be a text"),
+        ({"messages": [{"role": "user", "content": "", "b": 1, "a": 2}]}, "messages[0] has 'a', 'b', where a message"),
         ({"messages": []}, "at least one message"),
-        ({"messages": ["hello"]}, "Input should be a valid dictionary"),
-        ("[1, 2]", "should be a JSON object, is list"),
+        ({"messages": ["hello"]}, "messages[0] is a text, should be an object with role and content"),
+        ("[1, 2]", "should be a JSON object, is a list"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, line: object, message: str) -> None:
@@ -62,6 +67,15 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, line: object,
         read_pool([PromptFile(path=file)])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_messages_whose_answers_stand_beside_them_end_with_the_user() -> None:
+    asked, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    assert [message.role for message in parse_conversation({"messages": [asked, answer, asked]}, "here")][-1] == "user"
+    assert parse_conversation({"prompt": "a", "messages": None}, "here") == (Message(role="user", content="a"),)
+    for row in ({"messages": [asked, answer]}, {"messages": [asked], "prompt": "a"}):
+        with pytest.raises(InputError, match="here: "):
+            parse_conversation(row, "here")
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:

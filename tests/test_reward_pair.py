@@ -1,6 +1,8 @@
 """Opening the pair: what fits together, what is refused and with which way out; hashes."""
 
+import json
 import logging
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from reward_server import fingerprint
 from reward_server.fingerprint import tokenizer_hash, weight_hash
-from reward_server.pair import InstructionScope, Options, Outcome, Pair, open_pair
+from reward_server.pair import InstructionScope, Options, Outcome, Pair, check_models, open_pair
 from reward_server.rendering import Conversation, Ids, PromptGroup, Text
 from tests.oracle import Oracle
 from tests.served import HeldEngine, wait_until
@@ -177,6 +180,69 @@ def test_more_tokens_than_the_models_were_made_for_are_refused(folders: dict[str
     assert open_pair(config_of(folders)).instruct.renderer.limits.max_tokens == 512
 
 
+def spoilt(folders: dict[str, Path], tmp_path: Path, *names: str) -> ServeConfig:
+    """A config whose base model lacks some files; its engine is never reached."""
+    shutil.copytree(folders["base"], tmp_path / "base", ignore=shutil.ignore_patterns(*names))
+    return config_of(folders).model_copy(update={"base": str(tmp_path / "base")})
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        (["*.safetensors"], r"it holds no weight files \(\*\.safetensors or \*\.bin\); copy the checkpoint whole"),
+        (["tokenizer*"], "no tokenizer could be loaded from .*: it holds none"),
+    ],
+)
+def test_files_that_are_missing_are_named_before_anything_is_loaded(
+    folders: dict[str, Path], tmp_path: Path, names: list[str], error: str
+) -> None:
+    with pytest.raises(ModelError, match=error):
+        check_models(spoilt(folders, tmp_path, *names))
+
+
+def test_a_shard_that_is_missing_or_cut_short_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    config = spoilt(folders, tmp_path, "model.safetensors")
+    shards = [tmp_path / "base" / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {"a": shards[0].name, "b": shards[1].name}}
+    (tmp_path / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"a": torch.zeros(8)}, shards[0])
+    with pytest.raises(ModelError, match=f"its weight file {shards[1].name} is missing"):
+        check_models(config)
+    save_file({"b": torch.zeros(8)}, shards[1])
+    check_models(config)
+    for damaged in (
+        shards[1].read_bytes()[:-1],
+        b"version https://git-lfs.github.com/spec/v1",
+        b"",
+        bytes(9),
+    ):
+        shards[1].write_bytes(damaged)
+        with pytest.raises(ModelError, match=f"its {shards[1].name} is cut short or damaged"):
+            check_models(config)
+
+
+def test_a_limit_in_the_models_config_is_known_before_anything_is_loaded(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="take at most 512"):
+        check_models(config_of(folders, max_tokens=513))
+    config = spoilt(folders, tmp_path, "config.json").model_copy(update={"max_tokens": 300})
+    (tmp_path / "base" / "config.json").write_text('{"text_config": {"max_position_embeddings": 256}}')
+    with pytest.raises(UsageError, match="take at most 256"):
+        check_models(config)
+    check_models(config.model_copy(update={"base": "org/never-downloaded"}))
+
+
+def test_one_model_twice_is_said_loudly(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        open_pair(config_of(folders))
+        assert "same weights" not in caplog.text
+        outcome = scored(open_pair(config_of(folders, "instruct")), GROUP, Options())[0]
+    assert "hold the same weights: A REWARD IS 0" in caplog.text
+    assert outcome.ratio is not None
+    assert outcome.ratio.reward == 0.0
+
+
 def test_a_template_that_does_not_close_its_turns_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "open.jinja"
     path.write_text("{{ bos_token }}{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
@@ -209,6 +275,28 @@ def test_large_weights_are_sampled_and_the_hash_says_so(tmp_path: Path, monkeypa
     assert weight_hash(str(tmp_path)) != before
 
 
+def test_every_tensor_of_large_weights_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "FULL_HASH_BYTES", 0)
+    monkeypatch.setattr(fingerprint, "TENSOR_BYTES", 64)
+    path = make_model("llama", tmp_path) / "model.safetensors"
+    weights = load_file(path)
+    hashes = {weight_hash(str(tmp_path))}
+    for name, tensor in weights.items():
+        save_file({**weights, name: tensor * 1.001}, path, metadata={"format": "pt"})
+        hashes.add(weight_hash(str(tmp_path)))
+    assert len(hashes) == 1 + len(weights)
+
+
+def test_a_config_that_makes_another_model_of_the_same_weights_counts(tmp_path: Path) -> None:
+    path = make_model("llama", tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    hashes = []
+    for change in ({}, {"transformers_version": "1.2.3"}, {"rope_theta": 123.0}):
+        path.write_text(json.dumps({**config, **change}))
+        hashes.append(weight_hash(str(tmp_path)))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no weight files"):
         weight_hash(str(tmp_path))
@@ -222,6 +310,19 @@ def test_tokenizers_are_equal_by_what_they_do(folders: dict[str, Path], tmp_path
     other_end = load_tokenizer(str(tmp_path))
     other_end.eos_token = "<|pad|>"
     assert tokenizer_hash(other_end) != hashes["base"]
+
+
+def test_a_base_model_without_a_template_reads_the_instruct_model_s(folders: dict[str, Path], tmp_path: Path) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"
+    )
+    chatty = tmp_path / "chatty"
+    shutil.copytree(folders["instruct"], chatty)
+    (chatty / "chat_template.jinja").write_text(template + "{% else %} -> {% endif %}{% endfor %}")
+    pair = open_pair(config_of({**folders, "instruct": chatty}, chat_template="tokenizer"))
+    ours, theirs = pair.prepare(GROUP, Options()).tokens[0]
+    assert ours == theirs
+    assert pair.instruct.facts.template_hash == pair.base.facts.template_hash
 
 
 def held_on(pair: Pair, *devices: str) -> tuple[Pair, list[HeldEngine]]:

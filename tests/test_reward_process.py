@@ -2,7 +2,9 @@
 
 import os
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
+from reward_server.server import callable_address
 from tests.tiny_models import make_model
 from winnow.errors import ServerError
 
@@ -133,3 +136,31 @@ def engines_of(process: "subprocess.Popen[str]") -> int:
     """The process that computes: the larger one of the server's two children."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return max(map(int, children), key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
+
+
+@pytest.mark.parametrize("wait_s", [0.3, 0.5, 0.7, 0.9, 1.2, 2.0])
+def test_an_interruption_while_it_starts_leaves_no_traceback(pair: list[str], wait_s: float) -> None:
+    """As Ctrl-C does it: every process of the group gets the signal, those that are only being started too."""
+    command = [sys.executable, "-m", "winnow.cli", "serve", *pair]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT, start_new_session=True) as process:
+        time.sleep(wait_s)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=START_S)
+    assert "Traceback" not in errors
+    assert process.returncode == (0 if output else 130)
+
+
+def test_the_example_call_names_a_host_that_can_be_called() -> None:
+    assert callable_address("0.0.0.0:50051") == f"{socket.gethostname()}:50051"
+    assert callable_address("[::]:50051") == f"{socket.gethostname()}:50051"
+    assert callable_address("127.0.0.1:50051") == "127.0.0.1:50051"
+    assert callable_address("rewards.internal:1") == "rewards.internal:1"
+
+
+def test_a_fault_of_the_files_is_found_before_the_models_are_loaded(pair: list[str], tmp_path: Path) -> None:
+    base = shutil.copytree(pair[3], tmp_path / "base", ignore=shutil.ignore_patterns("tokenizer*"))
+    with serving([*pair[:2], "--base", str(base), *pair[4:]]) as process:
+        _, errors = process.communicate(timeout=START_S)
+        assert process.returncode == 1
+    assert "loading" not in errors
+    assert "no tokenizer could be loaded" in errors

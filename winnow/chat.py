@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import ChatError, ModelError, UsageError
-from winnow.models import check_model_path, first_line
+from winnow.models import check_model_path, first_line, has_tokenizer, load_failure
 from winnow.records import Message
 from winnow.run_config import PolicyConfig
 
@@ -348,10 +348,12 @@ def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Seque
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no tokenizer could be loaded from {model!r}: {first_line(error)}; give a folder that holds a model and "
-            "its tokenizer"
-        ) from error
+        reason = load_failure(model, error)
+        if Path(model).is_dir():
+            is_there = has_tokenizer(Path(model))
+            reason = f"its tokenizer's files cannot be read ({reason})" if is_there else "it holds no tokenizer's files"
+            reason += "; give a folder that holds a model and its tokenizer"
+        raise ModelError(f"no tokenizer could be loaded from {model!r}: {reason}") from error
     if eos_token is not None and tokenizer.eos_token != eos_token:
         tokenizer.add_special_tokens({"eos_token": eos_token})
     missing = [token for token in added_tokens if token not in tokenizer.get_vocab()]

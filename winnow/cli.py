@@ -25,6 +25,34 @@ class Verb(TyperCommand):
                 raise UsageError(f"{option.opts[0]} is given {given.count(option)} times; give it once")
         return super().parse_args(ctx, args)
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The example as it is: wrapped, it could break inside a flag."""
+        formatter.write(f"\n  {self.epilog}\n")
+
+
+class ServeVerb(Verb):
+    """A verb whose help lists the keys of a serve config too."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """As of every command, and the keys."""
+        from winnow.config import key_rows
+        from winnow.serve_config import ServeConfig
+
+        super().format_options(ctx, formatter)
+        with formatter.section("Keys, in CONFIG.yaml or as KEY=VALUE"):
+            formatter.write_dl(list(key_rows(ServeConfig)))
+
+
+# The extra of a library that an extra brings; of one that several bring, `all`.
+EXTRAS = {
+    "vllm": "vllm",
+    **dict.fromkeys(("starlette", "uvicorn"), "http"),
+    **dict.fromkeys(("torch", "accelerate", "transformers", "safetensors", "jinja2", "pyarrow"), "server"),
+    **dict.fromkeys(("grpc_reflection", "prometheus_client", "sentencepiece"), "server"),
+    **dict.fromkeys(("lm_eval", "fastchat", "openai", "matplotlib"), "eval"),
+    "trl": "train",
+}
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="winnow",
@@ -104,7 +132,7 @@ def status(
 
 
 @app.command(
-    cls=Verb,
+    cls=ServeVerb,
     epilog="Example: winnow serve --instruct models/mixtral-instruct --base models/mixtral --listen 127.0.0.1:50051",
 )
 def serve(
@@ -126,8 +154,8 @@ def serve(
         config, keys = None, [str(config), *keys]
     given = {"instruct": instruct, "base": base, "listen": listen}
     flags = {key: value for key, value in given.items() if value is not None}
-    if config is None and not (keys or flags.keys() >= {"instruct", "base"}):
-        raise UsageError("give CONFIG.yaml, or --instruct DIR and --base DIR")
+    if config is None:
+        _check_pair_is_given({*flags, *(key.partition("=")[0] for key in keys)})
     resolved = load_config(config, ServeConfig, keys, flags)
     _entry("reward_server.server:serve")(resolved, stop_when_stdin_closes=until_stdin_closes)
 
@@ -282,21 +310,48 @@ def _entry(name: str) -> Any:
     return entry_point(name)
 
 
+def _check_pair_is_given(names: set[str]) -> None:
+    """Raise UsageError unless flags and keys name both models."""
+    missing = [name for name in ("instruct", "base") if name not in names]
+    if len(missing) == 1:
+        given = "base" if missing == ["instruct"] else "instruct"
+        raise UsageError(f"{given} is given and {missing[0]} is missing; give --{missing[0]} DIR too, or a CONFIG.yaml")
+    if missing:
+        raise UsageError("give CONFIG.yaml, or --instruct DIR and --base DIR")
+
+
 def main() -> None:
-    """Run the command line; a WinnowError is one line on stderr and its exit code."""
+    """Run the command line; a WinnowError is one line on stderr and its exit code, an interruption exit code 130."""
     # What gRPC's core logs of a failed connection stands in our own message too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
-    except WinnowError as error:
-        print(f"winnow: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        print(f"winnow: {error}; this verb needs an extra: pip install 'winnow[all]'", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:  # a full disk, a folder without permission
-        print(f"winnow: {error}", file=sys.stderr)
-        sys.exit(1)
+    except KeyboardInterrupt:  # where typer does not catch it
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if _is_interruption(error):
+            sys.exit(INTERRUPTED)
+        if (message := _message(error)) is None:
+            raise
+        print(f"winnow: {message}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, WinnowError) else 1)
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether an interruption is what it began with: while modules are imported, Python makes other errors of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _message(error: Exception) -> str | None:
+    """The one line for what a user can mend; None: a bug, whose traceback is wanted."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "all")
+        return f"{error}; this needs an extra: pip install 'winnow[{extra}]'"
+    if isinstance(error, WinnowError | OSError):  # of the system: a full disk, a folder without permission
+        return str(error)
+    return None
 
 
 if __name__ == "__main__":

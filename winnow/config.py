@@ -52,8 +52,8 @@ def parse_config(tree: Any, kind: type[Config], origin: str) -> Config:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems = [_describe(problem, kind) for problem in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(problems)) from None
+        problems = _other_verb(tree, kind) or "; ".join(_problems(error, kind))
+        raise ConfigError(f"{origin}: {problems}") from None
 
 
 def differences(old: Section, new: Section) -> list[str]:
@@ -61,6 +61,17 @@ def differences(old: Section, new: Section) -> list[str]:
     before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
     keys = sorted(before.keys() | after.keys())
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+
+
+def key_rows(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each key of a config by its dotted path, with its meaning and its default."""
+    for name, field in kind.model_fields.items():
+        section = next(_sections_in(field.annotation), None)
+        if section is not None:
+            yield from key_rows(section, f"{prefix}{name}.")
+            continue
+        default = "" if field.is_required() or field.default is None else f"  [default: {field.default}]"
+        yield f"{prefix}{name}", f"{field.description}{default}"
 
 
 def _read_yaml(path: Path) -> Any:
@@ -113,20 +124,40 @@ def _list_index(items: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _describe(problem: Any, kind: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggestion(problem['loc'], kind)}"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if key else message
+def _other_verb(tree: dict[str, Any], kind: type[BaseModel]) -> str:
+    """What to call instead, where the keys are those of another verb's config; else an empty text."""
+    from winnow.run_config import RunConfig
+    from winnow.serve_config import ServeConfig
+
+    verbs: dict[type[BaseModel], str] = {RunConfig: "winnow run", ServeConfig: "winnow serve"}
+    if kind not in verbs:
+        return ""
+    likely = max(verbs, key=lambda one: (len(tree.keys() & one.model_fields.keys()), one is kind))
+    if likely is kind:
+        return ""
+    return f"this is a config of `{verbs[likely]}`; call that, or give a config of `{verbs[kind]}`"
 
 
-def _suggestion(loc: Sequence[str | int], kind: type[BaseModel]) -> str:
-    known = sorted(_section_at(loc[:-1], kind).model_fields)
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
+def _problems(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
+    """What is wrong, key by key; at the end, once, the keys of each section that has one like none of them."""
+    listed: dict[tuple[str | int, ...], list[str]] = {}
+    for problem in error.errors():
+        loc = problem["loc"]
+        key = ".".join(str(part) for part in loc)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            known = sorted(_section_at(loc[:-1], kind).model_fields)
+            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+            if not close:
+                listed[loc[:-1]] = known
+            yield f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+        elif problem["type"] == "missing":
+            yield f"{key} is missing"
+        else:
+            yield f"{key}: {message}" if key else message
+    for loc, known in listed.items():
+        of = f" of {'.'.join(map(str, loc))}" if loc else ""
+        yield f"known keys{of}: {', '.join(known)}"
 
 
 def _section_at(loc: Sequence[str | int], kind: type[BaseModel]) -> type[BaseModel]:

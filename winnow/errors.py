@@ -9,7 +9,9 @@
     |-- ModelError               a model or tokenizer cannot be used
     |-- TrainingError            a training job cannot give a useful model (nothing to train on, zero loss mask)
     `-- ServerError              the reward server cannot be reached or refuses to answer
-        `-- ServerBusyError      it is full, and stayed so until the deadline
+        |-- ServerBusyError      it is full, and stayed so until the deadline
+        |-- LateError            it gave no answer until the deadline
+        `-- AccessError          it does not know the caller
 
 Every message says what was given, what is wrong with it, and the ways out; the command line prints it as one line.
 A bad *row* is no exception: it becomes a row with a status of its own (see `winnow.records`).
@@ -62,3 +64,11 @@ class ServerBusyError(ServerError):
     def __init__(self, message: str, retry_s: float) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class LateError(ServerError):
+    """The reward server gave no answer until the deadline."""
+
+
+class AccessError(ServerError):
+    """The reward server does not know the caller."""

@@ -2,11 +2,13 @@
 
     POST /get_reward   OpenRLHF    {"query", "prompts", "labels"} -> {"rewards", "scores", "extra_logs"}
     POST /score        vLLM-style  {"model", "text_1", "text_2"}  -> {"data": [{"index", "object", "score"}], ...}
-    GET  /health       200 while a reward server serves, else 503
+    GET  /health       200 while a reward server serves and takes the gateway's token, else as of a post
 
 Posts of one prompt that come at once are scored as one group. Errors are {"error": {"code", "message"}}:
 
-    400 malformed    413 too large    422 not scorable    429 full, with Retry-After    503 no server    500 unforeseen
+    400 malformed          404, 405 no such path, or not this method    413 too large
+    422 not scorable       429 full, with Retry-After                   500 unforeseen
+    502 the reward server refuses the gateway's token    503 no server, or it failed    504 no answer in time
 
 It is plain HTTP and asks nobody for a token, so it listens on loopback unless told otherwise by name.
 """
@@ -27,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
 from reward_server.adapters.openrlhf import PromptForm, sample_of
+from reward_server.adapters.trl import is_mistake
 from reward_server.answers import ScoredCompletion
 from reward_server.channels import Access
 from reward_server.client import AsyncRewardClient
 from reward_server.groups import CompletionText, RewardOptions
-from winnow.errors import ServerBusyError, ServerError, UsageError
+from winnow.errors import AccessError, LateError, ServerBusyError, ServerError, UsageError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 HEALTH_TIMEOUT_S = 2.0
+ROUTES = "there are POST /get_reward, POST /score, POST /v1/score and GET /health"
 MAX_WAIT_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -114,15 +118,28 @@ class Gateway:
         }
 
     async def health(self) -> dict[str, Any]:
-        """Whether a reward server serves. Raises ServerError."""
+        """Whether a reward server serves, and answers this caller. Raises ServerError."""
         await self.client.wait_until_ready(HEALTH_TIMEOUT_S)
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                await self.client.server_info()  # health needs no token, this does
+        except TimeoutError:
+            raise ServerError(f"the reward server at {self.client.address} is slow to answer; ask again") from None
         return {"status": "ok"}
+
+    async def warn_if_away(self) -> None:
+        """Say in the log where posts would fail."""
+        try:
+            await self.health()
+        except ServerError as error:
+            log.warning("winnow: %s; until that is mended, posts are answered with errors", error)
 
     def _rewards(self, scored: Sequence[ScoredCompletion]) -> list[float]:
         """A number for each completion. Raises HttpError for one that has none."""
         rewards = []
         for index, one in enumerate(scored):
-            reward = self.unscorable_reward if one.reward is None else one.reward
+            made_up = None if is_mistake(one) else self.unscorable_reward
+            reward = made_up if one.reward is None else one.reward
             if reward is None:
                 raise HttpError(422, f"completion {index} cannot be scored: {one.status}: {one.error}")
             rewards.append(reward)
@@ -132,6 +149,8 @@ class Gateway:
 def create_app(gateway: Gateway) -> "Starlette":
     """The gateway as an ASGI application."""
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.responses import JSONResponse
     from starlette.routing import Route
 
     async def get_reward(request: "Request") -> "Response":
@@ -143,13 +162,21 @@ def create_app(gateway: Gateway) -> "Starlette":
     async def health(request: "Request") -> "Response":
         return await _answer(lambda body: gateway.health(), request)
 
+    async def no_route(request: "Request", error: Exception) -> "Response":
+        assert isinstance(error, HTTPException)
+        message = f"{error.detail}: {request.method} {request.url.path}; {ROUTES}"
+        return JSONResponse(_error_content(error.status_code, message), error.status_code, headers=error.headers)
+
     @asynccontextmanager
-    async def closing(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        warning = asyncio.ensure_future(gateway.warn_if_away())
         yield
+        warning.cancel()
         await gateway.client.close()
 
     return Starlette(
-        lifespan=closing,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: no_route},
         routes=[
             Route("/get_reward", get_reward, methods=["POST"]),
             Route("/score", score, methods=["POST"]),
@@ -224,8 +251,11 @@ async def _answer(handle: Callable[[Any], Awaitable[dict[str, Any]]], request: "
         return JSONResponse(await handle(await _body(request) if request.method == "POST" else None))
     except Exception as error:
         failed = _http_error(error)
-        content = {"error": {"code": failed.code, "message": str(failed)}}
-        return JSONResponse(content, failed.code, headers=failed.headers)
+        return JSONResponse(_error_content(failed.code, str(failed)), failed.code, headers=failed.headers)
+
+
+def _error_content(code: int, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message}}
 
 
 def _http_error(error: Exception) -> HttpError:
@@ -237,9 +267,15 @@ def _http_error(error: Exception) -> HttpError:
     if isinstance(error, ServerBusyError):
         return HttpError(429, str(error), {"Retry-After": str(max(math.ceil(error.retry_s), 1))})
     if isinstance(error, ServerError):
-        return HttpError(503, str(error))
+        return HttpError(_server_code(error), str(error))
     log.error("a request failed", exc_info=error)
     return HttpError(500, f"the gateway failed ({type(error).__name__}); see its log")
+
+
+def _server_code(error: ServerError) -> int:
+    if isinstance(error, AccessError):
+        return 502
+    return 504 if isinstance(error, LateError) else 503
 
 
 async def _body(request: "Request") -> dict[str, Any]:

@@ -4,18 +4,23 @@
         trainer = GRPOTrainer(model, reward_funcs=reward_function(client), ...)
 
 TRL hands over every sample by itself; samples of one prompt are scored as one group. None, which TRL leaves out of its
-means, stands where a completion cannot be scored.
+means, stands where a completion cannot be scored. Where that is so because the prompt is no conversation (a mistake in
+the data set), the log says it too.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
+from reward_server.answers import ScoredCompletion
 from reward_server.client import CompletionText, Group, RewardClient, RewardOptions
 from reward_server.groups import OptionKeywords, options_of
 
 RewardFunction = Callable[..., list[float | None]]
 Turns = Sequence[Mapping[str, Any]]
+
+log = logging.getLogger(__name__)
 
 
 def reward_function(
@@ -44,12 +49,22 @@ def reward_function(
         rewards: list[float | None] = [None] * len(prompts)
         places, groups = _groups(prompts, completions, finished)
         for where, scored in zip(places, client.score_many(groups, chosen), strict=True):
+            if mistake := next(filter(is_mistake, scored), None):
+                log.warning("a prompt gets no rewards: %s; mend the data set", mistake.error)
             for index, one in zip(where, scored, strict=True):
                 rewards[index] = one.reward
         return rewards
 
     score.__name__ = name
     return score
+
+
+def is_mistake(scored: ScoredCompletion) -> bool:
+    """Whether there is no score because the prompt is no conversation, which no made-up score shall hide.
+
+    A control token in a text has the same status; it may be what the policy sampled, and is no mistake.
+    """
+    return scored.status == "invalid_conversation" and "control token" not in scored.error
 
 
 def _groups(

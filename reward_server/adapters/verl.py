@@ -6,17 +6,20 @@
 
 verl does not hand over the prompt: the data set puts it into extra_info["prompt"], as messages or as a text. verl asks
 for one sample at a time; `compute_score_async`, for its asynchronous reward loop, scores samples of one prompt that are
-asked for at once as one group.
+asked for at once as one group. Its connections do not survive a fork: a process that has used it must not fork workers
+that use it; let workers be spawned, or make the first call in them.
 """
 
 import asyncio
 import functools
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
+from reward_server.adapters.trl import is_mistake
 from reward_server.answers import ScoredCompletion
 from reward_server.channels import Access, open_access
 from reward_server.client import AsyncRewardClient, RewardClient
@@ -36,8 +39,8 @@ def make_compute_score(
 ) -> Callable[..., Score]:
     """A compute_score that asks a client; the prompt is extra_info[prompt_key].
 
-    A completion that cannot be scored gets `unscorable_score`; without one it raises UsageError, as does a missing
-    prompt: a made-up score could be the best of its group.
+    A completion that cannot be scored gets `unscorable_score`; without one it raises UsageError: a made-up score could
+    be the best of its group. A prompt that is missing or is no conversation raises UsageError always.
     """
 
     def compute(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any) -> Score:
@@ -106,7 +109,15 @@ def _access() -> Access:
 
 def _unscorable() -> float | None:
     value = os.environ.get("WINNOW_UNSCORABLE_SCORE")
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    try:
+        score = float(value)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise UsageError(f"WINNOW_UNSCORABLE_SCORE {value!r} should be a finite number, like -20, or unset")
+    return score
 
 
 def _prompt(extra_info: Any, key: str) -> Messages:
@@ -114,18 +125,28 @@ def _prompt(extra_info: Any, key: str) -> Messages:
     prompt = extra_info.get(key) if isinstance(extra_info, Mapping) else None
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    turns = [] if prompt is None else list(prompt)  # a list, or the array that Parquet made of it
+    try:
+        turns = [] if prompt is None else list(prompt)  # a list, or the array that Parquet made of it
+    except TypeError:
+        turns = []
     if turns and all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
         return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    shape = "is missing" if prompt is None else f"is of type {type(prompt).__name__}"
     raise UsageError(
-        f"extra_info[{key!r}] should be the prompt, a text or a list of messages; put it into the data set"
+        f"extra_info[{key!r}] should be the prompt, a text or a list of messages with role and content, and {shape}; "
+        "put it into the data set"
     )
 
 
 def _score(scored: ScoredCompletion, unscorable: float | None) -> Score:
+    if is_mistake(scored):
+        raise UsageError(f"the prompt is no conversation: {scored.error}; mend extra_info in the data set")
     score = unscorable if scored.reward is None else scored.reward
     if score is None:
-        raise UsageError(f"the completion cannot be scored ({scored.status}: {scored.error}); set unscorable_score")
+        raise UsageError(
+            f"the completion cannot be scored ({scored.status}: {scored.error}); set WINNOW_UNSCORABLE_SCORE, or "
+            "unscorable_score of make_compute_score, to the score that such completions get"
+        )
     # The keys are the same for every sample: verl puts them into arrays.
     return {"score": score, "num_tokens": float(scored.num_tokens), "is_scored": float(scored.reward is not None)}
 

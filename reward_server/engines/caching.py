@@ -1,10 +1,11 @@
 """An exact result cache before an engine: what was computed is not computed again.
 
-    key    = BLAKE2b(weight hash, template hash, prompt's token ids, completion's token ids)
+    key    = BLAKE2b(side of the pair, weight hash, template hash, prompt's token ids, completion's token ids)
     value  = the completion's log-probabilities, where all are finite
 
-Both sides of a pair share one cache of bounded size; what was not asked for longest goes first. A value is what an
-earlier batch gave: equal to computing it again up to the rounding that differs between batches.
+Both sides of a pair share one cache of bounded size, and no values: the hash of large weights is one of samples. What
+was not asked for longest goes first. A value is what an earlier batch gave: equal to computing it again up to the
+rounding that differs between batches.
 """
 
 import hashlib
@@ -63,12 +64,14 @@ class ResultCache:
 class CachingEngine:
     """An engine that asks `inner` only for what the cache does not know, and for each of it once."""
 
-    def __init__(self, inner: ScoringEngine, cache: ResultCache, weight_hash: str, template_hash: str) -> None:
+    def __init__(
+        self, inner: ScoringEngine, cache: ResultCache, side: str, weight_hash: str, template_hash: str
+    ) -> None:
         self.inner = inner
         self.cache = cache
         self.last_hits: list[int] = []
         """Of the last call: how many completions of each group were known."""
-        self._seed = SEPARATOR.join([weight_hash.encode(), template_hash.encode(), b""])
+        self._seed = SEPARATOR.join([side.encode(), weight_hash.encode(), template_hash.encode(), b""])
 
     @property
     def dtype(self) -> str:
