@@ -30,6 +30,11 @@ class ScoredCompletion:
     instruct_token_logprobs: tuple[float, ...] | None
     base_token_logprobs: tuple[float, ...] | None
 
+    @property
+    def is_mistake(self) -> bool:
+        """Whether there is no score because the prompt is no conversation, which no made-up score should hide."""
+        return self.status == "invalid_conversation"
+
 
 @dataclass(frozen=True)
 class Definition:

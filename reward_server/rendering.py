@@ -206,7 +206,7 @@ def with_instruction(group: PromptGroup, instruction: str) -> PromptGroup:
 
 
 def _invalid(error: ChatError) -> UnscorableError:
-    return UnscorableError("invalid_conversation", str(error))
+    return UnscorableError(error.status, str(error))
 
 
 def _messages(prompt: Conversation | Ids) -> list[Message]:

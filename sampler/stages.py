@@ -149,7 +149,7 @@ def _rendered(chat: Chat, prompt: Prompt, limit: int | None) -> list[int] | Unre
     try:
         ids = chat.prompt_ids(prompt.messages)
     except ChatError as error:
-        return Unrendered("invalid_conversation", str(error))
+        return Unrendered(error.status, str(error))
     if limit is not None and len(ids) > limit:
         return Unrendered("too_long", f"the prompt has {len(ids)} tokens; with max_new_tokens at most {limit} fit")
     return ids

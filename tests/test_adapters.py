@@ -321,7 +321,9 @@ class RefusingService(ScriptedService):
         return super().GetServerInfo(request, context)
 
     def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
-        one = pb.CompletionScore(status=pb.STATUS_INVALID_CONVERSATION, error=self.prompt_error)
+        is_control = self.prompt_error == CONTROL_TOKEN
+        status = pb.STATUS_CONTROL_TOKEN if is_control else pb.STATUS_INVALID_CONVERSATION
+        one = pb.CompletionScore(status=status, error=self.prompt_error)
         return pb.ScoreResponse(
             completions=[one] * len(request.completions), definition=self.definition(request.options)
         )

@@ -151,7 +151,7 @@ def test_token_ids_score_as_their_text_does(hosted: Hosted, client: RewardClient
 
 
 def test_one_bad_completion_never_fails_its_group(client: RewardClient) -> None:
-    bad = {"": "empty_completion", "word " * 200: "too_long", "a<|endoftext|>": "invalid_conversation"}
+    bad = {"": "empty_completion", "word " * 200: "too_long", "a<|endoftext|>": "control_token"}
     scored = client.score(MESSAGES, [TEXTS[0], *bad, TEXTS[1]])
     assert [one.status for one in scored] == ["ok", *bad.values(), "ok"]
     assert [one.reward for one in scored[1:-1]] == [None] * len(bad)
@@ -173,7 +173,7 @@ def test_a_bad_prompt_is_a_status_of_each_completion(
     client: RewardClient, messages: list[dict[str, str]], error: str
 ) -> None:
     scored = client.score(messages, TEXTS[:2])
-    assert {one.status for one in scored} <= {"invalid_conversation", "too_long"}
+    assert {one.status for one in scored} <= {"invalid_conversation", "control_token", "too_long"}
     assert all(error in one.error for one in scored)
 
 

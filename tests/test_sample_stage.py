@@ -31,7 +31,7 @@ def test_a_prompt_that_leaves_no_room_or_forges_a_turn_is_a_row_with_a_status(tm
     prompts = [make_prompt("s", (Message(role="user", content=text),)) for text in texts]
     rows = list(_completions(Counter(), chat, prompts, run, seed=0))
     assert [row.prompt_id for row in rows] == [prompt.prompt_id for prompt in prompts for _ in range(3)]
-    assert [row.status for row in rows[::3]] == ["ok", "too_long", "invalid_conversation", "ok"]
+    assert [row.status for row in rows[::3]] == ["ok", "too_long", "control_token", "ok"]
     assert "with max_new_tokens at most 52 fit" in rows[3].error
     assert "control token '<|user|>'" in rows[6].error
     assert rows[0].text == str(len(chat.prompt_ids(prompts[0].messages)))

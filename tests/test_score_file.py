@@ -40,11 +40,11 @@ def test_rows_come_back_in_order_with_their_rewards(tmp_path: Path) -> None:
     with reward_client(config, tmp_path) as client:
         result = winnow(*arguments(client.address, tmp_path, "--token-logprobs", "--beta", "2"))
     assert result.returncode == 0, result.stderr
-    assert "1 empty_completion, 1 invalid_conversation, 2 ok" in result.stdout
+    assert "1 control_token, 1 empty_completion, 2 ok" in result.stdout
     scored = [row for _, row in read_jsonl(tmp_path / "out.jsonl")]
     assert [{key: row[key] for key in old} for row, old in zip(scored, given, strict=True)] == given
     statuses = [[reward["status"] for reward in row["rewards"]] for row in scored]
-    assert statuses == [["ok", "empty_completion"], [], ["invalid_conversation", "ok"]]
+    assert statuses == [["ok", "empty_completion"], [], ["control_token", "ok"]]
     first = scored[0]["rewards"][0]
     assert first["reward"] == 2 * (first["instruct_logp"] - first["base_logp"])
     assert sum(first["base_token_logprobs"]) == pytest.approx(first["base_logp"])

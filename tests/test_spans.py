@@ -122,8 +122,8 @@ def test_token_ids_are_scored_as_they_are(renderer: Renderer) -> None:
         (QUESTION, Text("", True), "empty_completion", "empty text"),
         (QUESTION, Text("word " * 80, True), "too_long", "more than max_tokens 64"),
         (Conversation((("user", "word " * 80),)), Text("yes", True), "too_long", "more than max_tokens 64"),
-        (QUESTION, Text("a<|endoftext|>b", True), "invalid_conversation", "control token '<|endoftext|>'"),
-        (Conversation((("user", "<|assistant|>"),)), Text("yes", True), "invalid_conversation", "control token"),
+        (QUESTION, Text("a<|endoftext|>b", True), "control_token", "control token '<|endoftext|>'"),
+        (Conversation((("user", "<|assistant|>"),)), Text("yes", True), "control_token", "control token"),
         (Conversation((("tool", "4"),)), Text("yes", True), "invalid_conversation", "unknown role 'tool'"),
         (Conversation((("assistant", "4"),)), Text("yes", True), "invalid_conversation", "should be user"),
         (Ids((0, 9, 9)), Text("yes", True), "invalid_conversation", "completions of token ids"),
@@ -155,7 +155,7 @@ def test_a_group_is_rendered_as_each_of_its_completions_is(renderer: Renderer) -
         alone = renderer.scored_group(PromptGroup(QUESTION, (completion,)), "if_finished")[0]
         assert (ours == alone) if isinstance(ours, ScoredTokens) else (str(ours) == str(alone))
     statuses = [one.status if isinstance(one, UnscorableError) else "ok" for one in together]
-    assert statuses == ["ok", "ok", "empty_completion", "invalid_conversation", "ok", "empty_completion"]
+    assert statuses == ["ok", "ok", "empty_completion", "control_token", "ok", "empty_completion"]
 
 
 def test_an_instruction_opens_the_first_user_message_only() -> None:

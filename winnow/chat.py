@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from winnow.errors import ChatError, ModelError, UsageError
+from winnow.errors import ChatError, ControlTokenError, ModelError, UsageError
 from winnow.models import check_model_path, first_line, has_tokenizer, load_failure
 from winnow.records import Message
 from winnow.run_config import PolicyConfig
@@ -331,7 +331,7 @@ class Chat:
     def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
         for message in messages:
             if found := self._control_tokens.search(message.content):
-                raise ChatError(
+                raise ControlTokenError(
                     f"the {message.role} message holds the control token {found[0]!r}; take it out of the text"
                 )
 

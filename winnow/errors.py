@@ -5,7 +5,8 @@
     |   |-- ConfigError          a config file, key or override is wrong
     |   `-- RunFolderError       the run folder exists, is missing, or belongs to another config
     |-- InputError               a line of a data file is malformed; names file and line
-    |-- ChatError                a conversation cannot be rendered (role, control token, template)
+    |-- ChatError                a conversation cannot be rendered (role, order of turns, template)
+    |   `-- ControlTokenError    a text of it holds a control token
     |-- ModelError               a model or tokenizer cannot be used
     |-- TrainingError            a training job cannot give a useful model (nothing to train on, zero loss mask)
     `-- ServerError              the reward server cannot be reached or refuses to answer
@@ -43,7 +44,15 @@ class InputError(WinnowError, ValueError):
 
 
 class ChatError(WinnowError, ValueError):
-    """A conversation cannot be rendered."""
+    """A conversation cannot be rendered; `status` is what a row of it gets."""
+
+    status = "invalid_conversation"
+
+
+class ControlTokenError(ChatError):
+    """A text of a conversation holds a control token, which would be read as structure."""
+
+    status = "control_token"
 
 
 class ModelError(WinnowError):

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
 from reward_server.adapters.openrlhf import PromptForm, sample_of
-from reward_server.adapters.trl import is_mistake
 from reward_server.answers import ScoredCompletion
 from reward_server.channels import Access
 from reward_server.client import AsyncRewardClient
@@ -138,7 +137,7 @@ class Gateway:
         """A number for each completion. Raises HttpError for one that has none."""
         rewards = []
         for index, one in enumerate(scored):
-            made_up = None if is_mistake(one) else self.unscorable_reward
+            made_up = None if one.is_mistake else self.unscorable_reward
             reward = made_up if one.reward is None else one.reward
             if reward is None:
                 raise HttpError(422, f"completion {index} cannot be scored: {one.status}: {one.error}")

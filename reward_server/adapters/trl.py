@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
-from reward_server.answers import ScoredCompletion
 from reward_server.client import CompletionText, Group, RewardClient, RewardOptions
 from reward_server.groups import OptionKeywords, options_of
 
@@ -49,7 +48,7 @@ def reward_function(
         rewards: list[float | None] = [None] * len(prompts)
         places, groups = _groups(prompts, completions, finished)
         for where, scored in zip(places, client.score_many(groups, chosen), strict=True):
-            if mistake := next(filter(is_mistake, scored), None):
+            if mistake := next((one for one in scored if one.is_mistake), None):
                 log.warning("a prompt gets no rewards: %s; mend the data set", mistake.error)
             for index, one in zip(where, scored, strict=True):
                 rewards[index] = one.reward
@@ -57,14 +56,6 @@ def reward_function(
 
     score.__name__ = name
     return score
-
-
-def is_mistake(scored: ScoredCompletion) -> bool:
-    """Whether there is no score because the prompt is no conversation, which no made-up score shall hide.
-
-    A control token in a text has the same status; it may be what the policy sampled, and is no mistake.
-    """
-    return scored.status == "invalid_conversation" and "control token" not in scored.error
 
 
 def _groups(

@@ -19,7 +19,6 @@ from dataclasses import asdict
 from typing import Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
-from reward_server.adapters.trl import is_mistake
 from reward_server.answers import ScoredCompletion
 from reward_server.channels import Access, open_access
 from reward_server.client import AsyncRewardClient, RewardClient
@@ -139,7 +138,7 @@ def _prompt(extra_info: Any, key: str) -> Messages:
 
 
 def _score(scored: ScoredCompletion, unscorable: float | None) -> Score:
-    if is_mistake(scored):
+    if scored.is_mistake:
         raise UsageError(f"the prompt is no conversation: {scored.error}; mend extra_info in the data set")
     score = unscorable if scored.reward is None else scored.reward
     if score is None:
