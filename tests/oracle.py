@@ -4,6 +4,7 @@ Eager attention and experts, no packing, no padding, no batching, no cache: a pl
 completion, and log-softmax over all logits.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Oracle:
     def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> npt.NDArray[np.float64]:
         """log p of each token of the completion: [num_tokens]."""
         ids = torch.tensor([[*prompt_ids, *completion_ids]])
-        logprobs = self.model(ids).logits[0].double().log_softmax(dim=-1)
+        model = copy.deepcopy(self.model)  # some remember the longest sequence so far, and read the next one otherwise
+        logprobs = model(ids).logits[0].double().log_softmax(dim=-1)
         first = len(prompt_ids) - 1
         return np.array([logprobs[first + i, token].item() for i, token in enumerate(completion_ids)])
 

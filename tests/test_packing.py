@@ -89,3 +89,14 @@ def test_a_thousand_completions_are_laid_out_quickly() -> None:
     draw = np.random.default_rng(0)
     group = TokenGroup([7] * 100, [[1] * (8 * n) + [2, n] for n in draw.permutation(300).tolist()])
     assert num_tokens(group) < 100 + 300 * 16
+
+
+def test_every_beginning_of_one_long_answer_costs_no_more_than_the_answer() -> None:
+    """Completions within one another: a chain of as many segments, deeper than the stack."""
+    answer = np.random.default_rng(0).integers(0, 300, 8 * 1100 + 1).tolist()
+    group = TokenGroup([7] * 100, [answer[: 8 * n + 1] for n in range(1, 1101)])
+    row = pack([group])
+    assert row.token_ids == [*group.prompt_ids, *answer[:-1]]
+    assert len(row.segments) == 1100
+    assert {one.subtree_stop for one in row.segments} == {len(row.token_ids)}
+    assert [row.targets[place] for place in row.scored[0][700]] == answer[: 8 * 701 + 1]

@@ -9,10 +9,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertGenerationConfig, Llama4TextConfig
+from transformers.models.auto import AutoModelForCausalLM
 
 from reward_server.engines import Logprobs, TokenGroup, head
 from reward_server.engines import transformers as engine_module
-from reward_server.engines.attention import FLEX, Layout
+from reward_server.engines.attention import FLEX, SEGMENTS, Layout, Window
 from reward_server.engines.transformers import TransformersEngine
 from tests.oracle import Oracle
 from tests.tiny_models import VOCAB_SIZE, make_model
@@ -190,11 +192,57 @@ def test_flex_attention_gives_the_same_scores(case: Case, monkeypatch: pytest.Mo
         np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
 
 
-def test_a_row_dependent_position_encoding_keeps_completions_apart(tmp_path: Path) -> None:
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    folder = make_model("llama", tmp_path, rope_parameters=rope, max_position_embeddings=24)
-    oracle, group = Oracle(folder), random_group(17, (5, 23))
-    for ours, completion in zip(scored(engine_of(folder), group), group.completions, strict=True):
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope"),
+    [("llama", DYNAMIC), ("gemma3", {"full_attention": DYNAMIC, "sliding_attention": DYNAMIC})],
+    ids=["one for all layers", "for each type of layer"],
+)
+def test_a_row_dependent_position_encoding_keeps_completions_apart(
+    kind: str, rope: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whatever was scored before: the frequencies grow with a sequence, and the next one gets its own."""
+    folder = make_model(kind, tmp_path, rope_parameters=rope, max_position_embeddings=24)
+    engine, oracle, group = engine_of(folder), Oracle(folder), random_group(17, (5, 23, 80, 40, 7, 5))
+    assert not engine.is_shared
+    for ours, completion in zip(scored(engine, group), group.completions, strict=True):
+        np.testing.assert_allclose(ours, oracle.logprobs(group.prompt_ids, completion), atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("implementation", [SEGMENTS, FLEX])
+@pytest.mark.parametrize("kind", ["qwen2_moe", "phimoe", "mistral", "qwen2", "gemma3"])
+def test_a_window_beyond_the_self_check_is_seen_wherever_the_model_says_it(
+    kind: str, implementation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some models put it into transformers' mask alone."""
+    monkeypatch.setattr(engine_module, "implementation", lambda _device: implementation)
+    folder = make_model(kind, tmp_path, sliding_window=64)
+    engine, oracle, group = engine_of(folder), Oracle(folder), random_group(50, (60, 30, 1))
+    assert engine.is_shared
+    group = TokenGroup(group.prompt_ids, [*group.completions, [*group.completions[0][:40], *group.completions[1]]])
+    for ours, completion in zip(scored(engine, group), group.completions, strict=True):
+        np.testing.assert_allclose(ours, oracle.logprobs(group.prompt_ids, completion), atol=1e-4, rtol=0)
+
+
+def test_a_layer_without_a_mask_of_transformers_is_not_shared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mask may hold anything, and a short group need not show it."""
+    from transformers.models.llama import modeling_llama
+
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", lambda **_arguments: None)
+    assert not engine_of(make_model("llama", tmp_path / "none")).is_shared
+    assert "NotImplementedError: attention with a mask of the model's own" in caplog.text
+
+
+def test_capped_attention_scores_are_capped(tmp_path: Path) -> None:
+    folder = make_model("gemma2", tmp_path)
+    engine, oracle, group = engine_of(folder), Oracle(folder), random_group(17, LENGTHS)
+    assert not engine.is_shared
+    for ours, completion in zip(scored(engine, group), group.completions, strict=True):
         np.testing.assert_allclose(ours, oracle.logprobs(group.prompt_ids, completion), atol=1e-4, rtol=0)
 
 
@@ -255,7 +303,7 @@ def test_attention_with_more_to_it_is_not_shared(
     forward = LlamaAttention.forward
     monkeypatch.setattr(LlamaAttention, "forward", lambda self, *args, **kw: forward(self, *args, softcap=30.0, **kw))
     assert not engine_of(make_model("llama", tmp_path)).is_shared
-    assert "the shared path fails: attention with softcap" in caplog.text
+    assert "the shared path fails: NotImplementedError: attention with softcap" in caplog.text
 
 
 def test_logits_that_are_more_than_the_head_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +311,52 @@ def test_logits_that_are_more_than_the_head_are_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(head, "logit_scaling", lambda _config: lambda logits: logits * 2)
     with pytest.raises(ModelError, match="more with its logits"):
         engine_of(folder)
+
+
+def test_whatever_a_layer_raises_without_a_mask_it_knows_is_no_crash(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    forward = LlamaAttention.forward
+
+    def takes_apart(self: Any, hidden_states: Any, position_embeddings: Any, attention_mask: Any, **kw: Any) -> Any:
+        if isinstance(attention_mask, Window):
+            raise IndexError("too many indices")
+        return forward(self, hidden_states, position_embeddings, attention_mask, **kw)
+
+    monkeypatch.setattr(LlamaAttention, "forward", takes_apart)
+    assert not engine_of(make_model("llama", tmp_path)).is_shared
+    assert "the shared path fails: IndexError: too many indices" in caplog.text
+
+
+def test_a_model_that_the_engine_cannot_call_is_refused(tmp_path: Path) -> None:
+    """Its base model has no hidden states to give."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "intermediate_size_mlp": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB_SIZE}
+    config = Llama4TextConfig(**shape, **heads, num_local_experts=2, pad_token_id=2, eos_token_id=1, bos_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"cannot compute this architecture \(llama4_text\): AttributeError: .*vllm"):
+        engine_of(tmp_path)
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    config = BertGenerationConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        initializer_range=0.15,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="it is no causal language model"):
+        engine_of(tmp_path)
+    config.is_decoder = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    engine, oracle, group = engine_of(tmp_path), Oracle(tmp_path), random_group(17, (5, 23))
+    for ours, completion in zip(scored(engine, group), group.completions, strict=True):
+        np.testing.assert_allclose(ours, oracle.logprobs(group.prompt_ids, completion), atol=1e-4, rtol=0)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -45,6 +45,19 @@ def test_the_sum_in_pieces_neither_overflows_nor_vanishes(columns: list[list[flo
     )
 
 
+@pytest.mark.parametrize("masked", [slice(0, 20), slice(20, 40), slice(0, 39)], ids=["first", "last", "all but one"])
+def test_columns_that_count_for_nothing_leave_the_others_finite(masked: slice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where unused token ids have a bias of minus infinity."""
+    monkeypatch.setattr(head, "CPU_COLUMNS", 7)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 40).requires_grad_(False)
+    layer.bias[masked] = -torch.inf
+    hidden, targets = torch.randn(40, 8), torch.arange(40)
+    expected = layer.double()(hidden.double()).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    ours = Head(layer.float(), PLAIN).logprobs(hidden, targets)
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("sharpness", [1, 30], ids=["flat", "sharp"])
 @pytest.mark.parametrize("is_likely", [False, True], ids=["any target", "the likeliest"])
 def test_rounding_to_the_weights_precision_costs_less_than_in_all_logits(sharpness: float, is_likely: bool) -> None:

@@ -5,6 +5,9 @@ mistral   sliding window of 8 tokens, grouped-query attention
 llama     grouped-query attention
 granite   as llama, with its logits, residuals and attention scaled
 qwen2     one layer of full attention, one with a sliding window of 8 tokens
+qwen2_moe, phimoe   4 experts, 2 active; a sliding window of 64 tokens, in transformers' masks only
+gemma2    attention scores capped at 2, a sliding window of 8 tokens in one layer
+gemma3    one layer of full attention, one with a sliding window of 8 tokens, each with rotary frequencies of its own
 
 Weights are drawn wider than for training (standard deviation 0.15), so that attention and routing change the scores.
 """
@@ -15,13 +18,17 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    PhimoeConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
 )
 from transformers.models.auto import AutoModelForCausalLM
 
@@ -43,6 +50,10 @@ CONFIGS: dict[str, type[Any]] = {
     "llama": LlamaConfig,
     "granite": GraniteConfig,
     "qwen2": Qwen2Config,
+    "qwen2_moe": Qwen2MoeConfig,
+    "phimoe": PhimoeConfig,
+    "gemma2": Gemma2Config,
+    "gemma3": Gemma3TextConfig,
 }
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
@@ -59,6 +70,18 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
         "sliding_window": 8,
         "use_sliding_window": True,
     },
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "use_sliding_window": True,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 64,
+    },
+    "phimoe": {"num_local_experts": 4, "sliding_window": 64},
+    "gemma2": {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 1, "sliding_window": 8},
+    "gemma3": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8},
 }
 
 

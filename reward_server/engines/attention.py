@@ -10,6 +10,8 @@ cpu    each segment by itself, causal; then each segment with its subtree, all o
 other  FlexAttention with the rule above as its block mask.
 
 Importing this registers both by name; a model that was told to use one gets the row's `Layout` as a keyword argument.
+W comes by the mask: all that transformers' own attention sees of a window is the mask, and some models name the window
+nowhere else. So a model that asks transformers for a mask is given a `Window`, and hands it on to its layers.
 """
 
 from collections.abc import Iterable
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reward_server.engines.packing import PackedRow, Segment
@@ -61,6 +64,24 @@ class Layout:
         return (one for one in self.segments if one.subtree_stop > one.stop)
 
 
+@dataclass(frozen=True)
+class Window:
+    """What stands in a mask's place; no tensor, so that nothing moves it to a device, or waits for one to read it."""
+
+    size: int | None
+    """Positions that a token sees, its own and those before it; None: all."""
+
+
+def window_mask(*, local_size: int | None = None, use_vmap: bool = False, **others: Any) -> Window:
+    """What a model gets that asks transformers for a mask; what the row adds to it is in its `Layout`.
+
+    Raises NotImplementedError for masks that a model adds rules of its own to.
+    """
+    if use_vmap:
+        raise NotImplementedError("attention with a mask of the model's own")
+    return Window(local_size or None)
+
+
 def implementation(device_type: str) -> str:
     """The name to give to `set_attn_implementation`."""
     return SEGMENTS if device_type == "cpu" else FLEX
@@ -71,11 +92,10 @@ def segments_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     *,
     layout: Layout,
     scaling: float,
-    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention of a row, on a CPU: query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d].
@@ -83,10 +103,11 @@ def segments_attention(
     Raises NotImplementedError for what an architecture adds to plain attention.
     """
     _refuse_additions(others)
+    window = _window(attention_mask)
     _, num_kv, num_tokens, size = key.shape
     # Query heads that share a key's head stand in a batch of their own, so that keys and values need no copies.
     queries = query[0].view(num_kv, -1, num_tokens, size).transpose(0, 1)
-    attend = _SegmentsAttention(queries, key, value, layout.positions, scaling, sliding_window or None)
+    attend = _SegmentsAttention(queries, key, value, layout.positions, scaling, window)
     for one in layout.long_segments:
         attend.within(one)
     for index in layout.short_segments:
@@ -101,16 +122,15 @@ def flex_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     *,
     layout: Layout,
     scaling: float,
-    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The same by FlexAttention: compiled on a GPU, which makes no [T, T] scores; plain elsewhere."""
     _refuse_additions(others)
-    window = sliding_window or None
+    window = _window(attention_mask)
     mask_key = (window, query.device)
     if mask_key not in layout.flex_masks:
         layout.flex_masks[mask_key] = _flex_mask(layout, *mask_key)
@@ -121,6 +141,8 @@ def flex_attention(
 
 ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segments_attention)
 ALL_ATTENTION_FUNCTIONS.register(FLEX, flex_attention)
+for _name in (SEGMENTS, FLEX):
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_name, window_mask)
 
 
 class _SegmentsAttention:
@@ -213,6 +235,13 @@ def _batch(segments: list[Segment]) -> Tensor:
 
 def _length(segment: Segment) -> int:
     return segment.stop - segment.start
+
+
+def _window(attention_mask: Any) -> int | None:
+    """The window of a layer. Raises NotImplementedError for a layer that did not get `window_mask`'s answer."""
+    if not isinstance(attention_mask, Window):
+        raise NotImplementedError("attention with a mask of the model's own")
+    return attention_mask.size
 
 
 def _refuse_additions(others: dict[str, Any]) -> None:

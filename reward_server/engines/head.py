@@ -85,7 +85,8 @@ def log_sum_exp(pieces: Iterable[Tensor]) -> Tensor:
     """
     pieces = iter(pieces)
     first = next(pieces)
-    largest = first.amax(dim=1, keepdim=True)
+    # Where no column so far counts, all of them -inf, the largest is finite still: their difference would be no number.
+    largest = first.amax(dim=1, keepdim=True).clamp(min=torch.finfo(first.dtype).min)
     total = first.sub_(largest).exp_().sum(dim=1, keepdim=True)
     for piece in pieces:
         new = torch.maximum(largest, piece.amax(dim=1, keepdim=True))

@@ -12,7 +12,9 @@ that begin alike share that beginning; equal ones are computed once.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress, count, pairwise
+from operator import ne
 
 from reward_server.engines import TokenGroup
 
@@ -72,7 +74,7 @@ def num_shared(one: Tokens, other: Tokens) -> int:
     >>> num_shared([1] * 20, [1] * 19 + [2]), num_shared([1, 2], [1, 2]), num_shared([1, 2], [1, 3])
     (16, 2, 0)
     """
-    num = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    num = next(compress(count(), map(ne, one, other)), min(len(one), len(other)))
     return num if num == len(one) == len(other) else num - num % SHARED_BLOCK
 
 
@@ -88,54 +90,64 @@ def _places(row: PackedRow, places: dict[tuple[int, int], int], path: list[int],
 
 
 class _Tree:
-    """Appends the tree of one group to a row. `paths[n][i]`: at which index token i of completion n is predicted."""
+    """Appends the tree of one group to a row. `paths[n][i]`: at which index token i of completion n is predicted.
+
+    In sorted order a completion shares with the one before it what it shares at all. The rest of its tokens follow, cut
+    where later completions leave them. Positions count from the start of the prompt, which the first one brings along.
+    """
 
     def __init__(self, row: PackedRow, group: TokenGroup) -> None:
         self.row = row
-        reads = [tuple(completion[:-1]) for completion in group.completions]
-        self.paths: list[list[int]] = [[] for _ in reads]
+        self.paths: list[list[int]] = [[] for _ in group.completions]
+        # Where segments end that later completions may go on from, and their places in `row.segments`.
+        self._open: list[tuple[int, int]] = []
+        prompt, reads = group.prompt_ids, [tuple(completion[:-1]) for completion in group.completions]
         order = sorted(range(len(reads)), key=reads.__getitem__)
-        self._reads = reads
-        shared = self._shared(order, 0)
-        self._place(order, len(shared), [*group.prompt_ids, *shared], 0)
-        for path in self.paths:
-            del path[: len(group.prompt_ids) - 1]
+        shared = [0, *(len(prompt) + num_shared(reads[one], reads[other]) for one, other in pairwise(order))]
+        path: list[int] = []
+        for n, num, cuts in zip(order, shared, cuts_of(shared), strict=True):
+            tokens = reads[n][num - len(prompt) :] if num else [*prompt, *reads[n]]
+            added = self._add(tokens, num, cuts)
+            path = [*path[: num - len(prompt) + 1], *added] if num else [*added[len(prompt) - 1 :]]
+            self.paths[n] = path
+        self._close(0)
 
-    def _shared(self, members: Sequence[int], offset: int) -> Tokens:
-        """What sorted members have in common from `offset` on."""
-        first, last = self._reads[members[0]][offset:], self._reads[members[-1]][offset:]
-        return first[: num_shared(first, last)]
-
-    def _place(self, members: Sequence[int], offset: int, tokens: Tokens, position: int) -> None:
-        """Append a segment that sorted `members` share, which ends at `offset` of their tokens, and its descendants."""
+    def _add(self, tokens: Tokens, position: int, cuts: Sequence[int]) -> range:
+        """Append tokens from `position` on, below the segment that ends there; where they lie in the row."""
+        self._close(position)
         row, start = self.row, len(self.row.token_ids)
-        stop = start + len(tokens)
+        stop = position + len(tokens)
         row.token_ids.extend(tokens)
-        row.positions.extend(range(position, position + len(tokens)))
-        own = len(row.segments)
-        if tokens:
-            row.segments.append(Segment(start, stop, stop))
-        for member in members:
-            self.paths[member].extend(range(start, stop))
-        for cluster in self._clusters(members, offset):
-            shared = self._shared(cluster, offset)
-            self._place(cluster, offset + len(shared), shared, position + len(tokens))
-        if tokens:
-            row.segments[own] = Segment(start, stop, len(row.token_ids))
+        row.positions.extend(range(position, stop))
+        for first, end in pairwise([position, *cuts, stop]):
+            if first < end:
+                self._open.append((end, len(row.segments)))
+                row.segments.append(Segment(start + first - position, start + end - position, start + end - position))
+        return range(start, len(row.token_ids))
 
-    def _clusters(self, members: Sequence[int], offset: int) -> Iterator[Sequence[int]]:
-        """Sorted members with tokens left, those together that share what comes next."""
-        cluster: list[int] = []
-        for member in members:
-            rest = self._reads[member][offset:]
-            if not rest:
-                continue
-            if cluster and not num_shared(self._reads[cluster[0]][offset:], rest):
-                yield cluster
-                cluster = []
-            cluster.append(member)
-        if cluster:
-            yield cluster
+    def _close(self, position: int) -> None:
+        """End the subtrees of segments that end beyond a position."""
+        segments = self.row.segments
+        while self._open and self._open[-1][0] > position:
+            _, index = self._open.pop()
+            segments[index] = replace(segments[index], subtree_stop=len(self.row.token_ids))
+
+
+def cuts_of(shared: Sequence[int]) -> list[list[int]]:
+    """Where later ones leave what each completion adds: `shared[k]` tokens are common to it and the one before.
+
+    >>> cuts_of([0, 16, 24, 8])  # the second goes on after 16 tokens of the first, the fourth after 8
+    [[8, 16], [24], [], []]
+    """
+    cuts: list[list[int]] = []
+    ahead: list[int] = []  # how many tokens the completions to come share with this one, the most last
+    for num in reversed(shared):
+        own: list[int] = []
+        while ahead and ahead[-1] >= num:
+            own.append(ahead.pop())
+        ahead.append(num)
+        cuts.append([one for one in reversed(own) if one > num])
+    return cuts[::-1]
 
 
 def rows(groups: Sequence[TokenGroup], token_budget: int, target: int) -> Iterator[list[tuple[int, list[int]]]]:

@@ -6,7 +6,7 @@
 
 The plain path scores models that cannot share: recurrent or chunked layers, positions that depend on the row's length.
 At start-up both paths score a small group and are compared with the model's own logits; where the shared path differs,
-the plain one is used from then on, and the log says so.
+the plain one is used from then on, and the log says so. A model that the plain path cannot score is refused.
 """
 
 import logging
@@ -23,13 +23,14 @@ from reward_server.engines.experts import BLOCKS
 from reward_server.engines.head import Head
 from reward_server.engines.packing import pack, rows
 from winnow.errors import ModelError
-from winnow.models import load_causal_lm
+from winnow.models import first_line, load_causal_lm
 from winnow.sections import Dtype
 
 log = logging.getLogger(__name__)
 
 # Their frequencies depend on the longest position of the row, so that a long neighbour would change the score.
 ROW_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+ORIGINAL = "original_inv_freq"
 SHARED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 CPU_ROW_TOKENS = 3072
@@ -37,6 +38,9 @@ CPU_ROW_TOKENS = 3072
 # Mean difference of a token's log-probability between two paths: above the rounding, below what a wrong mask does.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.1
+
+CHECK_COMMON = 20
+"""Tokens that two completions of the self-check have in common."""
 
 
 class TransformersEngine:
@@ -50,7 +54,9 @@ class TransformersEngine:
         self.token_budget = token_budget
         self._config = self.model.config.get_text_config()
         self._head = Head(self.model.get_output_embeddings(), self._config)
+        self._plain_attention = plain_attention(self._config)
         self._attention = "sdpa"
+        self._ropes = [one for one in self.model.modules() if rope_prefixes(one)]
         if self._input_device.type == "cpu" and hasattr(self._config, "_experts_implementation"):
             self._config._experts_implementation = BLOCKS  # of models that have experts
         self.is_shared = self._can_share(name)
@@ -148,8 +154,10 @@ class TransformersEngine:
         return device
 
     def attend_plainly(self) -> None:
-        """Let the model attend as it does outside winnow, for who calls it directly."""
-        self._attend_by("sdpa")
+        """Let the model read one sequence as it does outside winnow, and as if it were the first."""
+        self._attend_by(self._plain_attention)
+        for rope in self._ropes:
+            reset(rope)
 
     def _attend_by(self, name: str) -> None:
         if self._attention != name:
@@ -170,15 +178,27 @@ class TransformersEngine:
         return not reasons
 
     def _check(self, name: str) -> None:
-        """Compare the paths with the model's own logits. Raises ModelError where the plain one differs."""
-        group = check_group(self.vocab_size)
-        own = [self._own(group.prompt_ids, completion) for completion in group.completions]
+        """Compare the paths with the model's own logits. Raises ModelError where the plain one differs or fails."""
+        group, kind = check_group(self.vocab_size), self._config.model_type
         tolerance = TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
-        plain = difference(own, [self._plain(group.prompt_ids, completion) for completion in group.completions])
+        try:
+            own = [self._own(group.prompt_ids, completion) for completion in group.completions]
+            plain = difference(own, [self._plain(group.prompt_ids, completion) for completion in group.completions])
+        except Exception as error:  # an architecture may fail in any way
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError(
+                f"{name}: the transformers engine cannot compute this architecture ({kind}): {reason}; take another "
+                "model, or engine: vllm"
+            ) from error
         if plain > tolerance:
             raise ModelError(
-                f"{name}: this architecture ({self._config.model_type}) does more with its logits than the "
-                "transformers engine knows; take another model"
+                f"{name}: this architecture ({kind}) does more with its logits than the transformers engine knows; "
+                "take another model"
+            )
+        if difference([own[0][:CHECK_COMMON]], [own[1][:CHECK_COMMON]]) > tolerance:
+            raise ModelError(
+                f"{name}: this model ({kind}) reads a token's successors to predict it, so it is no causal language "
+                "model; take one that is, or set is_decoder in its config.json if it was trained as one"
             )
         if self.is_shared:
             self._check_sharing(name, group, own, tolerance)
@@ -186,8 +206,8 @@ class TransformersEngine:
     def _check_sharing(self, name: str, group: TokenGroup, own: Sequence[Logprobs], tolerance: float) -> None:
         try:
             shared = difference(own, self._shared([group])[0])
-        except (NotImplementedError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-            log.warning("%s: the shared path fails: %s", name, error)
+        except Exception as error:  # a model may do anything with a mask that is no tensor
+            log.warning("%s: the shared path fails: %s: %s", name, type(error).__name__, error)
             shared = float("inf")
         log.info("%s: self-check: shared and plain scores differ by %.2g a token", name, shared)
         self.is_shared = shared <= tolerance
@@ -213,9 +233,13 @@ def _part(group: TokenGroup, indices: Sequence[int]) -> TokenGroup:
 
 
 def check_group(vocab_size: int) -> TokenGroup:
-    """The group of the self-check: two completions with a beginning in common, and one without."""
+    """The group of the self-check: two completions of one length with a beginning in common, and one without.
+
+    That beginning has the same values in both, unless the model looks ahead.
+    """
     ids = [(7919 * (i + 1)) % vocab_size for i in range(96)]
-    return TokenGroup(ids[:24], [[*ids[24:44], *ids[60:72]], [*ids[24:44], *ids[72:80]], ids[80:96]])
+    common = ids[24 : 24 + CHECK_COMMON]
+    return TokenGroup(ids[:24], [[*common, *ids[60:72]], [*common, *ids[72:84]], ids[80:96]])
 
 
 def difference(ours: Sequence[Logprobs], theirs: Sequence[Logprobs]) -> float:
@@ -232,3 +256,29 @@ def rope_types(config: Any) -> set[str]:
     parameters = getattr(config, "rope_parameters", None) or {}
     each = [parameters] if "rope_type" in parameters else [one for one in parameters.values() if isinstance(one, dict)]
     return {str(one.get("rope_type", "default")) for one in each}
+
+
+def plain_attention(config: Any) -> str:
+    """How a model attends to one sequence; sdpa would leave out the cap that some put on attention scores, silently."""
+    return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
+
+
+def rope_prefixes(module: torch.nn.Module) -> list[str]:
+    """What stands before the names of a rotary encoding's frequencies, "" or like "full_attention_", if they can grow.
+
+    They grow with the longest sequence so far, which transformers remembers from one forward pass to the next.
+    """
+    if not hasattr(module, "original_max_seq_len"):
+        return []
+    names = [*vars(module), *(name for name, _ in module.named_buffers(recurse=False))]
+    return [name.removesuffix(ORIGINAL) for name in names if name.endswith(ORIGINAL)]
+
+
+def reset(rope: Any) -> None:
+    """Give a rotary encoding that has grown the frequencies back that it was made with."""
+    made_for = rope.original_max_seq_len
+    for prefix in rope_prefixes(rope):
+        longest, frequencies = f"{prefix}max_seq_len_cached", f"{prefix}inv_freq"
+        if getattr(rope, longest, made_for) != made_for:
+            setattr(rope, frequencies, getattr(rope, prefix + ORIGINAL).to(getattr(rope, frequencies).device))
+            setattr(rope, longest, made_for)
