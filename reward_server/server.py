@@ -31,7 +31,8 @@ from reward_server.engines.caching import CachingEngine, ResultCache
 from reward_server.engines.loading import ModelName
 from reward_server.engines.process import start_engines
 from reward_server.monitoring import Metrics, log_to_stderr
-from reward_server.pair import Pair, Side, check_models, open_pair
+from reward_server.opening import check_models, open_pair
+from reward_server.pair import Pair, Side
 from reward_server.scheduler import Scheduler
 from reward_server.security import TokenInterceptor, check_exposure, read_tokens, tls_credentials
 from reward_server.service import SERVICE_NAME, RewardService

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from reward_server import fingerprint
 from reward_server.fingerprint import tokenizer_hash, weight_hash
-from reward_server.pair import InstructionScope, Options, Outcome, Pair, check_models, open_pair
+from reward_server.opening import check_models, open_pair
+from reward_server.pair import InstructionScope, Options, Outcome, Pair
 from reward_server.rendering import Conversation, Ids, PromptGroup, Text
 from tests.oracle import Oracle
 from tests.served import HeldEngine, wait_until

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from reward_server.pair import Options, Pair, open_pair
+from reward_server.opening import open_pair
+from reward_server.pair import Options, Pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.wire import MalformedError, parse_group, parse_options, reward_definition
 from tests.tiny_models import make_model

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from reward_server.engines.transformers import TransformersEngine
-from reward_server.pair import Options, Pair, open_pair
+from reward_server.opening import open_pair
+from reward_server.pair import Options, Pair
 from reward_server.rendering import Conversation, PromptGroup, ScoredTokens, Text
 from reward_server.rewardbench import MAX_LENGTH, Row, cut
 from tests.padded_pairs import PaddedPairs

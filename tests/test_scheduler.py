@@ -16,7 +16,8 @@ import grpc
 import pytest
 
 from reward_server import scheduler
-from reward_server.pair import Pair, open_pair
+from reward_server.opening import open_pair
+from reward_server.pair import Pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.server import start

@@ -18,7 +18,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from reward_server.client import RewardClient
-from reward_server.pair import Pair, open_pair
+from reward_server.opening import open_pair
+from reward_server.pair import Pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.security import check_exposure, is_loopback, read_tokens

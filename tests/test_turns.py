@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from reward_server.monitoring import Metrics
-from reward_server.pair import Pair, Work, open_pair
+from reward_server.opening import open_pair
+from reward_server.pair import Pair, Work
 from reward_server.pb import reward_pb2 as pb
 from reward_server.scheduler import Caller, Scheduler
 from reward_server.turns import Turns

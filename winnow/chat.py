@@ -21,8 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from winnow.checkpoints import has_tokenizer
 from winnow.errors import ChatError, ControlTokenError, ModelError, UsageError
-from winnow.models import check_model_path, first_line, has_tokenizer, load_failure
+from winnow.models import check_model_path, first_line, load_failure
 from winnow.records import Message
 from winnow.run_config import PolicyConfig
 
