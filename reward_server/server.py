@@ -14,11 +14,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
 import grpc
@@ -27,8 +24,8 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from reward_server.engines import ModelName
 from reward_server.engines.caching import CachingEngine, ResultCache
-from reward_server.engines.loading import ModelName
 from reward_server.engines.process import start_engines
 from reward_server.monitoring import Metrics, log_to_stderr
 from reward_server.opening import check_models, open_pair
@@ -118,9 +115,7 @@ def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
     check_engine(config)
     check_models(config)
     try:
-        with _interrupts_wait():
-            starting = start_engines(config)
-        pair = open_pair(config, starting)
+        pair = open_pair(config, start_engines(config))
     except KeyboardInterrupt:
         _exit_now(130)
     asyncio.run(_serve(config, pair))
@@ -128,17 +123,6 @@ def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
         side.engine.close()
     # Engines' libraries may crash as the interpreter is torn down, after all work is done.
     _exit_now(0)
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C come after the block. Processes that are started in it never get one: they end with this process."""
-    resource_tracker.ensure_running()  # as it is started, it would let them through
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def check_access(config: ServeConfig) -> None:

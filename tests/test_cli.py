@@ -13,9 +13,9 @@ import pytest
 from tests.tiny_models import make_model
 from tests.tiny_run import ROOT, tiny_config, winnow, write_config, write_jsonl
 from winnow import cli
-from winnow.cli import EXTRAS
 from winnow.config import key_rows
 from winnow.errors import UsageError
+from winnow.exits import EXTRAS
 from winnow.models import load_failure
 from winnow.serve_config import ServeConfig
 

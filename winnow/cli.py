@@ -4,14 +4,14 @@ winnow run examples/miniature/config.yaml
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from winnow.errors import UsageError, WinnowError
+from winnow.errors import UsageError
+from winnow.exits import said_in_one_line
 
 
 class Verb(TyperCommand):
@@ -42,17 +42,6 @@ class ServeVerb(Verb):
         with formatter.section("Keys, in CONFIG.yaml or as KEY=VALUE"):
             formatter.write_dl(list(key_rows(ServeConfig)))
 
-
-# The extra of a library that an extra brings; of one that several bring, `all`.
-EXTRAS = {
-    "vllm": "vllm",
-    **dict.fromkeys(("starlette", "uvicorn"), "http"),
-    **dict.fromkeys(("torch", "accelerate", "transformers", "safetensors", "jinja2", "pyarrow"), "server"),
-    **dict.fromkeys(("grpc_reflection", "prometheus_client", "sentencepiece"), "server"),
-    **dict.fromkeys(("lm_eval", "fastchat", "openai", "matplotlib"), "eval"),
-    "trl": "train",
-}
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="winnow",
@@ -321,37 +310,11 @@ def _check_pair_is_given(names: set[str]) -> None:
 
 
 def main() -> None:
-    """Run the command line; a WinnowError is one line on stderr and its exit code, an interruption exit code 130."""
+    """Run the command line; how it ends stands in winnow/exits.py."""
     # What gRPC's core logs of a failed connection stands in our own message too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    try:
+    with said_in_one_line():
         app()
-    except KeyboardInterrupt:  # where typer does not catch it
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        if _is_interruption(error):
-            sys.exit(INTERRUPTED)
-        if (message := _message(error)) is None:
-            raise
-        print(f"winnow: {message}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, WinnowError) else 1)
-
-
-def _is_interruption(error: BaseException | None) -> bool:
-    """Whether an interruption is what it began with: while modules are imported, Python makes other errors of it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _message(error: Exception) -> str | None:
-    """The one line for what a user can mend; None: a bug, whose traceback is wanted."""
-    if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get((error.name or "").partition(".")[0], "all")
-        return f"{error}; this needs an extra: pip install 'winnow[{extra}]'"
-    if isinstance(error, WinnowError | OSError):  # of the system: a full disk, a folder without permission
-        return str(error)
-    return None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import WinnowError
+from winnow.exits import said_in_one_line
 from winnow.rundir import Run, open_run
 
 STAGES = {
@@ -54,11 +55,8 @@ def run_in_subprocess(name: str, run: Run, number: int) -> None:
 
 def main(name: str, root: str, number: str) -> None:
     """Do one stage of the run in `root`; what `run_in_subprocess` starts."""
-    try:
+    with said_in_one_line():
         run_inline(name, open_run(Path(root)), int(number))
-    except WinnowError as error:
-        print(f"winnow: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

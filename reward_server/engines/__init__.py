@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Logprobs = npt.NDArray[np.float32]
+ModelName = Literal["instruct", "base"]
+MODELS: tuple[ModelName, ...] = ("instruct", "base")
 
 
 @dataclass(frozen=True)

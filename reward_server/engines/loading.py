@@ -3,13 +3,10 @@
 import logging
 import os
 from collections.abc import Sequence
-from typing import Literal
 
-from reward_server.engines import ScoringEngine
+from reward_server.engines import MODELS, ModelName, ScoringEngine
 from winnow.serve_config import ServeConfig
 
-ModelName = Literal["instruct", "base"]
-MODELS: tuple[ModelName, ...] = ("instruct", "base")
 # Values of device_map that leave it to accelerate which GPUs a model takes.
 SPREADING = {"auto", "balanced", "balanced_low_0", "sequential"}
 

@@ -16,15 +16,17 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
 from reward_server.allocator import keep_memory
-from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
-from reward_server.engines.loading import MODELS, ModelName, have_own_devices, load_engines
+from reward_server.engines import MODELS, Logprobs, ModelName, ScoringEngine, TokenGroup
+from reward_server.engines.loading import have_own_devices, load_engines
 from reward_server.monitoring import log_to_stderr
 from winnow.errors import ModelError, WinnowError
 from winnow.serve_config import ServeConfig
@@ -118,7 +120,8 @@ class EngineProcess:
         self._process = context.Process(
             target=work, args=(theirs, self._config, self._models), name="engines", daemon=True
         )
-        self._process.start()
+        with _interrupts_wait():
+            self._process.start()
         theirs.close()
         atexit.register(self.close)  # before multiprocessing's own, which waits for what ignores signals
 
@@ -198,3 +201,14 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C come after the block. A process that is started in it never gets one: it ends with this process."""
+    resource_tracker.ensure_running()  # as it is started, it would let them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -20,8 +20,7 @@ from transformers import AutoConfig
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.platforms import current_platform
 
-from reward_server.engines import Logprobs, TokenGroup
-from reward_server.engines.loading import ModelName
+from reward_server.engines import Logprobs, ModelName, TokenGroup
 from winnow.errors import ModelError
 from winnow.models import check_model_path, first_line
 from winnow.sections import Dtype
