@@ -92,6 +92,7 @@ class RewardClient:
         self._servers = Servers(access.addresses)
         self._links = access.links(grpc)
         self._limits: Limits | None = None
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s:g})"
@@ -106,6 +107,7 @@ class RewardClient:
 
     def close(self) -> None:
         """Close the connections; calls in progress end."""
+        self._is_closed = True
         for link in self._links:
             link.channel.close()
 
@@ -192,6 +194,8 @@ class RewardClient:
                 try:
                     return scope.result(call)
                 except grpc.RpcError as error:
+                    if self._is_closed:
+                        raise ServerError("the call was cancelled: its client was closed") from None
                     failure = failure_of(error)
             scope.pause(course.pause_after(failure, index))
 
@@ -213,7 +217,7 @@ class _Scope:
         try:
             return call.result()
         except grpc.FutureCancelledError:
-            raise ServerError("the call was cancelled: its client or stream was closed") from None
+            raise ServerError("the call was cancelled: its stream was closed") from None
         finally:
             with self._lock:
                 self._calls.discard(call)

@@ -3,8 +3,8 @@
     turns      deficit round robin over clients, weighed in tokens: at each turn a client may spend `quantum` tokens
                more; a group that costs more than it has waits for its later turns
     room       waiting + tokens <= max_tokens, and for a client that has groups waiting
-               own + tokens <= max_tokens - waiting: one client takes half of the queue at most, n take n / (n + 1);
-               a group counts as half of the queue at most, so that even the largest leaves room to others
+               own + tokens <= max_tokens - (waiting + tokens): one client takes half of the queue at most, n take
+               n / (n + 1); a group counts as half of the queue at most, so that even the largest leaves room to others
     estimate   (being computed + what goes before, by fair turns + tokens) / measured tokens per second
 
 The same room holds for numbers of groups. A queue that refused somebody stays full for them until something leaves, so
@@ -114,7 +114,10 @@ class FairQueue(Generic[Item]):
             return True
         line = self._lines.get(client) or Line()
         free_tokens, free_groups = self.max_tokens - self._room, self.max_groups - self.groups - num_coming
-        return line.room >= free_tokens or len(line.tickets) + num_own >= free_groups
+        own_groups = len(line.tickets) + num_own
+        if not own_groups:
+            return free_tokens < 1 or free_groups < 1
+        return not (_is_fair(line.room, 1, free_tokens) and _is_fair(own_groups, 1, free_groups))
 
     def offer(self, ticket: Ticket[Item], now: float) -> None:
         """Let a group wait. Raises QueueFullError, TooLateError."""
@@ -187,7 +190,7 @@ class FairQueue(Generic[Item]):
         """Raise QueueFullError where there is none, and remember it: for the client whose part is full, or for all."""
         line, room = self._lines.get(ticket.client), self._room_of(ticket)
         free_tokens, free_groups = self.max_tokens - self._room, self.max_groups - self.groups
-        if line and (line.room + room > free_tokens or len(line.tickets) + 1 > free_groups):
+        if line and not (_is_fair(line.room, room, free_tokens) and _is_fair(len(line.tickets), 1, free_groups)):
             self._full_for.add(ticket.client)
             raise QueueFullError(self.retry_s())
         if room > free_tokens or free_groups < 1:
@@ -227,3 +230,8 @@ class FairQueue(Generic[Item]):
         line.tokens += sign * ticket.tokens
         self.tokens += sign * ticket.tokens
         self.groups += sign
+
+
+def _is_fair(own: int, more: int, free: int) -> bool:
+    """Whether a client that has `own` of something and takes `more` leaves as much to others as it then has."""
+    return own + more <= free - more

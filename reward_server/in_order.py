@@ -49,8 +49,13 @@ class InOrder(Generic[Request, Answer]):
                 pending.cancel()
 
     async def _read(self) -> None:
-        async for request in self._requests:
+        requests = aiter(self._requests)
+        while True:
             await self._room.acquire()
+            try:
+                request = await anext(requests)
+            except StopAsyncIteration:
+                return
             pending = asyncio.ensure_future(self._answer(request))
             pending.add_done_callback(_look_at)
             self._line.put_nowait(pending)

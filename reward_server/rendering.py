@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from reward_server.rewardbench import Row, rewardbench_rows
 from reward_server.spans import EosPolicy, ScoredSpan, UnscorableError, scored_span
 from winnow.chat import Chat, ScoredPair
-from winnow.errors import ChatError
+from winnow.errors import ChatError, ControlTokenError
 from winnow.records import Message
 
 # Rendering takes time by the square of the messages; so many take half a second, and everybody waits for it.
@@ -102,7 +102,7 @@ class Renderer:
             return [error for _ in texts]
         except ChatError as error:
             return [_invalid(error) for _ in texts]
-        return [_invalid(row) if isinstance(row, ChatError) else self._rewardbench_tokens(row) for row in rows]
+        return [_unrenderable(row) if isinstance(row, ChatError) else self._rewardbench_tokens(row) for row in rows]
 
     def _scored(self, pair: ScoredPair | UnscorableError, completion: Text | Ids, eos_policy: EosPolicy) -> Rendering:
         if isinstance(pair, UnscorableError):
@@ -146,7 +146,7 @@ class Renderer:
             return [error for _ in texts]
         except ChatError as error:
             return [_invalid(error) for _ in texts]
-        return [_invalid(pair) if isinstance(pair, ChatError) else pair for pair in pairs]
+        return [_unrenderable(pair) if isinstance(pair, ChatError) else pair for pair in pairs]
 
     def _id_pairs(
         self, prompt: Conversation | Ids, completions: Sequence[tuple[int, ...]]
@@ -206,7 +206,13 @@ def with_instruction(group: PromptGroup, instruction: str) -> PromptGroup:
 
 
 def _invalid(error: ChatError) -> UnscorableError:
+    """What is wrong with a prompt."""
     return UnscorableError(error.status, str(error))
+
+
+def _unrenderable(error: ChatError) -> UnscorableError:
+    """What is wrong with one completion of a prompt that is in order."""
+    return _invalid(error) if isinstance(error, ControlTokenError) else UnscorableError("unrenderable", str(error))
 
 
 def _messages(prompt: Conversation | Ids) -> list[Message]:

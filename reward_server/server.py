@@ -114,10 +114,7 @@ def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
     check_access(config)
     check_engine(config)
     check_models(config)
-    try:
-        pair = open_pair(config, start_engines(config))
-    except KeyboardInterrupt:
-        _exit_now(130)
+    pair = open_pair(config, start_engines(config))
     asyncio.run(_serve(config, pair))
     for side in (pair.instruct, pair.base):
         side.engine.close()

@@ -119,10 +119,9 @@ def _saying_what_is_kept(output: PartialOutput) -> Iterator[None]:
     """What ends the block says how many rows are finished, and how to go on."""
     try:
         yield
-    except ServerError as error:
-        raise ServerError(f"{error}{output.kept}") from error
-    except UsageError as error:
-        raise UsageError(f"{error}{output.kept}") from error
+    except (ServerError, UsageError) as error:
+        error.args = (f"{error}{output.kept}",)
+        raise
     except KeyboardInterrupt:
         print(f"winnow: interrupted{output.kept}", file=sys.stderr)
         raise
@@ -207,12 +206,8 @@ def _check_finished_models(job: ScoreJob) -> None:
     """
     try:
         models = _models(job, RetryPolicy(max_attempts=1), min(ASIDE_S, job.timeout_s))
-    except ServerError:
-        print(
-            f"winnow: {job.out_path} is finished; whether {job.access.address} has the models that it was made with "
-            "is not checked, for no server answers there",
-            file=sys.stderr,
-        )
+    except ServerError as error:
+        print(f"winnow: {job.out_path} is finished; its models are not checked: {error}", file=sys.stderr)
         return
     check_origin(job.out_path, job.out_path, {"models": models})
 

@@ -183,6 +183,7 @@ def test_openrlhf_s_rendered_texts_are_taken_apart() -> None:
     messages = turns("user", "What is 2 + 3?")
     assert sample_of(form, "<s>" + prompt + "It is 5.</s>", prompt, "") == (messages, CompletionText("It is 5."))
     assert sample_of(PromptForm(), "<s>s is the plural", "s", "")[1] == CompletionText(" is the plural")
+    assert sample_of(PromptForm(), "<s> hi yes", " hi", "")[1] == CompletionText(" yes")
     begin = "<|begin_of_text|>begin again"
     assert sample_of(PromptForm(), begin, "begin", "")[1] == CompletionText(" again")
     cut = sample_of(form, prompt + "It is", prompt, "")
@@ -197,6 +198,8 @@ def test_openrlhf_s_rendered_texts_are_taken_apart() -> None:
     [
         (PromptForm(), "something else", "What?", "", "does not begin with its prompt"),
         (PromptForm(prefix="[INST]"), "Hi there", "Hi", "", "set --prompt-prefix and --prompt-suffix"),
+        (PromptForm(prefix="[U]"), "[S]Be brief.[U]Hi there", "[S]Be brief.[U]Hi", "", "set --prompt-prefix"),
+        (PromptForm(prefix="[U]", suffix="U]"), "[U]there", "[U]", "", "set --prompt-prefix"),
         (PromptForm(source="labels"), "Hi there", "Hi", "5", "each label should be a list"),
     ],
 )

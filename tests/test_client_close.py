@@ -1,13 +1,15 @@
-"""The asynchronous client closed while calls are in progress, and the tasks that wait for them."""
+"""Both clients closed while calls are in progress, and the tasks that wait for them."""
 
 import asyncio
+import time
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 
 from reward_server.adapters.coalescing import Coalescer
-from reward_server.client import AsyncRewardClient, CompletionText
+from reward_server.client import AsyncRewardClient, CompletionText, RewardClient
 from tests.both_clients import address_fixture, service_fixture  # noqa: F401
 from tests.scripted_server import MESSAGES, ScriptedService
 from winnow.errors import ServerError, UsageError
@@ -38,6 +40,18 @@ def test_a_call_in_progress_ends_with_an_error_of_ours(service: ScriptedService,
     service.is_open.clear()
     with pytest.raises(ServerError, match="its client was closed"):
         asyncio.run(closed_in_a_call(address))
+    service.is_open.set()
+
+
+def test_a_call_of_the_synchronous_client_ends_alike(service: ScriptedService, address: str) -> None:
+    service.is_open.clear()
+    client = RewardClient(address)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(client.score, MESSAGES, ["abc"])
+        time.sleep(PAUSE_S)
+        client.close()
+        with pytest.raises(ServerError, match="its client was closed"):
+            call.result(10)
     service.is_open.set()
 
 

@@ -86,6 +86,14 @@ def test_one_client_leaves_half_of_the_queue_to_others() -> None:
     assert waiting.tokens == 100
 
 
+def test_a_larger_group_takes_no_more_than_half_either() -> None:
+    waiting = queue(max_tokens=100)
+    fill(waiting, ticket("greedy", 25))
+    with pytest.raises(QueueFullError):
+        waiting.offer(ticket("greedy", 50), 0.0)
+    fill(waiting, ticket("other", 30))
+
+
 def test_a_refusal_lasts_until_something_leaves_so_that_small_groups_do_not_overtake() -> None:
     waiting = queue(max_tokens=100)
     fill(waiting, first := ticket("a", 50), ticket("b", 10))

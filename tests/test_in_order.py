@@ -1,6 +1,7 @@
 """A stream's answers: their order, how far requests are read ahead, and every way in which it ends."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -29,6 +30,29 @@ def test_answers_come_in_the_order_of_the_requests() -> None:
         return await all_of(InOrder(numbers(5), slower_first, read_ahead=3))
 
     assert asyncio.run(answered()) == [0, 1, 2, 3, 4]
+
+
+def test_no_more_is_read_ahead_than_it_says_and_what_was_read_is_answered() -> None:
+    read = 0
+
+    async def counted() -> AsyncIterator[int]:
+        nonlocal read
+        for number in range(100):
+            read += 1
+            yield number
+
+    async def stopped() -> list[int]:
+        stream = InOrder(counted(), slower_first, read_ahead=3)
+        await asyncio.sleep(0.01)
+        stream.stop()
+        answers, seen = stream.answers(), []
+        with contextlib.suppress(StoppingError):
+            while True:
+                seen.append(await asyncio.wait_for(anext(answers), 10))
+        return seen
+
+    assert asyncio.run(stopped()) == [0, 1, 2]
+    assert read == 3
 
 
 def test_a_broken_connection_is_raised_after_the_answers_before_it() -> None:

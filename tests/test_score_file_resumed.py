@@ -92,7 +92,7 @@ def test_a_finished_output_is_never_overwritten_and_resuming_it_is_done(tmp_path
     assert (again.returncode, "out.jsonl exists; delete it or set another output" in again.stderr) == (2, True)
     alone = winnow(*arguments("127.0.0.1:9", tmp_path, "--resume"))
     assert (alone.returncode, alone.stdout) == (0, first.stdout)
-    assert "127.0.0.1:9 has the models that it was made with is not checked, for no server answers" in alone.stderr
+    assert "its models are not checked: no reward server answers at 127.0.0.1:9" in alone.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == written
 
 

@@ -63,7 +63,7 @@ def _weight_names(folder: Path) -> list[str]:
         return ["model.safetensors"]
     for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
         try:
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # there is none, or loading says what is wrong with it
     return []
@@ -78,6 +78,6 @@ def _is_whole(path: Path) -> bool:
         try:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return path.stat().st_size == 8 + length + int(max(ends, default=0))
         except (ValueError, AttributeError, LookupError, TypeError):
             return False
-    return path.stat().st_size == 8 + length + max(ends, default=0)

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from winnow.errors import UsageError
-from winnow.exits import said_in_one_line
+from winnow.exits import end_when_interrupted, said_in_one_line
 
 
 class Verb(TyperCommand):
@@ -135,6 +135,7 @@ def serve(
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Host a pair of models over gRPC and answer log-ratio rewards."""
+    end_when_interrupted()
     from winnow.config import load_config
     from winnow.serve_config import ServeConfig
 

@@ -5,6 +5,8 @@ an interruption         exit code 130
 a bug                   its traceback
 """
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +39,14 @@ def said_in_one_line() -> Iterator[None]:
             raise
         print(f"winnow: {message}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, WinnowError) else 1)
+
+
+def end_when_interrupted() -> None:
+    """Let an interruption end this process at once from now on, with nothing to be cleared away.
+
+    As an exception it would be lost where Python passes over those: in a destructor, while modules are imported.
+    """
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 
 def _is_interruption(error: BaseException | None) -> bool:

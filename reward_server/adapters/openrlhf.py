@@ -46,32 +46,33 @@ def sample_of(form: PromptForm, query: str, prompt: str, label: Any) -> tuple[Me
 
 
 def _user_turn(form: PromptForm, prompt: str) -> str:
-    start = prompt.find(form.prefix)
-    if start < 0 or not prompt.endswith(form.suffix):
+    start, end = _end_of(form.prefix, prompt), len(prompt) - len(form.suffix)
+    if start is None or not prompt.endswith(form.suffix) or end < start:
         raise UsageError(
             f"the prompt does not begin with {form.prefix!r} and end in {form.suffix!r}; set --prompt-prefix and "
             "--prompt-suffix to the policy's chat template"
         )
-    return prompt[start + len(form.prefix) : len(prompt) - len(form.suffix)]
+    return prompt[start:end]
 
 
 def _completion(form: PromptForm, query: str, prompt: str) -> CompletionText:
-    completion = query[_prompt_end(query, prompt) :]
+    start = _end_of(prompt, query) if prompt else None
+    if start is None:
+        raise UsageError(
+            "the query does not begin with its prompt; the policy's tokenizer changes texts when it decodes them"
+        )
+    completion = query[start:]
     for end in form.ends:
         if completion.endswith(end):
             return CompletionText(completion.removesuffix(end))
     return CompletionText(completion, is_finished=not form.ends)
 
 
-def _prompt_end(query: str, prompt: str) -> int:
-    """Where the prompt ends: it begins the query, or comes after the text of a special token. Raises UsageError."""
-    special = SPECIAL.match(query)
-    for start in (0, special.end() if special else 0):
-        if prompt and query.startswith(prompt, start):
-            return start + len(prompt)
-    raise UsageError(
-        "the query does not begin with its prompt; the policy's tokenizer changes texts when it decodes them"
-    )
+def _end_of(beginning: str, text: str) -> int | None:
+    """Where a text's beginning ends, which one special token's text may precede; None: it begins otherwise."""
+    special = SPECIAL.match(text)
+    starts = (0, special.end(1), special.end()) if special else (0,)
+    return next((start + len(beginning) for start in starts if text.startswith(beginning, start)), None)
 
 
 def _labelled(label: Any) -> Messages:

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
 
 from reward_server.allocator import keep_memory
 from reward_server.engines import MODELS, Logprobs, ModelName, ScoringEngine, TokenGroup
@@ -50,13 +50,19 @@ def start_engines(config: ServeConfig) -> Callable[[], list[ScoringEngine]]:
 
 
 def _engines_of(processes: "Sequence[EngineProcess]") -> list[ScoringEngine]:
-    """The engines of all processes; where one fails to load, the others end with it."""
+    """The engines of all processes; where one fails to load, the others end with it, loaded or not."""
+    engines: dict[int, list[ScoringEngine]] = {}
     try:
-        return [engine for process in processes for engine in process.wait()]
-    except WinnowError:
+        while len(engines) < len(processes):
+            loading = {one.connection: index for index, one in enumerate(processes) if index not in engines}
+            for ready in wait(loading):
+                index = loading[cast(Connection, ready)]
+                engines[index] = processes[index].wait()
+    except Exception:
         for process in processes:
             process.close()
         raise
+    return [engine for index in sorted(engines) for engine in engines[index]]
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class EngineProcess:
                 self._start()
                 self._loaded()
             try:
-                self._connection.send((index, groups))
+                self.connection.send((index, groups))
                 answer: list[list[Logprobs]] = self._answer()
             except (EOFError, OSError) as error:
                 raise EngineError(self._end()) from error
@@ -111,12 +117,12 @@ class EngineProcess:
         atexit.unregister(self.close)
         self._process.kill()
         self._process.join()
-        self._connection.close()
+        self.connection.close()
 
     def _start(self) -> None:
         # "spawn": a copy of this process would have its threads' locks, and a GPU's library in an unusable state.
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        self.connection, theirs = context.Pipe()
         self._process = context.Process(
             target=work, args=(theirs, self._config, self._models), name="engines", daemon=True
         )
@@ -135,7 +141,7 @@ class EngineProcess:
 
     def _answer(self) -> Any:
         """What the process says next. Raises what it failed with, EOFError where it has ended."""
-        answer = self._connection.recv()
+        answer = self.connection.recv()
         if isinstance(answer, Exception):
             raise answer
         return answer

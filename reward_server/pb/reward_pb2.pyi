@@ -43,6 +43,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_MISSING_EOS: _ClassVar[Status]
     STATUS_NON_FINITE: _ClassVar[Status]
     STATUS_CONTROL_TOKEN: _ClassVar[Status]
+    STATUS_UNRENDERABLE: _ClassVar[Status]
 INSTRUCTION_SCOPE_UNSPECIFIED: InstructionScope
 INSTRUCTION_SCOPE_BOTH: InstructionScope
 INSTRUCTION_SCOPE_INSTRUCT_ONLY: InstructionScope
@@ -65,6 +66,7 @@ STATUS_INVALID_TOKEN: Status
 STATUS_MISSING_EOS: Status
 STATUS_NON_FINITE: Status
 STATUS_CONTROL_TOKEN: Status
+STATUS_UNRENDERABLE: Status
 
 class ScoreRequest(_message.Message):
     __slots__ = ("request_id", "messages", "prompt_token_ids", "completions", "options")
