@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is loaded; see the Makefile
+# A shell lets its background jobs ignore interruptions, and the processes that tests start and interrupt inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 EXIT_STATUS = pytest.StashKey[int]()
