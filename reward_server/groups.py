@@ -165,9 +165,9 @@ def requests_of(group: Group, options: RewardOptions, limits: Limits) -> Asked:
             f"a text is no Unicode: its character {error.start} is half of a surrogate pair; take it out"
         ) from None
     room = limits.max_message_bytes - shell.ByteSize() - FRAME_BYTES
-    too_large = _too_large(completions, options, room)
-    fitting = [one for index, one in enumerate(completions) if index not in too_large]
-    pieces = list(_pieces(fitting, options, limits.max_completions, room))
+    sized = [(one, _message_bytes(one, options)) for one in completions]
+    too_large = {index: _too_large(size - room) for index, (_, size) in enumerate(sized) if size > room}
+    pieces = list(_pieces([one for one in sized if one[1] <= room], limits.max_completions, room))
     if options.recipe == "rewardbench" and (too_large or len(pieces) > 1):
         return Asked([], dict.fromkeys(range(len(completions)), NOT_AT_ONCE))
     requests = [
@@ -182,25 +182,21 @@ def requests_of(group: Group, options: RewardOptions, limits: Limits) -> Asked:
     return Asked(requests, too_large)
 
 
-def _too_large(completions: Sequence[pb.Completion], options: RewardOptions, room: int) -> dict[int, str]:
-    """Why completions fit into no message, by index."""
-    sizes = [_message_bytes(completion, options) for completion in completions]
-    return {
-        index: f"with its prompt it makes a message {size - room} bytes larger than the server takes; shorten it, or "
-        "raise the server's max_message_bytes"
-        for index, size in enumerate(sizes)
-        if size > room
-    }
+def _too_large(more: int) -> str:
+    """Why a completion fits into no message."""
+    return (
+        f"with its prompt it makes a message {more} bytes larger than the server takes; shorten it, or raise the "
+        "server's max_message_bytes"
+    )
 
 
 def _pieces(
-    completions: Sequence[pb.Completion], options: RewardOptions, max_completions: int, room: int
+    sized: Sequence[tuple[pb.Completion, int]], max_completions: int, room: int
 ) -> Iterator[list[pb.Completion]]:
-    """The completions in runs of at most `max_completions` that fill at most `room` bytes."""
+    """Completions, each with its size in bytes, in runs of at most `max_completions` that fill at most `room`."""
     piece: list[pb.Completion] = []
     used = 0
-    for completion in completions:
-        size = _message_bytes(completion, options)
+    for completion, size in sized:
         if piece and (len(piece) == max_completions or used + size > room):
             yield piece
             piece, used = [], 0

@@ -48,10 +48,14 @@ class PartialOutput:
 
     @property
     def kept(self) -> str:
-        """What an error should say of the rows that are finished; empty where there are none."""
-        if not self.num_rows:
+        """What an error should say of the rows that are finished; empty where there are none.
+
+        Counted in the file: an interruption may fall between a row and its count.
+        """
+        num_rows = _num_lines(part_path(self.path))
+        if not num_rows:
             return ""
-        rows = "1 finished row is" if self.num_rows == 1 else f"{self.num_rows} finished rows are"
+        rows = "1 finished row is" if num_rows == 1 else f"{num_rows} finished rows are"
         return f"; {rows} kept in {part_path(self.path)}: go on with --resume"
 
     def _unwritable(self, error: OSError) -> WinnowError:
@@ -165,6 +169,14 @@ def _keep_whole_rows(file: IO[bytes], seen: Callable[[dict[str, Any]], None]) ->
         end, num_rows = end + len(line), num_rows + 1
     file.truncate(end)
     return num_rows
+
+
+def _num_lines(path: Path) -> int:
+    """The whole lines of a file, which may be larger than memory; none where it is not there."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in file)
 
 
 def _whole_row(line: bytes) -> dict[str, Any] | None:

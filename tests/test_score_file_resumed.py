@@ -175,7 +175,7 @@ def test_a_server_that_is_lost_leaves_what_is_finished(tmp_path: Path) -> None:
 
 
 def interrupted(process: "subprocess.Popen[str]") -> str:
-    """What a process says that is interrupted, until it ends: in a destructor Python passes over an interruption."""
+    """What a process says that is interrupted, again if need be: in a destructor Python passes over an interruption."""
     try:
         for _ in range(3):
             process.send_signal(signal.SIGINT)

@@ -44,7 +44,7 @@ def said_in_one_line() -> Iterator[None]:
 def end_when_interrupted() -> None:
     """Let an interruption end this process at once from now on, with nothing to be cleared away.
 
-    As an exception it would be lost where Python passes over those: in a destructor, while modules are imported.
+    As an exception it could be lost where Python passes over those: in a destructor, while modules are imported.
     """
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 

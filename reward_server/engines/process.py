@@ -5,9 +5,9 @@
                                     <-- log-probabilities, or why there are none --
 
 In one process, Python runs in one thread at a time: each step of each layer would wait for its turn beside a busy event
-loop. For the same reason models on devices of their own get a process each: they compute at the same time. A batch that
-kills a process fails; the next one starts it anew, and its models are loaded again. It ends with the server's process,
-however that ends.
+loop. For the same reason models on devices of their own, which compute at the same time, get a process each. A batch
+that kills a process fails; the next one starts it anew, and its models are loaded again. It ends with the server's
+process, however that ends.
 """
 
 import atexit
