@@ -1,69 +1,38 @@
-"""The adapters: each is called as its tool calls it, over the wire where the tool does.
+"""The adapters that are called in the trainer's own process, as it calls them.
 
-TRL's own trainer runs here. OpenRLHF and verl need GPUs to install, so their calls are made as their sources make them:
-openrlhf/utils/agent.py (SingleTurnAgentExecutor: one sample a post, {"query", "prompts", "labels"}, the query decoded
-with its special tokens) and openrlhf/utils/remote_rm_utils.py; verl/workers/reward_manager/naive.py and
-verl/experimental/reward_loop/reward_manager/dapo.py (keywords data_source, solution_str, ground_truth, extra_info, and
-others of the reward loop; a dict answer needs "score", and the same keys for every sample).
+TRL's own trainer runs here. verl needs GPUs to install, so its calls are made as its sources make them:
+verl/workers/reward_manager/naive.py and verl/experimental/reward_loop/reward_manager/dapo.py (keywords data_source,
+solution_str, ground_truth, extra_info, and others of the reward loop; a dict answer needs "score", and the same keys
+for every sample).
 """
 
 import asyncio
-import json
-import select
-import signal
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 
 from reward_server.adapters import verl
-from reward_server.adapters.http import Gateway, create_app
-from reward_server.adapters.openrlhf import PromptForm, sample_of
 from reward_server.adapters.trl import reward_function
-from reward_server.client import AsyncRewardClient, CompletionText, RetryPolicy, RewardClient, RewardOptions
-from reward_server.pb import reward_pb2 as pb
+from reward_server.client import AsyncRewardClient, RewardClient, RewardOptions
 from sampler.hosted import reward_client
-from tests.scripted_server import ScriptedService, scripted_server
+from tests.adapter_calls import sizes, turns, verl_call
+from tests.both_clients import address_fixture, service_fixture  # noqa: F401
+from tests.scripted_server import ScriptedService
 from tests.tiny_models import make_model
-from tests.tiny_run import ROOT, make_pair, winnow
+from tests.tiny_run import make_pair
 from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError
 from winnow.run_config import RewardConfig
-
-QUICK = RetryPolicy(max_attempts=2, first_pause_s=0.01)
-
-
-@pytest.fixture
-def service() -> ScriptedService:
-    return ScriptedService()
-
-
-@pytest.fixture
-def address(service: ScriptedService) -> Iterator[str]:
-    with scripted_server(service) as address:
-        yield address
 
 
 @pytest.fixture
 def client(address: str) -> Iterator[RewardClient]:
     with RewardClient(address, timeout_s=10) as connected:
         yield connected
-
-
-def turns(role: str, content: Any) -> list[dict[str, Any]]:
-    return [{"role": role, "content": content}]
-
-
-def sizes(service: ScriptedService) -> list[int]:
-    return sorted(len(request.completions) for request in service.requests)
 
 
 # TRL
@@ -137,280 +106,7 @@ def test_trl_s_own_trainer_learns_from_a_real_server(tmp_path: Path) -> None:
     assert all(line["rewards/winnow_reward/mean"] != 0.0 for line in logged)
 
 
-# OpenRLHF and /score over HTTP
-
-
-def posts(address: str, bodies: list[tuple[str, Any]], **settings: Any) -> list[httpx.Response]:
-    """The answers of the gateway to posts that are made at once."""
-
-    async def ask() -> list[httpx.Response]:
-        async with AsyncRewardClient(address, timeout_s=settings.pop("timeout_s", 5), retries=QUICK) as client:
-            options = settings.pop("options", RewardOptions())
-            app = create_app(Gateway(client, options, settings.pop("form", PromptForm()), **settings))
-            transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-                kinds = [{"content": body} if isinstance(body, bytes) else {"json": body} for _, body in bodies]
-                return await asyncio.gather(
-                    *(http.post(path, **kind) for (path, _), kind in zip(bodies, kinds, strict=True))
-                )
-
-    return asyncio.run(ask())
-
-
-def sample(prompt: str, completion: str, label: Any = "") -> tuple[str, Any]:
-    """One sample as OpenRLHF posts it."""
-    return "/get_reward", {"query": [prompt + completion], "prompts": [prompt], "labels": [label]}
-
-
-def test_openrlhf_samples_that_come_at_once_are_groups(address: str, service: ScriptedService) -> None:
-    bodies = [sample(f"What is {number % 2}?", "x" * (number + 1)) for number in range(8)]
-    answers = posts(address, bodies, wait_s=0.1)
-    assert [answer.json()["rewards"] for answer in answers] == [[float(number + 1)] for number in range(8)]
-    assert sizes(service) == [4, 4]
-    first = answers[0].json()
-    assert first["scores"] == first["rewards"]
-    assert first["extra_logs"] == {"num_tokens": [1.0], "is_scored": [1.0]}
-
-
-def test_openrlhf_batches_of_several_samples_are_answered_in_order(address: str) -> None:
-    body = {"query": ["ab", "cdd", "abb"], "prompts": ["a", "c", "a"], "labels": ["", "", ""]}
-    assert posts(address, [("/get_reward", body)])[0].json()["rewards"] == [1.0, 2.0, 2.0]
-
-
-def test_openrlhf_s_rendered_texts_are_taken_apart() -> None:
-    form = PromptForm("<|user|>", "<|assistant|>", ends=("</s>",))
-    prompt = "<s><|user|>What is 2 + 3?<|assistant|>"
-    messages = turns("user", "What is 2 + 3?")
-    assert sample_of(form, "<s>" + prompt + "It is 5.</s>", prompt, "") == (messages, CompletionText("It is 5."))
-    assert sample_of(PromptForm(), "<s>s is the plural", "s", "")[1] == CompletionText(" is the plural")
-    assert sample_of(PromptForm(), "<s> hi yes", " hi", "")[1] == CompletionText(" yes")
-    begin = "<|begin_of_text|>begin again"
-    assert sample_of(PromptForm(), begin, "begin", "")[1] == CompletionText(" again")
-    cut = sample_of(form, prompt + "It is", prompt, "")
-    assert cut == (messages, CompletionText("It is", is_finished=False))
-    dialogue = [*turns("user", "Hi"), *turns("assistant", "Yes?"), *turns("user", "2 + 3?")]
-    labelled = sample_of(PromptForm(source="labels"), prompt + "5", prompt, dialogue)
-    assert labelled == (dialogue, CompletionText("5"))
-
-
-@pytest.mark.parametrize(
-    ("form", "query", "prompt", "label", "error"),
-    [
-        (PromptForm(), "something else", "What?", "", "does not begin with its prompt"),
-        (PromptForm(prefix="[INST]"), "Hi there", "Hi", "", "set --prompt-prefix and --prompt-suffix"),
-        (PromptForm(prefix="[U]"), "[S]Be brief.[U]Hi there", "[S]Be brief.[U]Hi", "", "set --prompt-prefix"),
-        (PromptForm(prefix="[U]", suffix="U]"), "[U]there", "[U]", "", "set --prompt-prefix"),
-        (PromptForm(source="labels"), "Hi there", "Hi", "5", "each label should be a list"),
-    ],
-)
-def test_openrlhf_texts_that_do_not_fit_are_refused(
-    form: PromptForm, query: str, prompt: str, label: Any, error: str
-) -> None:
-    with pytest.raises(UsageError, match=error):
-        sample_of(form, query, prompt, label)
-
-
-def test_a_vllm_style_score_is_answered_in_its_shape(address: str, service: ScriptedService) -> None:
-    one_to_many = {"model": "mixtral", "text_1": "What is 2 + 3?", "text_2": ["5", "six"]}
-    pairs = {"model": "mixtral", "text_1": ["a", "b"], "text_2": ["x", "xx"]}
-    single = {"text_1": "a", "text_2": "xxx"}
-    answers = [
-        one.json() for one in posts(address, [("/score", one_to_many), ("/v1/score", pairs), ("/score", single)])
-    ]
-    assert [[item["score"] for item in answer["data"]] for answer in answers] == [[1.0, 3.0], [1.0, 2.0], [3.0]]
-    first = answers[0]
-    assert set(first) == {"id", "object", "created", "model", "data", "usage"}
-    assert (first["object"], first["model"]) == ("list", "mixtral")
-    assert first["data"][1] == {"index": 1, "object": "score", "score": 3.0}
-    assert first["usage"]["total_tokens"] == 2
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "error"),
-    [
-        ("/get_reward", b"{", "should be a JSON object"),
-        ("/get_reward", b"[" * 100_000, "should be a JSON object"),
-        ("/get_reward", b"[]", "is a list"),
-        ("/get_reward", {"prompts": ["a"]}, "query should be a text or a list"),
-        ("/get_reward", {"query": ["ab"], "prompts": ["a", "b"]}, "lists of one length"),
-        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": "x"}, "lists of one length"),
-        ("/score", {"text_1": "a"}, "text_2 should be a text"),
-        ("/score", {"text_1": ["a", "b"], "text_2": ["x"]}, "text_1 has 2 texts and text_2 1"),
-        ("/score", {"text_1": [1], "text_2": ["x"]}, "text_1 should be a text"),
-        ("/score", b'{"text_1": "a", "text_2": ["\\ud800"]}', "text_2 is no Unicode text"),
-        ("/get_reward", {"query": ["ab"], "prompts": [""]}, "the query does not begin with its prompt"),
-    ],
-)
-def test_a_malformed_post_is_400_and_says_why(
-    address: str, service: ScriptedService, path: str, body: Any, error: str
-) -> None:
-    answer = posts(address, [(path, body)])[0]
-    assert answer.status_code == 400
-    assert error in answer.json()["error"]["message"]
-    assert service.num_seen == 0
-
-
-def test_a_full_server_is_429_with_retry_after(address: str, service: ScriptedService) -> None:
-    service.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="6500")
-    answer = posts(address, [sample("a", "x")])[0]
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
-
-
-def test_no_server_is_503() -> None:
-    answer = posts("127.0.0.1:1", [sample("a", "x")])[0]
-    assert answer.status_code == 503
-    assert "no reward server answers at 127.0.0.1:1" in answer.json()["error"]["message"]
-
-
-def test_a_failure_of_the_server_reaches_every_post_of_the_group(address: str, service: ScriptedService) -> None:
-    service.fail(grpc.StatusCode.INTERNAL)
-    answers = posts(address, [sample("a", "x"), sample("a", "xx")], wait_s=0.1)
-    assert [answer.status_code for answer in answers] == [503, 503]
-
-
-def test_what_cannot_be_scored_is_422_of_its_own_or_the_reward_that_was_named(address: str) -> None:
-    bodies = [sample("a", "x"), sample("a", "")]
-    answers = posts(address, bodies, wait_s=0.1)
-    assert [answer.status_code for answer in answers] == [200, 422]
-    assert "completion 0 cannot be scored: empty_completion" in answers[1].json()["error"]["message"]
-    named = posts(address, bodies, unscorable_reward=-20.0)
-    assert [answer.json()["rewards"] for answer in named] == [[1.0], [-20.0]]
-
-
-def test_what_the_gateway_does_not_serve_is_json_too(address: str) -> None:
-    missing, wrong = posts(address, [("/rewards", {}), ("/health", {})])
-    assert (missing.status_code, wrong.status_code, "GET" in wrong.headers["Allow"]) == (404, 405, True)
-    for answer in (missing, wrong):
-        assert answer.json()["error"]["code"] == answer.status_code
-        assert "POST /get_reward" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "error"),
-    [
-        (grpc.StatusCode.DEADLINE_EXCEEDED, 504, "gave no answer within 5 s"),
-        (grpc.StatusCode.UNAUTHENTICATED, 502, "does not know the caller"),
-        (grpc.StatusCode.INTERNAL, 503, "INTERNAL"),
-    ],
-)
-def test_failures_of_the_reward_server_have_codes_of_their_own(
-    address: str, service: ScriptedService, status: grpc.StatusCode, code: int, error: str
-) -> None:
-    service.fail(status)
-    answer = posts(address, [sample("a", "x")])[0]
-    assert (answer.status_code, answer.json()["error"]["code"]) == (code, code)
-    assert error in answer.json()["error"]["message"]
-
-
-def test_a_deadline_that_passes_is_504(address: str, service: ScriptedService) -> None:
-    service.delay_s = 1.0
-    assert posts(address, [sample("a", "x")], timeout_s=0.3)[0].status_code == 504
-
-
-def test_a_text_beyond_the_reward_server_s_limit_is_not_scorable(address: str, service: ScriptedService) -> None:
-    service.max_message_bytes = 1000
-    answer = posts(address, [sample("a" * 2000, "x")])[0]
-    assert (answer.status_code, "max_message_bytes" in answer.json()["error"]["message"]) == (422, True)
-
-
-class RefusingService(ScriptedService):
-    """Takes nobody's token, or calls every prompt wrong: health answers all the same."""
-
-    prompt_error = ""
-
-    def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
-        if not self.prompt_error:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown token")
-        return super().GetServerInfo(request, context)
-
-    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
-        is_control = self.prompt_error == CONTROL_TOKEN
-        status = pb.STATUS_CONTROL_TOKEN if is_control else pb.STATUS_INVALID_CONVERSATION
-        one = pb.CompletionScore(status=status, error=self.prompt_error)
-        return pb.ScoreResponse(
-            completions=[one] * len(request.completions), definition=self.definition(request.options)
-        )
-
-
-def refusing(prompt_error: str = "") -> AbstractContextManager[str]:
-    service = RefusingService()
-    service.prompt_error = prompt_error
-    return scripted_server(service)
-
-
-def test_health_is_not_ok_where_the_gateway_s_token_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    async def ask(address: str) -> None:
-        async with AsyncRewardClient(address, timeout_s=5) as client:
-            gateway = Gateway(client, RewardOptions(), PromptForm())
-            with pytest.raises(ServerError, match="does not know the caller"):
-                await gateway.health()
-            await gateway.warn_if_away()
-
-    with refusing() as address:
-        asyncio.run(ask(address))
-    assert "does not know the caller" in caplog.text
-
-
-def test_a_gateway_without_a_reward_server_says_so_as_it_starts() -> None:
-    command = [sys.executable, "-m", "winnow.cli", "gateway", "--address", "127.0.0.1:9", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline().startswith("listening on ")
-        assert select.select([process.stderr], [], [], 30)[0], "no warning came"
-        assert "no reward server answers at 127.0.0.1:9" in process.stderr.readline()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
-
-
-UNKNOWN_ROLE = "unknown role 'bot'; the roles are system, user and assistant"
-CONTROL_TOKEN = "the assistant message holds the control token '<|user|>'; take it out of the text"
-
-
-def test_no_made_up_reward_hides_a_prompt_that_is_no_conversation(caplog: pytest.LogCaptureFixture) -> None:
-    with refusing(UNKNOWN_ROLE) as address, RewardClient(address, timeout_s=10) as client:
-        answer = posts(address, [sample("a", "x")], unscorable_reward=-20.0)[0]
-        assert (answer.status_code, "unknown role 'bot'" in answer.json()["error"]["message"]) == (422, True)
-        with pytest.raises(UsageError, match="no conversation: unknown role 'bot'"):
-            verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "x")
-        assert reward_function(client)(prompts=["a"], completions=["x"]) == [None]
-        assert "a prompt gets no rewards: unknown role 'bot'" in caplog.text
-    with refusing(CONTROL_TOKEN) as address, RewardClient(address, timeout_s=10) as client:
-        answer = posts(address, [sample("a", "x")], unscorable_reward=-20.0)[0]
-        assert answer.json()["rewards"] == [-20.0]
-        assert verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "x")["score"] == -9.0
-
-
-def test_the_gateway_is_a_process_that_ends_well(address: str) -> None:
-    command = [sys.executable, "-m", "winnow.cli", "gateway", "--address", address, "--listen", "127.0.0.1:0"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        assert select.select([process.stdout], [], [], 60)[0], "the gateway said nothing"
-        url = process.stdout.readline().removeprefix("listening on ").strip()
-        assert json.loads(urllib.request.urlopen(f"{url}/health", timeout=10).read()) == {"status": "ok"}
-        body = json.dumps({"query": ["abc"], "prompts": ["a"], "labels": [""]}).encode()
-        request = urllib.request.Request(f"{url}/get_reward", body, {"Content-Type": "application/json"})
-        assert json.loads(urllib.request.urlopen(request, timeout=10).read())["rewards"] == [2.0]
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
-        assert (process.returncode, errors) == (0, "")
-
-
-def test_the_gateway_leaves_loopback_only_by_name() -> None:
-    refused = winnow("gateway", "--address", "127.0.0.1:9", "--listen", "0.0.0.0:0")
-    assert (refused.returncode, "say --allow-insecure" in refused.stderr) == (2, True)
-    wrong = winnow("gateway", "--address", "127.0.0.1:9", "--listen", "8000")
-    assert (wrong.returncode, "should be HOST:PORT" in wrong.stderr) == (2, True)
-
-
 # verl
-
-
-def verl_call(compute: Any, completion: str, prompt: Any = "What?", **more: Any) -> Any:
-    """As verl's reward managers call it."""
-    extra_info = {"index": 3, "prompt": prompt, "num_turns": 2}
-    return compute(data_source="lab", solution_str=completion, ground_truth="5", extra_info=extra_info, **more)
 
 
 def test_verl_s_keywords_give_a_score(client: RewardClient, service: ScriptedService) -> None:

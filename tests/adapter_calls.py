@@ -1,0 +1,80 @@
+"""Calls of the adapters as their tools make them, and a reward server that refuses."""
+
+import asyncio
+from contextlib import AbstractContextManager
+from typing import Any
+
+import grpc
+import httpx
+
+from reward_server.adapters.http import Gateway, create_app
+from reward_server.adapters.openrlhf import PromptForm
+from reward_server.client import AsyncRewardClient, RetryPolicy, RewardOptions
+from reward_server.pb import reward_pb2 as pb
+from tests.scripted_server import ScriptedService, scripted_server
+
+QUICK = RetryPolicy(max_attempts=2, first_pause_s=0.01)
+
+UNKNOWN_ROLE = "unknown role 'bot'; the roles are system, user and assistant"
+CONTROL_TOKEN = "the assistant message holds the control token '<|user|>'; take it out of the text"
+
+
+def turns(role: str, content: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content}]
+
+
+def sizes(service: ScriptedService) -> list[int]:
+    return sorted(len(request.completions) for request in service.requests)
+
+
+def posts(address: str, bodies: list[tuple[str, Any]], **settings: Any) -> list[httpx.Response]:
+    """The answers of the gateway to posts that are made at once."""
+
+    async def ask() -> list[httpx.Response]:
+        async with AsyncRewardClient(address, timeout_s=settings.pop("timeout_s", 5), retries=QUICK) as client:
+            options = settings.pop("options", RewardOptions())
+            app = create_app(Gateway(client, options, settings.pop("form", PromptForm()), **settings))
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+                kinds = [{"content": body} if isinstance(body, bytes) else {"json": body} for _, body in bodies]
+                return await asyncio.gather(
+                    *(http.post(path, **kind) for (path, _), kind in zip(bodies, kinds, strict=True))
+                )
+
+    return asyncio.run(ask())
+
+
+def sample(prompt: str, completion: str, label: Any = "") -> tuple[str, Any]:
+    """One sample as OpenRLHF posts it."""
+    return "/get_reward", {"query": [prompt + completion], "prompts": [prompt], "labels": [label]}
+
+
+class RefusingService(ScriptedService):
+    """Takes nobody's token, or calls every prompt wrong: health answers all the same."""
+
+    prompt_error = ""
+
+    def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
+        if not self.prompt_error:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown token")
+        return super().GetServerInfo(request, context)
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        is_control = self.prompt_error == CONTROL_TOKEN
+        status = pb.STATUS_CONTROL_TOKEN if is_control else pb.STATUS_INVALID_CONVERSATION
+        one = pb.CompletionScore(status=status, error=self.prompt_error)
+        return pb.ScoreResponse(
+            completions=[one] * len(request.completions), definition=self.definition(request.options)
+        )
+
+
+def refusing(prompt_error: str = "") -> AbstractContextManager[str]:
+    service = RefusingService()
+    service.prompt_error = prompt_error
+    return scripted_server(service)
+
+
+def verl_call(compute: Any, completion: str, prompt: Any = "What?", **more: Any) -> Any:
+    """As verl's reward managers call it."""
+    extra_info = {"index": 3, "prompt": prompt, "num_turns": 2}
+    return compute(data_source="lab", solution_str=completion, ground_truth="5", extra_info=extra_info, **more)
