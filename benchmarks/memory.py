@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.workloads import Workload, memory_workload
-from reward_server.allocator import keep_memory
 from reward_server.engines import TokenGroup
+from reward_server.engines.allocator import keep_memory
 from reward_server.engines.transformers import TransformersEngine
 
 KIB_PER_MIB = 1024

@@ -7,7 +7,7 @@
 All sides score the same tokens with the same weights, in turns (A B C A B C ...), with new tokens in every turn; a
 figure is the median of its turns. Tokens are those of all pairs of prompt and completion, whoever computes them once or
 more often. vLLM takes part where it is installed and the run is not quick. Sides in this process allocate as PyTorch
-does by itself; `--keep-memory` gives them what the server sets (reward_server/allocator.py), which helps those with
+does by itself; `--keep-memory` gives them what the server sets (engines/allocator.py), which helps those with
 large tensors most. The targets, for each workload of bound b:
 
     winnow >= b x padded      winnow >= 0.9 b x the best peer (n1: never slower)      served >= 0.95 x winnow
@@ -32,9 +32,9 @@ import torch
 from benchmarks import peers
 from benchmarks.machine import matmul_flops, seconds, useful_flops
 from benchmarks.workloads import Workload, make_model, workloads
-from reward_server.allocator import keep_memory
 from reward_server.client import Group, RewardClient
 from reward_server.engines import TokenGroup
+from reward_server.engines.allocator import keep_memory
 from reward_server.engines.transformers import TransformersEngine
 from winnow.models import load_causal_lm
 from winnow.progress import progress

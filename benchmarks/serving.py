@@ -37,7 +37,7 @@ from benchmarks.serving_process import QUEUE_TOKENS, TOKEN_BUDGET, Sample, Serve
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.service import SERVICE_NAME
+from reward_server.serving.service import SERVICE_NAME
 
 CALLERS = (1, 8, 64)
 TIMES_CAPACITY = 10

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.serving_process import Server
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.service import PUSHBACK_KEY
+from reward_server.serving.service import PUSHBACK_KEY
 
 NUM_WORDS = 24
 NUM_CONNECTIONS = 64

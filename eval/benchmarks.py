@@ -20,11 +20,11 @@ from typing import Any
 import yaml
 
 from winnow.chat import Chat
-from winnow.errors import InputError, UsageError, WinnowError
-from winnow.models import first_line, load_causal_lm
+from winnow.config import Dtype
+from winnow.errors import InputError, UsageError, WinnowError, first_line
+from winnow.models import load_causal_lm
 from winnow.records import EvalResult, Row
 from winnow.run_config import BenchmarkConfig, EvaluationConfig
-from winnow.sections import Dtype
 
 
 class BenchmarkItem(Row):

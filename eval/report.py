@@ -11,7 +11,7 @@ round has a judged score where no questions are configured.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.judged_scores import JudgedScore
+from eval.judging.judged_scores import JudgedScore
 from eval.peak import Peak
 from eval.ranking import spearman
 from winnow.records import EvalResult, Row

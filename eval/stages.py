@@ -19,13 +19,13 @@ from typing import Any
 
 from eval.benchmarks import BenchmarkItem, data_files, run_benchmarks
 from eval.chart import draw_chart
-from eval.judge import Judge
-from eval.judged_scores import JudgedScore, summarize
-from eval.llm_judge import open_llm_judge
-from eval.mt_bench import answer_questions, judge_answers
+from eval.judging.judged_scores import JudgedScore, summarize
+from eval.judging.judges import Judge
+from eval.judging.llm_judge import open_llm_judge
+from eval.judging.mt_bench import answer_questions, judge_answers
+from eval.judging.questions import Question, References, read_questions, read_references
+from eval.judging.reference_judge import ReferenceJudge
 from eval.peak import Candidate, Rule, choose_peak
-from eval.questions import Question, References, read_questions, read_references
-from eval.reference_judge import ReferenceJudge
 from eval.report import peak_report, round_report
 from eval.table import print_closing
 from winnow.chat import Chat, load_chat

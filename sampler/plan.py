@@ -1,6 +1,6 @@
 """What a recipe will do, before it does it: stages, rows, optimizer steps against warm-up, tokens, disk, one example.
 
-    steps  = as winnow/steps.py        tokens = at most steps * batch_size * context
+    steps  = TrainConfig.num_steps        tokens = at most steps * batch_size * context
     disk   = 2 bytes per parameter and checkpoint, 4 per completion token (text and rewards, measured on Parquet)
 
 Nothing is loaded but a tokenizer for the example, and that only where it is at hand.
@@ -19,7 +19,6 @@ from winnow.errors import WinnowError
 from winnow.records import Message
 from winnow.rows import read_jsonl
 from winnow.run_config import PhaseConfig, RunConfig, TrainConfig
-from winnow.steps import num_steps, warmup_warning
 
 BYTES_PER_PARAMETER = 2
 BYTES_PER_COMPLETION_TOKEN = 4
@@ -105,8 +104,8 @@ def _round_stages(config: RunConfig, number: int) -> Iterator[PlannedStage]:
 
 def _training(config: RunConfig, number: int, name: str, train: TrainConfig, num_rows: int | None) -> PlannedStage:
     size = config.policy.num_parameters
-    steps = None if num_rows is None else num_steps(num_rows, train)
-    warning = None if steps is None else warmup_warning(steps, train)
+    steps = None if num_rows is None else train.num_steps(num_rows)
+    warning = None if steps is None else train.warmup_warning(steps)
     tokens = None if steps is None else steps * train.batch_size * train.max_tokens
     disk = None if size is None else size * BYTES_PER_PARAMETER
     return PlannedStage(number, name, num_rows, steps, train.warmup_steps, warning, tokens, disk)

@@ -2,7 +2,7 @@
 
     Completion(prompt_id, completion_id, text, is_finished)  ->  Reward(prompt_id, completion_id, reward, ...)
 
-Files of rows, for those who only score, are in sampler/score_file.py.
+Files of rows, for those who only score, are in reward_server/client/score_file.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

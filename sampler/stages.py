@@ -61,7 +61,7 @@ def score(run: Run, number: int) -> None:
     pending = [s for s in shards if not run.ledger.is_finished(_piece(run, number, "score", s[0]), inputs[s[0]])]
     if not pending:
         return
-    from sampler.hosted import reward_client
+    from sampler.managed_server import reward_client
     from sampler.score import score_completions
 
     config = run.config.reward

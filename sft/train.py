@@ -17,9 +17,10 @@ import torch
 from transformers import GenerationConfig
 
 from sft.encoding import Encoded, encode
-from sft.resume import last_checkpoint, trainer_folder
 from sft.trainer import Steps, make_trainer
+from sft.trainer_checkpoints import last_checkpoint, trainer_folder
 from winnow.chat import Chat
+from winnow.config import Dtype
 from winnow.errors import TrainingError
 from winnow.models import load_causal_lm
 from winnow.progress import progress
@@ -27,8 +28,6 @@ from winnow.records import Row, digest
 from winnow.rows import write_json
 from winnow.run_config import TrainConfig
 from winnow.rundir import whole_folder
-from winnow.sections import Dtype
-from winnow.steps import num_steps, warmup_warning
 
 
 class TrainReport(Row):
@@ -72,8 +71,8 @@ def train(
     """
     start = time.monotonic()
     encoded = encode(rows, chat, config.max_tokens, is_last_turn_only=is_last_turn_only)
-    steps = num_steps(len(encoded.input_ids), config)
-    if warning := warmup_warning(steps, config):
+    steps = config.num_steps(len(encoded.input_ids))
+    if warning := config.warmup_warning(steps):
         print(f"{description}: {warning}", file=sys.stderr)
     policy, kept_dtype = load_for_training(model, chat, dtype)
     job = digest([config.model_dump(mode="json"), model, seed, dtype, encoded.identity()])

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
-from reward_server.pair import Pair
-from reward_server.server import RunningServer, start
+from reward_server.scoring.model_pair import Pair
+from reward_server.serving.server import RunningServer, start
 from winnow.serve_config import ServeConfig
 
 Result = TypeVar("Result")

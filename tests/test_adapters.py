@@ -18,7 +18,7 @@ import pytest
 from reward_server.adapters import verl
 from reward_server.adapters.trl import reward_function
 from reward_server.client import AsyncRewardClient, RewardClient, RewardOptions
-from sampler.hosted import reward_client
+from sampler.managed_server import reward_client
 from tests.adapter_calls import sizes, turns, verl_call
 from tests.both_clients import address_fixture, service_fixture  # noqa: F401
 from tests.scripted_server import ScriptedService

@@ -15,7 +15,7 @@ from tests.tiny_run import ROOT, tiny_config, winnow, write_config, write_jsonl
 from winnow import cli
 from winnow.config import key_rows
 from winnow.errors import UsageError
-from winnow.exits import EXTRAS
+from winnow.exit_codes import EXTRAS
 from winnow.models import load_failure
 from winnow.serve_config import ServeConfig
 

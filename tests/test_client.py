@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from reward_server.client import AsyncRewardClient, RewardClient, RewardOptions
-from reward_server.groups import OptionKeywords
+from reward_server.client.requests import OptionKeywords
 from tests.both_clients import address_fixture, connect_fixture, service_fixture  # noqa: F401
 from tests.scripted_server import MESSAGES
 from winnow.errors import UsageError

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from eval.chart import draw_chart
-from eval.judged_scores import JudgedScore
+from eval.judging.judged_scores import JudgedScore
 from eval.peak import Peak, Rule
 from eval.report import PeakReport, RoundReport, named_results, peak_report, round_report
 from eval.table import print_closing

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_server.fair_queue import FairQueue, QueueFullError, Throughput, Ticket, TooLateError, weighted_median
+from reward_server.scheduling.fair_queue import (
+    FairQueue,
+    QueueFullError,
+    Throughput,
+    Ticket,
+    TooLateError,
+    weighted_median,
+)
 
 
 def queue(max_tokens: int = 1000, max_groups: int = 100, quantum: int = 10) -> FairQueue[str]:

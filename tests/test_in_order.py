@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from reward_server.in_order import InOrder, StoppingError
+from reward_server.serving.ordered_stream import InOrder, StoppingError
 
 
 async def numbers(until: int, error: Exception | None = None) -> AsyncIterator[int]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from eval.judge import Judge
-from eval.llm_judge import MAX_TOKENS, REMINDER, parse_rating, prompt_name, read_judge_prompts
-from eval.questions import Question
-from eval.reference_judge import REFERENCE_JUDGE, ReferenceJudge, has_form, reference_score, word_overlap
+from eval.judging.judges import Judge
+from eval.judging.llm_judge import MAX_TOKENS, REMINDER, parse_rating, prompt_name, read_judge_prompts
+from eval.judging.questions import Question
+from eval.judging.reference_judge import REFERENCE_JUDGE, ReferenceJudge, has_form, reference_score, word_overlap
 from eval.stages import open_judge
 from winnow.errors import InputError, ServerError, UsageError
 from winnow.run_config import JudgeConfig

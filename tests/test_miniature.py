@@ -10,8 +10,8 @@ import pytest
 import yaml
 from instructlab.schema.taxonomy import TaxonomyParser
 
-from eval.questions import read_questions, read_references
-from eval.reference_judge import ReferenceJudge
+from eval.judging.questions import read_questions, read_references
+from eval.judging.reference_judge import ReferenceJudge
 from examples.miniature import dialogues, world
 from examples.miniature.models import SYSTEM_PROMPT, make_tokenizer
 from winnow.chat import Chat

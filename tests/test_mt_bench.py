@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from eval.judge import Verdict
-from eval.judged_scores import UNREADABLE, Judgment, mean_score, summarize
-from eval.mt_bench import Answer, answer_questions, by_temperature, judge_answers
-from eval.questions import Question, read_questions, read_references
-from eval.reference_judge import ReferenceJudge
+from eval.judging.judged_scores import UNREADABLE, Judgment, mean_score, summarize
+from eval.judging.judges import Verdict
+from eval.judging.mt_bench import Answer, answer_questions, by_temperature, judge_answers
+from eval.judging.questions import Question, read_questions, read_references
+from eval.judging.reference_judge import ReferenceJudge
 from sampler.engines import Sampled, Sampling
 from tests.tiny_models import make_tokenizer
 from winnow.chat import Chat

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import llm_judge, peak, ranking, reference_judge
+from eval import peak, ranking
+from eval.judging import llm_judge, reference_judge
 from eval.peak import Candidate, Rule, choose_peak, guard_tests, holm, mcnemar_p_value
 from eval.ranking import average_ranks, spearman
 from winnow.errors import WinnowError

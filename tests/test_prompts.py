@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampler.prompts import draw, parse_conversation, parse_prompt, quotas, read_pool
+from sampler.prompts import draw, parse_prompt, quotas, read_pool
+from winnow.conversations import parse_conversation
 from winnow.errors import InputError
 from winnow.records import Message, Prompt, make_prompt
 from winnow.run_config import PromptFile

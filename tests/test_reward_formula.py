@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from reward_server.reward import log_ratio_reward
+from reward_server.scoring.reward import log_ratio_reward
 
 INSTRUCT = [-1.0, -2.0, -0.5]
 BASE = [-1.5, -3.0, -0.25]

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reward_server import fingerprint
-from reward_server.fingerprint import tokenizer_hash, weight_hash
-from reward_server.opening import check_models, open_pair
-from reward_server.pair import InstructionScope, Options, Outcome, Pair
-from reward_server.rendering import Conversation, Ids, PromptGroup, Text
+from reward_server.scoring import fingerprint
+from reward_server.scoring.fingerprint import tokenizer_hash, weight_hash
+from reward_server.scoring.load_pair import check_models, open_pair
+from reward_server.scoring.model_pair import CompletionResult, InstructionScope, Options, Pair
+from reward_server.scoring.rendering import Conversation, Ids, PromptGroup, Text
 from tests.oracle import Oracle
 from tests.served import HeldEngine, wait_until
 from tests.tiny_models import make_model, make_tokenizer
@@ -49,7 +49,7 @@ def config_of(folders: dict[str, Path], base: str = "base", **settings: Any) -> 
     return ServeConfig(instruct=str(folders["instruct"]), base=str(folders[base]), **{**fixed, **settings})
 
 
-def scored(pair: Pair, group: PromptGroup, options: Options) -> list[Outcome]:
+def scored(pair: Pair, group: PromptGroup, options: Options) -> list[CompletionResult]:
     return pair.score([pair.prepare(group, options)])[0]
 
 
@@ -138,7 +138,7 @@ def test_the_reference_free_reward_does_not_ask_the_base_model_s_form(folders: d
 
 
 def test_importing_the_pair_loads_no_engine_s_library() -> None:
-    code = "import sys, reward_server.pair; print([m for m in ('torch', 'vllm') if m in sys.modules])"
+    code = "import sys, reward_server.scoring.model_pair; print([m for m in ('torch', 'vllm') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -21,7 +21,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.server import callable_address
+from reward_server.serving.server import callable_address
 from tests.served import wait_until
 from tests.tiny_models import make_model
 from winnow.errors import ServerError

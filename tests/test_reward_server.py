@@ -16,12 +16,12 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from reward_server.client import CompletionText, Group, RewardClient
-from reward_server.opening import open_pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.scheduler import MAX_FAILED_BATCHES
-from reward_server.server import check_address_is_free, start
-from reward_server.service import SERVICE_NAME
+from reward_server.scheduling.scheduler import MAX_FAILED_BATCHES
+from reward_server.scoring.load_pair import open_pair
+from reward_server.serving.server import check_address_is_free, start
+from reward_server.serving.service import SERVICE_NAME
 from tests.oracle import Oracle
 from tests.served import Served, wait_until
 from tests.tiny_models import make_model
@@ -275,7 +275,7 @@ def test_a_prompt_of_thousands_of_messages_holds_nobody_up(client: RewardClient)
 
 def test_a_stream_answers_in_the_order_of_its_groups(client: RewardClient) -> None:
     groups = [Group([{"role": "user", "content": f"What is {i} + 3?"}], TEXTS[: 1 + i % 3]) for i in range(12)]
-    one_by_one = [client.score(group.messages, group.completions) for group in groups]
+    one_by_one = [client.score(group.prompt, group.completions) for group in groups]
     streamed = list(client.score_many(iter(groups), concurrency=4))
     assert [len(scored) for scored in streamed] == [len(group.completions) for group in groups]
     for ours, theirs in zip(streamed, one_by_one, strict=True):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from reward_server.pb import reward_pb2 as pb
-from reward_server.spans import UnscorableError
+from reward_server.scoring.spans import UnscorableError
 from winnow.errors import ChatError, ControlTokenError
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ def test_every_definition_in_the_proto_has_a_comment() -> None:
 
 
 def test_every_status_that_the_code_gives_is_in_the_proto() -> None:
-    sources = [path.read_text() for path in (ROOT / "reward_server").glob("*.py")]
-    raised = re.findall(rf'(?:{UnscorableError.__name__}|Outcome)\(\s*"(\w+)"', "\n".join(sources))
+    sources = [path.read_text() for path in (ROOT / "reward_server").rglob("*.py")]
+    raised = re.findall(rf'(?:{UnscorableError.__name__}|CompletionResult)\(\s*"(\w+)"', "\n".join(sources))
     raised += [error.status for error in (ChatError, ControlTokenError)]
     assert {f"STATUS_{name.upper()}" for name in raised} == set(pb.Status.keys()) - {"STATUS_UNSPECIFIED", "STATUS_OK"}

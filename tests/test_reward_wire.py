@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from reward_server.opening import open_pair
-from reward_server.pair import Options, Pair
 from reward_server.pb import reward_pb2 as pb
-from reward_server.wire import MalformedError, parse_group, parse_options, reward_definition
+from reward_server.scoring.load_pair import open_pair
+from reward_server.scoring.model_pair import Options, Pair
+from reward_server.serving.wire import MalformedError, parse_group, parse_options, reward_definition
 from tests.tiny_models import make_model
 from winnow.serve_config import ServeConfig
 

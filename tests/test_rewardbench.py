@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from reward_server.engines.transformers import TransformersEngine
-from reward_server.opening import open_pair
-from reward_server.pair import Options, Pair
-from reward_server.rendering import Conversation, PromptGroup, ScoredTokens, Text
-from reward_server.rewardbench import MAX_LENGTH, Row, cut
+from reward_server.scoring.load_pair import open_pair
+from reward_server.scoring.model_pair import Options, Pair
+from reward_server.scoring.rendering import Conversation, PromptGroup, ScoredTokens, Text
+from reward_server.scoring.rewardbench import MAX_LENGTH, Row, cut
 from tests.padded_pairs import PaddedPairs
 from tests.tiny_models import make_model
 from winnow.chat import template_source

@@ -15,13 +15,13 @@ from typing import Any
 import grpc
 import pytest
 
-from reward_server import scheduler
-from reward_server.opening import open_pair
-from reward_server.pair import Pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.server import start
-from reward_server.service import PUSHBACK_KEY, SERVICE_NAME
+from reward_server.scheduling import scheduler
+from reward_server.scoring.load_pair import open_pair
+from reward_server.scoring.model_pair import Pair
+from reward_server.serving.server import start
+from reward_server.serving.service import PUSHBACK_KEY, SERVICE_NAME
 from tests.served import HeldEngine, Served, held, served, wait_until
 from tests.tiny_models import make_model
 from winnow.serve_config import QueueConfig, ServeConfig
@@ -382,5 +382,5 @@ async def drained_with_idle_stream(config: ServeConfig, pair: Pair) -> tuple[grp
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own")
 def test_the_allocator_takes_its_settings() -> None:
-    program = "from reward_server.allocator import keep_memory; print(keep_memory())"
+    program = "from reward_server.engines.allocator import keep_memory; print(keep_memory())"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reward_server.pb import reward_pb2 as pb
-from sampler.hosted import reward_client
+from sampler.managed_server import reward_client
 from sampler.score import reward_options
 from tests.score_jobs import (
     DefinedService,

@@ -18,12 +18,12 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from reward_server.client import RewardClient
-from reward_server.opening import open_pair
-from reward_server.pair import Pair
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.security import check_exposure, is_loopback, read_tokens
-from reward_server.server import check_access, serve
+from reward_server.scoring.load_pair import open_pair
+from reward_server.scoring.model_pair import Pair
+from reward_server.serving.auth import check_exposure, is_loopback, read_tokens
+from reward_server.serving.server import check_access, serve
 from tests.served import Served, served
 from tests.tiny_models import make_model
 from winnow.errors import ServerError, UsageError

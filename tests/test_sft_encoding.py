@@ -10,7 +10,6 @@ from tests.tiny_models import make_tokenizer
 from winnow.chat import Chat
 from winnow.errors import TrainingError
 from winnow.run_config import TrainConfig
-from winnow.steps import num_steps, warmup_warning
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +82,18 @@ def test_identity_tells_rows_and_their_order_apart(chat: Chat) -> None:
 
 def test_steps_count_passes_and_their_last_smaller_batch() -> None:
     recipe = TrainConfig(learning_rate=1e-6, num_epochs=4, batch_size=3840, warmup_steps=800)
-    assert num_steps(630_000, recipe) == 660
-    assert num_steps(3840, recipe) == 4
-    assert num_steps(1, recipe.model_copy(update={"num_epochs": 0.5})) == 1
-    assert num_steps(630_000, recipe.model_copy(update={"max_steps": 7})) == 7
+    assert recipe.num_steps(630_000) == 660
+    assert recipe.num_steps(3840) == 4
+    assert recipe.model_copy(update={"num_epochs": 0.5}).num_steps(1) == 1
+    assert recipe.model_copy(update={"max_steps": 7}).num_steps(630_000) == 7
 
 
 def test_a_warm_up_that_is_not_shorter_than_training_is_told() -> None:
     recipe = TrainConfig(learning_rate=1e-6, warmup_steps=800)
     assert (
-        warmup_warning(656, recipe)
+        recipe.warmup_warning(656)
         == "warm-up of 800 steps is not shorter than training (656 steps); the learning rate never reaches its peak"
     )
-    assert warmup_warning(800, recipe) is not None
-    assert warmup_warning(801, recipe) is None
-    assert warmup_warning(1, TrainConfig(learning_rate=1e-6)) is None
+    assert recipe.warmup_warning(800) is not None
+    assert recipe.warmup_warning(801) is None
+    assert TrainConfig(learning_rate=1e-6).warmup_warning(1) is None

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.encoding import encode
-from sft.resume import last_checkpoint, trainer_folder
 from sft.train import TrainReport, train
+from sft.trainer_checkpoints import last_checkpoint, trainer_folder
 from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
+from winnow.config import Dtype
 from winnow.errors import ModelError, TrainingError
 from winnow.run_config import TrainConfig
-from winnow.sections import Dtype
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from reward_server import reward, spans
 from reward_server.engines import packing
-from reward_server.rendering import (
+from reward_server.scoring import reward, spans
+from reward_server.scoring.rendering import (
     Conversation,
     Ids,
     Limits,
@@ -18,7 +18,7 @@ from reward_server.rendering import (
     Text,
     with_instruction,
 )
-from reward_server.spans import EosPolicy, UnscorableError, scored_span
+from reward_server.scoring.spans import EosPolicy, UnscorableError, scored_span
 from tests.tiny_models import make_tokenizer
 from winnow.chat import Chat, load_tokenizer
 from winnow.records import Message

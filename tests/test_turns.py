@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 
 from reward_server.monitoring import Metrics
-from reward_server.opening import open_pair
-from reward_server.pair import Pair, Work
 from reward_server.pb import reward_pb2 as pb
-from reward_server.scheduler import Caller, Scheduler
-from reward_server.turns import Turns
-from reward_server.wire import MalformedError, parse_group, parse_options
+from reward_server.scheduling.round_robin import RoundRobinLock
+from reward_server.scheduling.scheduler import Caller, Scheduler
+from reward_server.scoring.load_pair import open_pair
+from reward_server.scoring.model_pair import Pair, RenderedGroup
+from reward_server.serving.wire import MalformedError, parse_group, parse_options
 from tests.served import held
 from tests.tiny_models import make_model
 from winnow.serve_config import QueueConfig, ServeConfig
@@ -24,7 +24,7 @@ def order(calls: Sequence[str], leave: Sequence[int] = (), leave_late: Sequence[
 
     All come while a first one is inside. Some leave while they wait, some in the very step in which their turn came.
     """
-    turns, seen = Turns(), []
+    turns, seen = RoundRobinLock(), []
 
     async def call(name: str) -> None:
         async with turns.of(name[0]):
@@ -64,7 +64,7 @@ def test_a_turn_that_came_too_late_is_passed_on() -> None:
 
 
 def test_one_that_fails_passes_the_turn_on() -> None:
-    turns = Turns()
+    turns = RoundRobinLock()
 
     async def fail() -> None:
         async with turns.of("a"):
@@ -86,7 +86,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return open_pair(ServeConfig(instruct=instruct, base=base, chat_template="lab", dtype="float32", device_map="cpu"))
 
 
-def work(pair: Pair) -> Work:
+def work(pair: Pair) -> RenderedGroup:
     group = parse_group(
         pb.ScoreRequest(
             prompt_token_ids=pb.TokenIds(ids=[0, 9, 10]),
@@ -103,7 +103,7 @@ async def rendered(pair: Pair, clients: Sequence[str]) -> list[str]:
     may_render = threading.Event()
     scheduler = Scheduler(pair, QueueConfig(), 1000, Metrics())
 
-    def prepare(client: str) -> Work:
+    def prepare(client: str) -> RenderedGroup:
         assert may_render.wait(30)
         order.append(client)
         return work(pair)
@@ -122,7 +122,7 @@ def test_a_client_that_sends_much_does_not_hold_up_the_rendering_of_another(pair
 
 
 def test_what_waits_for_room_goes_on_when_what_took_it_fails_to_render(pair: Pair) -> None:
-    def broken() -> Work:
+    def broken() -> RenderedGroup:
         raise MalformedError("no such thing")
 
     async def three() -> list[object]:

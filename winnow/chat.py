@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow.checkpoints import has_tokenizer
-from winnow.errors import ChatError, ControlTokenError, ModelError, UsageError
-from winnow.models import check_model_path, first_line, load_failure
+from winnow.errors import ChatError, ControlTokenError, ModelError, UsageError, first_line
+from winnow.models import check_model_path, load_failure
 from winnow.records import Message
 from winnow.run_config import PolicyConfig
 

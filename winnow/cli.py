@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from winnow.errors import UsageError
-from winnow.exits import end_when_interrupted, said_in_one_line
+from winnow.exit_codes import end_when_interrupted, said_in_one_line
 
 
 class Verb(TyperCommand):
@@ -147,7 +147,7 @@ def serve(
     if config is None:
         _check_pair_is_given({*flags, *(key.partition("=")[0] for key in keys)})
     resolved = load_config(config, ServeConfig, keys, flags)
-    _entry("reward_server.server:serve")(resolved, stop_when_stdin_closes=until_stdin_closes)
+    _entry("reward_server.serving.server:serve")(resolved, stop_when_stdin_closes=until_stdin_closes)
 
 
 @app.command(cls=Verb, epilog="Example: winnow score --address localhost:50051 --input in.jsonl --output out.jsonl")
@@ -173,11 +173,13 @@ def score(
     timeout_s: Timeout = 600.0,
 ) -> None:
     """Score completions on a reward server."""
-    job = _entry("sampler.score_file:ScoreJob")(
-        access=_entry("reward_server.channels:open_access")(address, token_file, tls_ca, tls_certificate, tls_key),
+    job = _entry("reward_server.client.score_file:ScoreJob")(
+        access=_entry("reward_server.client.connection:open_connection_settings")(
+            address, token_file, tls_ca, tls_certificate, tls_key
+        ),
         in_path=in_path,
         out_path=out_path,
-        options=_entry("reward_server.groups:RewardOptions")(
+        options=_entry("reward_server.client.requests:RewardOptions")(
             normalization=normalization,
             beta=beta,
             eos_policy=eos_policy,
@@ -190,7 +192,7 @@ def score(
         timeout_s=timeout_s,
         is_resumed=resume,
     )
-    counts = _entry("sampler.score_file:score_file")(job)
+    counts = _entry("reward_server.client.score_file:score_file")(job)
     statuses = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
     print(f"{out_path}: {statuses or 'no completions'}")
 
@@ -230,13 +232,15 @@ def gateway(
 ) -> None:
     """Answer OpenRLHF's remote rewards and vLLM-style /score over HTTP, from a reward server."""
     _entry("reward_server.adapters.http:serve")(
-        access=_entry("reward_server.channels:open_access")(address, token_file, tls_ca, tls_certificate, tls_key),
+        access=_entry("reward_server.client.connection:open_connection_settings")(
+            address, token_file, tls_ca, tls_certificate, tls_key
+        ),
         listen=listen,
         is_insecure_allowed=allow_insecure,
         form=_entry("reward_server.adapters.openrlhf:PromptForm")(
             prompt_prefix, prompt_suffix, tuple(eos or ()), prompt_from
         ),
-        options=_entry("reward_server.groups:RewardOptions")(
+        options=_entry("reward_server.client.requests:RewardOptions")(
             normalization=normalization,
             beta=beta,
             eos_policy=eos_policy,
@@ -311,7 +315,7 @@ def _check_pair_is_given(names: set[str]) -> None:
 
 
 def main() -> None:
-    """Run the command line; how it ends stands in winnow/exits.py."""
+    """Run the command line; how it ends stands in winnow/exit_codes.py."""
     # What gRPC's core logs of a failed connection stands in our own message too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with said_in_one_line():

@@ -11,8 +11,8 @@
     |-- TrainingError            a training job cannot give a useful model (nothing to train on, zero loss mask)
     `-- ServerError              the reward server cannot be reached or refuses to answer
         |-- ServerBusyError      it is full, and stayed so until the deadline
-        |-- LateError            it gave no answer until the deadline
-        `-- AccessError          it does not know the caller
+        |-- DeadlineError            it gave no answer until the deadline
+        `-- AuthError          it does not know the caller
 
 Every message says what was given, what is wrong with it, and the ways out; the command line prints it as one line.
 A bad *row* is no exception: it becomes a row with a status of its own (see `winnow.records`).
@@ -75,9 +75,14 @@ class ServerBusyError(ServerError):
         self.retry_s = retry_s
 
 
-class LateError(ServerError):
+class DeadlineError(ServerError):
     """The reward server gave no answer until the deadline."""
 
 
-class AccessError(ServerError):
+class AuthError(ServerError):
     """The reward server does not know the caller."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for messages of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

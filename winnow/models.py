@@ -6,8 +6,8 @@ Importing this loads no torch; calling `load_causal_lm` does.
 from pathlib import Path
 from typing import Any
 
-from winnow.errors import ModelError, UsageError
-from winnow.sections import Dtype
+from winnow.config import Dtype
+from winnow.errors import ModelError, UsageError, first_line
 
 # What an error of loading says -> the way out.
 WAYS_OUT = {
@@ -70,11 +70,6 @@ def load_failure(model: str, error: BaseException) -> str:
         f"there is no such folder here, and the Hugging Face hub did not give it either ({reason}); give a folder that "
         "holds a model and its tokenizer, or a hub id like org/name"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for messages of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _placement(device_map: str) -> str | None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from winnow.sections import Dtype, Fraction, NonNegative, Positive, Seconds, Section
+from winnow.config import Dtype, Fraction, NonNegative, Positive, Seconds, Section
 
 
 class VllmConfig(Section):

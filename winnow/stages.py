@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import WinnowError
-from winnow.exits import said_in_one_line
+from winnow.exit_codes import said_in_one_line
 from winnow.rundir import Run, open_run
 
 STAGES = {

@@ -8,7 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reward_server.answers import ScoredCompletion
+from reward_server.client.responses import ScoredCompletion
 from reward_server.groups import CompletionText, Prompt
 
 Score = Callable[[Prompt, list[CompletionText]], Awaitable[Sequence[ScoredCompletion]]]

@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
 from reward_server.adapters.openrlhf import PromptForm, sample_of
-from reward_server.answers import ScoredCompletion
-from reward_server.channels import Access
 from reward_server.client import AsyncRewardClient
-from reward_server.groups import CompletionText, RewardOptions
-from winnow.errors import AccessError, LateError, ServerBusyError, ServerError, UsageError
+from reward_server.client.connection import ConnectionSettings
+from reward_server.client.requests import RewardOptions
+from reward_server.client.responses import ScoredCompletion
+from reward_server.groups import CompletionText
+from winnow.errors import AuthError, DeadlineError, ServerBusyError, ServerError, UsageError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -137,7 +138,7 @@ class Gateway:
         """A number for each completion. Raises HttpError for one that has none."""
         rewards = []
         for index, one in enumerate(scored):
-            made_up = None if one.is_mistake else self.unscorable_reward
+            made_up = None if one.is_invalid_prompt else self.unscorable_reward
             reward = made_up if one.reward is None else one.reward
             if reward is None:
                 raise HttpError(422, f"completion {index} cannot be scored: {one.status}: {one.error}")
@@ -186,7 +187,7 @@ def create_app(gateway: Gateway) -> "Starlette":
 
 
 def serve(
-    access: Access,
+    access: ConnectionSettings,
     listen: str,
     *,
     is_insecure_allowed: bool,
@@ -272,9 +273,9 @@ def _http_error(error: Exception) -> HttpError:
 
 
 def _server_code(error: ServerError) -> int:
-    if isinstance(error, AccessError):
+    if isinstance(error, AuthError):
         return 502
-    return 504 if isinstance(error, LateError) else 503
+    return 504 if isinstance(error, DeadlineError) else 503
 
 
 async def _body(request: "Request") -> dict[str, Any]:

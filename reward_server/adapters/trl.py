@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from reward_server.client import CompletionText, Group, RewardClient, RewardOptions
-from reward_server.groups import OptionKeywords, options_of
+from reward_server.client.requests import OptionKeywords, options_of
 
 RewardFunction = Callable[..., list[float | None]]
-Turns = Sequence[Mapping[str, Any]]
+RoundRobinLock = Sequence[Mapping[str, Any]]
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ def reward_function(
     chosen = options_of(options, keywords)
 
     def score(
-        prompts: Sequence[str | Turns],
-        completions: Sequence[str | Turns],
+        prompts: Sequence[str | RoundRobinLock],
+        completions: Sequence[str | RoundRobinLock],
         completion_ids: Sequence[Sequence[int]] | None = None,
         **columns: Any,
     ) -> list[float | None]:
@@ -48,7 +48,7 @@ def reward_function(
         rewards: list[float | None] = [None] * len(prompts)
         places, groups = _groups(prompts, completions, finished)
         for where, scored in zip(places, client.score_many(groups, chosen), strict=True):
-            if mistake := next((one for one in scored if one.is_mistake), None):
+            if mistake := next((one for one in scored if one.is_invalid_prompt), None):
                 log.warning("a prompt gets no rewards: %s; mend the data set", mistake.error)
             for index, one in zip(where, scored, strict=True):
                 rewards[index] = one.reward
@@ -59,7 +59,7 @@ def reward_function(
 
 
 def _groups(
-    prompts: Sequence[str | Turns], completions: Sequence[str | Turns], finished: Sequence[bool]
+    prompts: Sequence[str | RoundRobinLock], completions: Sequence[str | RoundRobinLock], finished: Sequence[bool]
 ) -> tuple[list[list[int]], list[Group]]:
     """The samples that can be asked for by prompt: where each stands, and the group."""
     by_prompt: dict[str, tuple[list[int], list[dict[str, str]], list[CompletionText]]] = {}
@@ -75,7 +75,7 @@ def _groups(
     return [where for where, _, _ in asked], [Group(messages, texts) for _, messages, texts in asked]
 
 
-def _messages(prompt: str | Turns) -> list[dict[str, str]] | None:
+def _messages(prompt: str | RoundRobinLock) -> list[dict[str, str]] | None:
     """A prompt as messages; None where a turn is more than text."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
@@ -84,7 +84,7 @@ def _messages(prompt: str | Turns) -> list[dict[str, str]] | None:
     return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
 
 
-def _text(completion: str | Turns) -> str | None:
+def _text(completion: str | RoundRobinLock) -> str | None:
     """The text of a completion; None where it is more than one assistant turn of text."""
     if isinstance(completion, str):
         return completion

@@ -19,10 +19,11 @@ from dataclasses import asdict
 from typing import Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
-from reward_server.answers import ScoredCompletion
-from reward_server.channels import Access, open_access
 from reward_server.client import AsyncRewardClient, RewardClient
-from reward_server.groups import CompletionText, RewardOptions
+from reward_server.client.connection import ConnectionSettings, open_connection_settings
+from reward_server.client.requests import RewardOptions
+from reward_server.client.responses import ScoredCompletion
+from reward_server.groups import CompletionText
 from winnow.errors import UsageError
 
 Score = dict[str, float]
@@ -99,11 +100,11 @@ def _async_from_environment(process_id: int, loop: asyncio.AbstractEventLoop) ->
     return make_compute_score_async(AsyncRewardClient(**asdict(_access())), unscorable_score=_unscorable())
 
 
-def _access() -> Access:
+def _access() -> ConnectionSettings:
     address = os.environ.get("WINNOW_ADDRESS")
     if not address:
         raise UsageError("WINNOW_ADDRESS is not set; set it to HOST:PORT of a reward server, for every worker")
-    return open_access(address, os.environ.get("WINNOW_TOKEN_FILE"), os.environ.get("WINNOW_TLS_CA"))
+    return open_connection_settings(address, os.environ.get("WINNOW_TOKEN_FILE"), os.environ.get("WINNOW_TLS_CA"))
 
 
 def _unscorable() -> float | None:
@@ -138,7 +139,7 @@ def _prompt(extra_info: Any, key: str) -> Messages:
 
 
 def _score(scored: ScoredCompletion, unscorable: float | None) -> Score:
-    if scored.is_mistake:
+    if scored.is_invalid_prompt:
         raise UsageError(f"the prompt is no conversation: {scored.error}; mend extra_info in the data set")
     score = unscorable if scored.reward is None else scored.reward
     if score is None:

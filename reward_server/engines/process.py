@@ -24,8 +24,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from reward_server.allocator import keep_memory
 from reward_server.engines import MODELS, Logprobs, ModelName, ScoringEngine, TokenGroup
+from reward_server.engines.allocator import keep_memory
 from reward_server.engines.loading import have_own_devices, load_engines
 from reward_server.monitoring import log_to_stderr
 from winnow.errors import ModelError, WinnowError

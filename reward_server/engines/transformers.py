@@ -22,9 +22,9 @@ from reward_server.engines.attention import Layout, implementation
 from reward_server.engines.experts import BLOCKS
 from reward_server.engines.head import Head
 from reward_server.engines.packing import pack, rows
-from winnow.errors import ModelError
-from winnow.models import first_line, load_causal_lm
-from winnow.sections import Dtype
+from winnow.config import Dtype
+from winnow.errors import ModelError, first_line
+from winnow.models import load_causal_lm
 
 log = logging.getLogger(__name__)
 

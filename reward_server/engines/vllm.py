@@ -21,9 +21,9 @@ from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.platforms import current_platform
 
 from reward_server.engines import Logprobs, ModelName, TokenGroup
-from winnow.errors import ModelError
-from winnow.models import check_model_path, first_line
-from winnow.sections import Dtype
+from winnow.config import Dtype
+from winnow.errors import ModelError, first_line
+from winnow.models import check_model_path
 from winnow.serve_config import ServeConfig, VllmConfig
 
 # The V1 runner makes float32 tensors of [tokens of a step, vocabulary]: 0.5 GiB for 32 000 entries at this size.

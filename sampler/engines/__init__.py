@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from winnow.chat import Chat
+from winnow.config import Dtype
 from winnow.run_config import SamplingConfig
-from winnow.sections import Dtype
 
 
 @dataclass(frozen=True)

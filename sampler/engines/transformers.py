@@ -16,8 +16,8 @@ from transformers import GenerationConfig
 
 from sampler.engines import Sampled, Sampling
 from winnow.chat import Chat
+from winnow.config import Dtype
 from winnow.models import load_causal_lm
-from winnow.sections import Dtype
 
 # Rows x tokens of one batch, by device. CPU: 12,000 tokens of a model of 1.5 million parameters take 1.8 s of CPU time,
 # where 2048 takes 2.2 s (calls) and 65536 2.8 s (caches). GPU: 16 GiB of keys and values for a bfloat16 Mistral-7B.

@@ -15,11 +15,11 @@ from vllm.platforms import current_platform
 
 from sampler.engines import Sampled, Sampling
 from winnow.chat import Chat
-from winnow.errors import ModelError
-from winnow.models import check_model_path, first_line
+from winnow.config import Dtype
+from winnow.errors import ModelError, first_line
+from winnow.models import check_model_path
 from winnow.records import seed_from
 from winnow.run_config import SamplingConfig
-from winnow.sections import Dtype
 
 
 class VllmEngine:

@@ -52,7 +52,7 @@ class Ticket(Generic[Item]):
 
 
 @dataclass
-class Line(Generic[Item]):
+class ClientQueue(Generic[Item]):
     """What one client has waiting, and what it may still spend at its turn."""
 
     tickets: deque[Ticket[Item]] = field(default_factory=deque)
@@ -98,7 +98,7 @@ class FairQueue(Generic[Item]):
         self.tokens = 0
         self.groups = 0
         self.throughput = Throughput()
-        self._lines: OrderedDict[str, Line[Item]] = OrderedDict()
+        self._lines: OrderedDict[str, ClientQueue[Item]] = OrderedDict()
         self._room = 0
         self._computing = 0
         self._computing_since = 0.0
@@ -112,7 +112,7 @@ class FairQueue(Generic[Item]):
         """
         if self._is_full_for_all or client in self._full_for:
             return True
-        line = self._lines.get(client) or Line()
+        line = self._lines.get(client) or ClientQueue()
         free_tokens, free_groups = self.max_tokens - self._room, self.max_groups - self.groups - num_coming
         own_groups = len(line.tickets) + num_own
         if not own_groups:
@@ -128,7 +128,7 @@ class FairQueue(Generic[Item]):
         is_idle = self.groups == 0 and self._computing == 0
         if not is_idle and ticket.deadline is not None and wait_s is not None and now + wait_s > ticket.deadline:
             raise TooLateError(f"it would take about {wait_s:.1f} s, and {ticket.deadline - now:.1f} s are left")
-        line = self._lines.setdefault(ticket.client, Line())
+        line = self._lines.setdefault(ticket.client, ClientQueue())
         line.tickets.append(ticket)
         self._count(line, ticket, 1)
 
@@ -216,14 +216,14 @@ class FairQueue(Generic[Item]):
         own_s = ticket.tokens / rate if rate and self.groups > 1 else 0.0
         return now + own_s >= ticket.deadline
 
-    def _left(self, ticket: Ticket[Item], line: Line[Item]) -> None:
+    def _left(self, ticket: Ticket[Item], line: ClientQueue[Item]) -> None:
         self._count(line, ticket, -1)
         if not line.tickets:
             del self._lines[ticket.client]
         self._is_full_for_all = False
         self._full_for.clear()
 
-    def _count(self, line: Line[Item], ticket: Ticket[Item], sign: int) -> None:
+    def _count(self, line: ClientQueue[Item], ticket: Ticket[Item], sign: int) -> None:
         room = self._room_of(ticket)
         line.room += sign * room
         self._room += sign * room

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from reward_server.groups import Asked, RewardOptions
+from reward_server.client.requests import GroupRequests, RewardOptions
 from reward_server.pb import reward_pb2 as pb
 from winnow.errors import ServerError
 
@@ -31,13 +31,13 @@ class ScoredCompletion:
     base_token_logprobs: tuple[float, ...] | None
 
     @property
-    def is_mistake(self) -> bool:
+    def is_invalid_prompt(self) -> bool:
         """Whether there is no score because the prompt is no conversation, which no made-up score should hide."""
         return self.status == "invalid_conversation"
 
 
 @dataclass(frozen=True)
-class Definition:
+class RewardDefinition:
     """What decided a reward beside prompt and completion (`winnow.v1.RewardDefinition`); equal ones compare."""
 
     recipe: str
@@ -57,12 +57,14 @@ class Definition:
 class ScoredGroup(list[ScoredCompletion]):
     """The scores of a group's completions, in order; `definition` says how they were made (None: nothing to score)."""
 
-    def __init__(self, completions: Iterable[ScoredCompletion] = (), definition: Definition | None = None) -> None:
+    def __init__(
+        self, completions: Iterable[ScoredCompletion] = (), definition: RewardDefinition | None = None
+    ) -> None:
         super().__init__(completions)
         self.definition = definition
 
 
-def scored_group(asked: Asked, responses: Sequence[pb.ScoreResponse], options: RewardOptions) -> ScoredGroup:
+def scored_group(asked: GroupRequests, responses: Sequence[pb.ScoreResponse], options: RewardOptions) -> ScoredGroup:
     """The scores of a group that was asked for in one or several requests. Raises ServerError."""
     for request, response in zip(asked.requests, responses, strict=True):
         if len(response.completions) != len(request.completions):
@@ -83,7 +85,7 @@ def scored_group(asked: Asked, responses: Sequence[pb.ScoreResponse], options: R
     return ScoredGroup((_scored(score, options) for score in answered), next(iter(definitions), None))
 
 
-def _check_followed(definitions: Iterable[Definition], options: RewardOptions) -> None:
+def _check_followed(definitions: Iterable[RewardDefinition], options: RewardOptions) -> None:
     """Raise ServerError where a server passed over an option: one that is older than the option does so in silence."""
     for name in ("recipe", "instruction"):
         asked = getattr(options, name)
@@ -94,8 +96,8 @@ def _check_followed(definitions: Iterable[Definition], options: RewardOptions) -
             )
 
 
-def _definition(definition: pb.RewardDefinition) -> Definition:
-    return Definition(**{field.name: getattr(definition, field.name) for field in fields(Definition)})
+def _definition(definition: pb.RewardDefinition) -> RewardDefinition:
+    return RewardDefinition(**{field.name: getattr(definition, field.name) for field in fields(RewardDefinition)})
 
 
 def _scored(score: pb.CompletionScore, options: RewardOptions) -> ScoredCompletion:

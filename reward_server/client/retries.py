@@ -24,7 +24,7 @@ from typing import Any
 
 import grpc
 
-from winnow.errors import AccessError, LateError, ServerBusyError, ServerError, UsageError, WinnowError
+from winnow.errors import AuthError, DeadlineError, ServerBusyError, ServerError, UsageError, WinnowError
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # Three years. gRPC takes no much longer deadline, nor an endless one.
@@ -94,12 +94,12 @@ def explained(failure: Failure, address: str, timeout_s: float) -> WinnowError:
             retry_s=max(failure.pushback_s, 0.0),
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return LateError(
+        return DeadlineError(
             f"the reward server at {address} gave no answer within {timeout_s:g} s; raise timeout_s, or "
             "send fewer completions at a time"
         )
     if code == grpc.StatusCode.UNAUTHENTICATED:
-        return AccessError(
+        return AuthError(
             f"the reward server at {address} does not know the caller ({details}); give its token= or --token-file"
         )
     return ServerError(_failed(code, details, address))
@@ -115,7 +115,7 @@ def _failed(code: grpc.StatusCode, details: str, address: str) -> str:
     return f"the reward server at {address} failed: {code.name}: {details}"
 
 
-class Servers:
+class LoadBalancer:
     """Which of several servers is asked next. Shared by the calls of one client, also between threads."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
@@ -153,10 +153,10 @@ class Servers:
         return chosen
 
 
-class Course:
+class CallAttempts:
     """The course of one call: its deadline, and after each failure the pause or the error."""
 
-    def __init__(self, servers: Servers, policy: RetryPolicy, timeout_s: float) -> None:
+    def __init__(self, servers: LoadBalancer, policy: RetryPolicy, timeout_s: float) -> None:
         self.servers = servers
         self.policy = policy
         self.timeout_s = timeout_s

@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Literal
 
 from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
-from reward_server.rendering import Ids, PromptGroup, Renderer, Rendering, ScoredTokens, with_instruction
-from reward_server.reward import LogRatio, Normalization, log_ratio_reward
-from reward_server.spans import EosPolicy, UnscorableError
+from reward_server.scoring.rendering import Ids, PromptGroup, Renderer, Rendering, ScoredTokens, with_instruction
+from reward_server.scoring.reward import LogRatio, Normalization, log_ratio_reward
+from reward_server.scoring.spans import EosPolicy, UnscorableError
 
 InstructionScope = Literal["both", "instruct_only"]
 Recipe = Literal["winnow", "rewardbench"]
@@ -29,8 +29,8 @@ Groups = Sequence[Sequence[TokenGroup]]
 class Options:
     """How the reward is made.
 
-    Recipe "rewardbench" renders and cuts by itself (reward_server/rewardbench.py) and goes with the sum, beta 1, every
-    EOS and no instruction.
+    Recipe "rewardbench" renders and cuts by itself (reward_server/scoring/rewardbench.py). It goes with the sum,
+    beta 1, every EOS and no instruction.
     """
 
     normalization: Normalization = "sum"
@@ -43,7 +43,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CompletionResult:
     """The answer for one completion: `status` is "ok" and the rest is set, or it is not and `error` says why."""
 
     status: str = "ok"
@@ -55,11 +55,11 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Work:
+class RenderedGroup:
     """A rendered group: what cannot be scored, and of the rest what the instruct and the base model read; by index."""
 
     options: Options
-    refused: dict[int, Outcome]
+    refused: dict[int, CompletionResult]
     tokens: dict[int, TokenPair]
 
     @cached_property
@@ -93,7 +93,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Side:
+class ScoredModel:
     """One model of the pair."""
 
     renderer: Renderer
@@ -105,8 +105,8 @@ class Side:
 class Pair:
     """The two models. Not safe for threads: one group at a time."""
 
-    instruct: Side
-    base: Side
+    instruct: ScoredModel
+    base: ScoredModel
     has_shared_tokenizer: bool
     is_base_plain: bool
 
@@ -121,20 +121,20 @@ class Pair:
             return "RewardBench has one tokenizer for both models, and these have two; take recipe winnow"
         return ""
 
-    def prepare(self, group: PromptGroup, options: Options) -> Work:
+    def prepare(self, group: PromptGroup, options: Options) -> RenderedGroup:
         """Render a group. Needs no model and changes nothing, so that any thread may do it beside `score`."""
-        refused: dict[int, Outcome] = {}
+        refused: dict[int, CompletionResult] = {}
         tokens: dict[int, TokenPair] = {}
         for index, (ours, theirs) in enumerate(self._renderings(group, options)):
             if isinstance(ours, UnscorableError):
-                refused[index] = Outcome(ours.status, str(ours))
+                refused[index] = CompletionResult(ours.status, str(ours))
             elif isinstance(theirs, UnscorableError):
-                refused[index] = Outcome(theirs.status, str(theirs))
+                refused[index] = CompletionResult(theirs.status, str(theirs))
             else:
                 tokens[index] = (ours, theirs)
-        return Work(options, refused, tokens)
+        return RenderedGroup(options, refused, tokens)
 
-    def score(self, works: Sequence[Work]) -> list[list[Outcome]]:
+    def score(self, works: Sequence[RenderedGroup]) -> list[list[CompletionResult]]:
         """The outcome of each completion of each group, in order. One call at a time."""
         instruct, base = self._logprobs_of_both(
             [work.instruct_groups for work in works], [work.base_groups for work in works]
@@ -183,7 +183,7 @@ def _logprobs(engine: ScoringEngine, groups: Groups) -> list[list[Logprobs]]:
     return [[values for _ in one for values in next(of_group)] for one in groups]
 
 
-def _outcomes(work: Work, instruct: Sequence[Logprobs], base: Sequence[Logprobs]) -> list[Outcome]:
+def _outcomes(work: RenderedGroup, instruct: Sequence[Logprobs], base: Sequence[Logprobs]) -> list[CompletionResult]:
     """The outcomes of a group from the log-probabilities of what could be scored."""
     outcomes = dict(work.refused)
     for place, (index, (ours, _)) in enumerate(work.tokens.items()):
@@ -191,9 +191,11 @@ def _outcomes(work: Work, instruct: Sequence[Logprobs], base: Sequence[Logprobs]
     return [outcomes[index] for index in sorted(outcomes)]
 
 
-def _outcome(tokens: ScoredTokens, instruct: Logprobs, base: Logprobs | None, options: Options) -> Outcome:
+def _outcome(tokens: ScoredTokens, instruct: Logprobs, base: Logprobs | None, options: Options) -> CompletionResult:
     own = None if base is None else base.tolist()
     ratio = log_ratio_reward(instruct.tolist(), own, normalization=options.normalization, beta=options.beta)
     if not ratio.is_finite:
-        return Outcome("non_finite", "a model gave a log-probability that is not finite; check its weights and dtype")
-    return Outcome(ratio=ratio, tokens=tokens, instruct_logprobs=instruct, base_logprobs=base)
+        return CompletionResult(
+            "non_finite", "a model gave a log-probability that is not finite; check weights and dtype"
+        )
+    return CompletionResult(ratio=ratio, tokens=tokens, instruct_logprobs=instruct, base_logprobs=base)

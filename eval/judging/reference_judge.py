@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from eval.judge import Verdict
-from eval.questions import Question
+from eval.judging.judges import Verdict
+from eval.judging.questions import Question
 from winnow.errors import InputError
 
 REFERENCE_JUDGE = "reference-judge"

@@ -6,7 +6,7 @@
     reward        = beta * log_ratio                    normalization sum
                   = beta * log_ratio / num_tokens       normalization mean
 
-Reference-free, instruct_logp stands in for log_ratio. t runs over the scored tokens (`reward_server.spans`).
+Reference-free, instruct_logp stands in for log_ratio. t runs over the scored tokens (`reward_server.scoring.spans`).
 
 `sum` with beta is DPO's implicit reward (Rafailov et al., arXiv 2305.18290, eq. 5), but for the term beta * log Z(x)
 that depends on the prompt alone; with beta 1 it is what RewardBench scores (Lambert et al., arXiv 2403.13787).

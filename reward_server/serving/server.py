@@ -28,12 +28,12 @@ from reward_server.engines import ModelName
 from reward_server.engines.caching import CachingEngine, ResultCache
 from reward_server.engines.process import start_engines
 from reward_server.monitoring import Metrics, log_to_stderr
-from reward_server.opening import check_models, open_pair
-from reward_server.pair import Pair, Side
-from reward_server.scheduler import Scheduler
-from reward_server.security import TokenInterceptor, check_exposure, read_tokens, tls_credentials
-from reward_server.service import SERVICE_NAME, RewardService
-from reward_server.wire import server_info
+from reward_server.scheduling.scheduler import Scheduler
+from reward_server.scoring.load_pair import check_models, open_pair
+from reward_server.scoring.model_pair import Pair, ScoredModel
+from reward_server.serving.auth import TokenInterceptor, check_exposure, read_tokens, tls_credentials
+from reward_server.serving.service import SERVICE_NAME, RewardService
+from reward_server.serving.wire import server_info
 from winnow.errors import UsageError
 from winnow.serve_config import ServeConfig
 
@@ -222,7 +222,7 @@ def with_cache(pair: Pair, max_bytes: int) -> tuple[Pair, ResultCache]:
     if not max_bytes:
         return pair, cache
 
-    def cached(side: Side, name: ModelName) -> Side:
+    def cached(side: ScoredModel, name: ModelName) -> ScoredModel:
         engine = CachingEngine(side.engine, cache, name, side.facts.weight_hash, side.facts.template_hash)
         return replace(side, engine=engine)
 

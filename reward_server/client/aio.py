@@ -15,16 +15,12 @@ from typing import Any, Self, Unpack
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from reward_server.answers import ScoredGroup, scored_group
-from reward_server.calls import Course, RetryPolicy, Servers, check_timeout, failure_of
 from reward_server.certificates import File
-from reward_server.channels import CHECK_HEALTH, SCORE, SERVER_INFO, Access, Address, Link
-from reward_server.groups import (
-    CompletionContent,
-    Group,
+from reward_server.client.concurrency import POLL, SERVICE_NAME, Progress, check_concurrency, is_time_to_answer
+from reward_server.client.connection import CHECK_HEALTH, SCORE, SERVER_INFO, Address, ConnectionSettings, ServerStubs
+from reward_server.client.requests import (
     Limits,
     OptionKeywords,
-    Prompt,
     RewardOptions,
     has_completions,
     limits_of,
@@ -32,8 +28,10 @@ from reward_server.groups import (
     options_of,
     requests_of,
 )
+from reward_server.client.responses import ScoredGroup, scored_group
+from reward_server.client.retries import CallAttempts, LoadBalancer, RetryPolicy, check_timeout, failure_of
+from reward_server.groups import CompletionInput, Group, Prompt
 from reward_server.pb import reward_pb2 as pb
-from reward_server.streams import POLL, SERVICE_NAME, Progress, check_concurrency, is_time_to_answer
 from winnow.errors import ServerError, UsageError
 
 
@@ -51,13 +49,13 @@ class AsyncRewardClient:
         tls_key: File | None = None,
         retries: RetryPolicy | None = None,
     ) -> None:
-        self._access = Access(address, token, tls_ca, tls_certificate, tls_key)
+        self._access = ConnectionSettings(address, token, tls_ca, tls_certificate, tls_key)
         self._access.credentials()  # of a file that cannot be used this raises here and not at the first call
         self.address = ",".join(self._access.addresses)
         self.timeout_s = check_timeout(timeout_s)
         self._retries = retries or RetryPolicy()
-        self._servers = Servers(self._access.addresses)
-        self._links: list[Link] = []
+        self._servers = LoadBalancer(self._access.addresses)
+        self._links: list[ServerStubs] = []
         self._limits: Limits | None = None
         self._is_closed = False
 
@@ -82,7 +80,7 @@ class AsyncRewardClient:
     async def score(
         self,
         messages: Prompt,
-        completions: Iterable[CompletionContent],
+        completions: Iterable[CompletionInput],
         options: RewardOptions | None = None,
         **keywords: Unpack[OptionKeywords],
     ) -> ScoredGroup:
@@ -121,13 +119,13 @@ class AsyncRewardClient:
 
     async def server_info(self) -> pb.GetServerInfoResponse:
         """As `RewardClient.server_info`."""
-        course = Course(self._servers, self._retries, self.timeout_s)
+        course = CallAttempts(self._servers, self._retries, self.timeout_s)
         info: pb.GetServerInfoResponse = await self._call(SERVER_INFO, pb.GetServerInfoRequest(), course)
         return info
 
     async def wait_until_ready(self, timeout_s: float) -> None:
         """As `RewardClient.wait_until_ready`."""
-        course, request = Course(self._servers, POLL, timeout_s), HealthCheckRequest(service=SERVICE_NAME)
+        course, request = CallAttempts(self._servers, POLL, timeout_s), HealthCheckRequest(service=SERVICE_NAME)
         while True:
             response = await self._call(CHECK_HEALTH, request, course)
             if response.status == HealthCheckResponse.SERVING:
@@ -141,19 +139,19 @@ class AsyncRewardClient:
             return await self._score(group, options)
 
     async def _score(self, group: Group, options: RewardOptions) -> ScoredGroup:
-        course = Course(self._servers, self._retries, self.timeout_s)
+        course = CallAttempts(self._servers, self._retries, self.timeout_s)
         if not has_completions(group):
             return ScoredGroup()
         asked = requests_of(group, options, await self._known_limits(course))
         responses = [await self._call(SCORE, request, course) for request in asked.requests]
         return scored_group(asked, responses, options)
 
-    async def _known_limits(self, course: Course) -> Limits:
+    async def _known_limits(self, course: CallAttempts) -> Limits:
         if self._limits is None:
             self._limits = limits_of(await self._call(SERVER_INFO, pb.GetServerInfoRequest(), course))
         return self._limits
 
-    async def _call(self, method: Callable[[Link], Any], request: Any, course: Course) -> Any:
+    async def _call(self, method: Callable[[ServerStubs], Any], request: Any, course: CallAttempts) -> Any:
         """The answer of whichever server gives it. Raises ServerError, UsageError."""
         while True:
             with course.server() as index:
@@ -168,7 +166,7 @@ class AsyncRewardClient:
                     raise
             await asyncio.sleep(course.pause_after(failure, index))
 
-    def _link(self, index: int) -> Link:
+    def _link(self, index: int) -> ServerStubs:
         """The link to a server. Channels belong to the running loop, so they are made here. Raises UsageError."""
         if self._is_closed:
             raise UsageError("this client is closed; make a new one")

@@ -1,7 +1,7 @@
 """How a client reaches its servers: addresses, TLS, a bearer token, and the channels' settings, for both clients.
 
 "localhost:50051"                        one server
-"gpu1:50051,gpu2:50051" or a list        several; each call goes to the least busy one (reward_server/calls.py)
+"gpu1:50051,gpu2:50051" or a list        several; each call goes to the least busy one (reward_server/client/retries.py)
 "dns:///rewards.internal:50051"          every address behind a name, by gRPC's own round robin
 """
 
@@ -22,10 +22,10 @@ from winnow.errors import UsageError
 Address = str | Sequence[str]
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
-    # The server's own limits hold, and the client keeps to them (reward_server/groups.py).
+    # The server's own limits hold, and the client keeps to them (reward_server/client/requests.py).
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Retries are made in reward_server/calls.py: gRPC's own skip requests above its retry buffer, in silence.
+    # Retries are made in reward_server/client/retries.py: gRPC's own skip requests above its retry buffer, in silence.
     ("grpc.enable_retries", 0),
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -42,13 +42,13 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 PLAIN = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})")
 NAMED = re.compile(r"(dns|unix|unix-abstract|ipv4|ipv6|xds|vsock):\S+")
 
-# The methods of a Link.
+# The methods of a ServerStubs.
 SCORE = attrgetter("rewards.Score")
 SERVER_INFO = attrgetter("rewards.GetServerInfo")
 CHECK_HEALTH = attrgetter("health.Check")
 
 
-class Link:
+class ServerStubs:
     """A channel to one address, of either kind, and what is called over it."""
 
     def __init__(self, channel: Any) -> None:
@@ -58,7 +58,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Access:
+class ConnectionSettings:
     """The servers' addresses and what they ask of callers. Raises UsageError for what cannot be used.
 
     `tls_ca` is a PEM file of the authorities that are trusted; `tls_certificate` and `tls_key` are this caller's own,
@@ -96,12 +96,12 @@ class Access:
         """What is sent with every call."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
-    def links(self, grpc_like: Any) -> list[Link]:
+    def links(self, grpc_like: Any) -> list[ServerStubs]:
         """A link to each address; `grpc_like` is grpc or grpc.aio. Raises UsageError."""
         credentials = self.credentials()
         if credentials is None:
-            return [Link(grpc_like.insecure_channel(one, options=OPTIONS)) for one in self.addresses]
-        return [Link(grpc_like.secure_channel(one, credentials, options=OPTIONS)) for one in self.addresses]
+            return [ServerStubs(grpc_like.insecure_channel(one, options=OPTIONS)) for one in self.addresses]
+        return [ServerStubs(grpc_like.secure_channel(one, credentials, options=OPTIONS)) for one in self.addresses]
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """What TLS needs; None for plain text. Raises UsageError for a file that cannot be used."""
@@ -114,16 +114,16 @@ class Access:
         return grpc.ssl_channel_credentials(authorities, key, certificate)
 
 
-def open_access(
+def open_connection_settings(
     address: Address,
     token_file: File | None = None,
     tls_ca: File | None = None,
     tls_certificate: File | None = None,
     tls_key: File | None = None,
-) -> Access:
-    """As Access, with the token from a file. Raises UsageError."""
+) -> ConnectionSettings:
+    """As ConnectionSettings, with the token from a file. Raises UsageError."""
     token = None if token_file is None else read_token(token_file)
-    return Access(address, token, tls_ca, tls_certificate, tls_key)
+    return ConnectionSettings(address, token, tls_ca, tls_certificate, tls_key)
 
 
 def _is_address(address: str) -> bool:

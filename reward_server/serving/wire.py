@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-from reward_server.pair import InstructionScope, ModelFacts, Options, Outcome, Pair, Recipe
 from reward_server.pb import reward_pb2 as pb
-from reward_server.rendering import Conversation, Ids, PromptGroup, Text
-from reward_server.reward import Normalization
-from reward_server.spans import EosPolicy
+from reward_server.scoring.model_pair import CompletionResult, InstructionScope, ModelFacts, Options, Pair, Recipe
+from reward_server.scoring.rendering import Conversation, Ids, PromptGroup, Text
+from reward_server.scoring.reward import Normalization
+from reward_server.scoring.spans import EosPolicy
 from winnow import __version__
 from winnow.serve_config import ServeConfig
 
@@ -126,7 +126,7 @@ def shortened(text: str, max_chars: int = MAX_ERROR_CHARS) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 
 
-def completion_score(outcome: Outcome, options: Options, *, has_token_logprobs: bool) -> pb.CompletionScore:
+def completion_score(outcome: CompletionResult, options: Options, *, has_token_logprobs: bool) -> pb.CompletionScore:
     """The answer for one completion."""
     status = f"STATUS_{outcome.status.upper()}"
     if outcome.ratio is None or outcome.tokens is None:

@@ -5,7 +5,7 @@ messages, token ids   the rendered prompt, then the completion's ids as they are
 token ids, token ids  both as they are; the prompt with its BOS
 
 A group is rendered at once. What cannot be rendered is an `UnscorableError` in that completion's place;
-nothing is cut, mended or guessed, but by the recipe that cuts (reward_server/rewardbench.py).
+nothing is cut, mended or guessed, but by the recipe that cuts (reward_server/scoring/rewardbench.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from reward_server.rewardbench import Row, rewardbench_rows
-from reward_server.spans import EosPolicy, ScoredSpan, UnscorableError, scored_span
+from reward_server.scoring.rewardbench import Row, rewardbench_rows
+from reward_server.scoring.spans import EosPolicy, ScoredSpan, UnscorableError, scored_span
 from winnow.chat import Chat, ScoredPair
 from winnow.errors import ChatError, ControlTokenError
 from winnow.records import Message

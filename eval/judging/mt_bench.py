@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval.judge import Judge
-from eval.judged_scores import UNREADABLE, Judgment
-from eval.questions import NUM_TURNS, Question, QuestionId, References
+from eval.judging.judged_scores import UNREADABLE, Judgment
+from eval.judging.judges import Judge
+from eval.judging.questions import NUM_TURNS, Question, QuestionId, References
 from winnow.chat import Chat
 from winnow.errors import ChatError
 from winnow.progress import progress

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 
 from pydantic import BaseModel, ConfigDict
 
-from eval.questions import QuestionId
+from eval.judging.questions import QuestionId
 from winnow.errors import WinnowError
 from winnow.records import Row
 

@@ -21,15 +21,15 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from reward_server.fair_queue import QueueFullError, TooLateError
-from reward_server.in_order import InOrder, StoppingError
 from reward_server.monitoring import MAX_LOGGED_CHARS, Call, Metrics
-from reward_server.pair import Options, Pair, Work
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceServicer
-from reward_server.scheduler import Caller, Scheduler, Scored
-from reward_server.security import Tokens, client_name
-from reward_server.wire import (
+from reward_server.scheduling.fair_queue import QueueFullError, TooLateError
+from reward_server.scheduling.scheduler import Caller, Scheduler, Scored
+from reward_server.scoring.model_pair import Options, Pair, RenderedGroup
+from reward_server.serving.auth import Tokens, client_name
+from reward_server.serving.ordered_stream import InOrder, StoppingError
+from reward_server.serving.wire import (
     MalformedError,
     completion_score,
     parse_group,
@@ -148,7 +148,7 @@ class RewardService(RewardServiceServicer):
         call.add(len(scored.outcomes), scored.num_tokens, scored.num_cached, scored.queue_s, scored.compute_s)
         return self._response(request, options, scored)
 
-    def _prepared(self, request: pb.ScoreRequest, options: Options) -> Work:
+    def _prepared(self, request: pb.ScoreRequest, options: Options) -> RenderedGroup:
         """Parsing and rendering; runs in a thread. Raises MalformedError."""
         group = parse_group(request, self.info.max_completions)
         if refusal := self.pair.refusal(group, options):

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class RoundRobinLock:
     """`num` counts the requests that wait or are inside, `num_of` each client's."""
 
     def __init__(self) -> None:

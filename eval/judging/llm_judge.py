@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
-from eval.judge import Verdict
-from eval.questions import NUM_TURNS, Question
-from winnow.errors import InputError, ServerError, UsageError
-from winnow.models import first_line
+from eval.judging.judges import Verdict
+from eval.judging.questions import NUM_TURNS, Question
+from winnow.errors import InputError, ServerError, UsageError, first_line
 from winnow.rows import read_jsonl
 from winnow.run_config import JudgeConfig
 

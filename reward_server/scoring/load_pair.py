@@ -11,9 +11,9 @@ from typing import Any
 
 from reward_server.engines import ScoringEngine
 from reward_server.engines.loading import load_engines
-from reward_server.fingerprint import tokenizer_hash, weight_hash
-from reward_server.pair import ModelFacts, Pair, Side
-from reward_server.rendering import Limits, Renderer
+from reward_server.scoring.fingerprint import tokenizer_hash, weight_hash
+from reward_server.scoring.model_pair import ModelFacts, Pair, ScoredModel
+from reward_server.scoring.rendering import Limits, Renderer
 from winnow.chat import Chat, load_tokenizer
 from winnow.checkpoints import check_checkpoint, max_positions
 from winnow.errors import ChatError, ModelError, UsageError
@@ -38,7 +38,7 @@ def open_pair(config: ServeConfig, starting: Callable[[], list[ScoringEngine]] |
     longest = max_tokens(config, [engine.max_tokens for engine in engines])
     renderers = _renderers(chats, engines, longest, is_shared=hashes[0] == hashes[1])
     sides = [
-        Side(renderer, engine, _facts(model, renderer.chat, engine, own_hash))
+        ScoredModel(renderer, engine, _facts(model, renderer.chat, engine, own_hash))
         for model, renderer, engine, own_hash in zip(models, renderers, engines, hashes, strict=True)
     ]
     check_weights(*(side.facts for side in sides))

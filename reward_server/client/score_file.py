@@ -4,7 +4,7 @@
     out  the same row with "rewards": [{"reward", "instruct_logp", "base_logp", "num_tokens", "status", ...}, ...]
 
 The input is a regular file, not a pipe: it is read twice, row by row, once to check every row before any is scored,
-once to score. Finished rows are kept beside the output (sampler/partial.py), so that a run that was killed goes on
+once to score. Finished rows are kept beside the output (resumable_output.py), so that a run that was killed goes on
 after the last of them.
 """
 
@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reward_server.client import Access, Group, RetryPolicy, RewardClient, RewardOptions, ScoredGroup
-from sampler.partial import PartialOutput, check_origin, open_partial, part_path
-from sampler.prompts import parse_conversation
+from reward_server.client import ConnectionSettings, Group, RetryPolicy, RewardClient, RewardOptions, ScoredGroup
+from reward_server.client.resumable_output import PartialOutput, check_origin, open_partial, part_path
+from winnow.conversations import parse_conversation
 from winnow.errors import InputError, ServerError, UsageError
 from winnow.progress import progress
 from winnow.rows import check_json, kind_of, read_jsonl
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 class ScoreJob:
     """What is scored, where, and how."""
 
-    access: Access
+    access: ConnectionSettings
     in_path: Path
     out_path: Path
     options: RewardOptions = field(default_factory=RewardOptions)
@@ -164,7 +164,7 @@ def _not_deciding(options: RewardOptions) -> set[str]:
     return {"base_template_hash", "base_prompt"} if options.recipe == "rewardbench" else set()
 
 
-def _check_models(scored: ScoredGroup, models: Row, access: Access) -> None:
+def _check_models(scored: ScoredGroup, models: Row, access: ConnectionSettings) -> None:
     """Raise ServerError where a server, restarted or another of several, has other models than the first."""
     if scored.definition is None or not scored.definition.instruct_weight_hash:
         return

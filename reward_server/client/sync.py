@@ -1,16 +1,4 @@
-"""The clients of reward servers. They need the base install only: no torch, no transformers.
-
-    with RewardClient("localhost:50051") as client:
-        scores = client.score([{"role": "user", "content": "What is 2 + 3?"}], ["It is 5.", "It is 6."])
-        scores[0].reward, scores[0].instruct_logp, scores[0].base_logp, scores[0].num_tokens
-
-    async with AsyncRewardClient("gpu1:50051,gpu2:50051", token="...", tls_ca="ca.pem") as client:
-        scores = await client.score(messages, completions)
-
-Rewards compare within a prompt only (reward_server/reward.py says why). A completion that cannot be scored comes back
-with a `status` other than "ok" and an `error`; the rest of its group is scored. `scores.definition` says what the
-rewards were made with. This module is the one that other code imports; both clients have the same methods.
-"""
+"""The blocking client: `RewardClient`. Import it from reward_server.client, whose docstring shows how to use it."""
 
 import threading
 from collections import deque
@@ -23,18 +11,19 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from reward_server.aio_client import AsyncRewardClient
-from reward_server.answers import Definition, ScoredCompletion, ScoredGroup, scored_group
-from reward_server.calls import Course, RetryPolicy, Servers, check_timeout, failure_of
 from reward_server.certificates import File
-from reward_server.channels import CHECK_HEALTH, SCORE, SERVER_INFO, Access, Address, Link, read_token
-from reward_server.groups import (
-    CompletionContent,
-    CompletionText,
-    Group,
+from reward_server.client.concurrency import POLL, SERVICE_NAME, Progress, check_concurrency, is_time_to_answer
+from reward_server.client.connection import (
+    CHECK_HEALTH,
+    SCORE,
+    SERVER_INFO,
+    Address,
+    ConnectionSettings,
+    ServerStubs,
+)
+from reward_server.client.requests import (
     Limits,
     OptionKeywords,
-    Prompt,
     RewardOptions,
     has_completions,
     limits_of,
@@ -42,25 +31,11 @@ from reward_server.groups import (
     options_of,
     requests_of,
 )
+from reward_server.client.responses import ScoredGroup, scored_group
+from reward_server.client.retries import CallAttempts, LoadBalancer, RetryPolicy, check_timeout, failure_of
+from reward_server.groups import CompletionInput, Group, Prompt
 from reward_server.pb import reward_pb2 as pb
-from reward_server.streams import POLL, SERVICE_NAME, Progress, check_concurrency, is_time_to_answer
 from winnow.errors import ServerError, UsageError
-
-__all__ = [
-    "RewardClient",
-    "AsyncRewardClient",
-    "RewardOptions",
-    "Group",
-    "CompletionText",
-    "ScoredGroup",
-    "ScoredCompletion",
-    "Definition",
-    "Prompt",
-    "CompletionContent",
-    "Access",
-    "RetryPolicy",
-    "read_token",
-]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,8 +44,8 @@ Result = TypeVar("Result")
 class RewardClient:
     """A connection to one or several reward servers; a context manager. May be shared between threads.
 
-    `timeout_s` bounds the wait for one group's rewards, in seconds, retries included. reward_server/channels.py says
-    what an address may be, reward_server/calls.py what is tried again.
+    `timeout_s` bounds the wait for one group's rewards, in seconds, retries included. connection.py says what an
+    address may be, retries.py what is tried again.
     """
 
     def __init__(
@@ -84,12 +59,12 @@ class RewardClient:
         tls_key: File | None = None,
         retries: RetryPolicy | None = None,
     ) -> None:
-        access = Access(address, token, tls_ca, tls_certificate, tls_key)
+        access = ConnectionSettings(address, token, tls_ca, tls_certificate, tls_key)
         self.address = ",".join(access.addresses)
         self.timeout_s = check_timeout(timeout_s)
         self._retries = retries or RetryPolicy()
         self._metadata = access.metadata
-        self._servers = Servers(access.addresses)
+        self._servers = LoadBalancer(access.addresses)
         self._links = access.links(grpc)
         self._limits: Limits | None = None
         self._is_closed = False
@@ -114,7 +89,7 @@ class RewardClient:
     def score(
         self,
         messages: Prompt,
-        completions: Iterable[CompletionContent],
+        completions: Iterable[CompletionInput],
         options: RewardOptions | None = None,
         **keywords: Unpack[OptionKeywords],
     ) -> ScoredGroup:
@@ -153,13 +128,13 @@ class RewardClient:
 
     def server_info(self) -> pb.GetServerInfoResponse:
         """What a server has loaded, and its limits. Raises ServerError."""
-        course = Course(self._servers, self._retries, self.timeout_s)
+        course = CallAttempts(self._servers, self._retries, self.timeout_s)
         info: pb.GetServerInfoResponse = self._call(SERVER_INFO, pb.GetServerInfoRequest(), course, _Scope())
         return info
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Return once a server answers and serves. Raises ServerError when none does within `timeout_s` seconds."""
-        course, scope = Course(self._servers, POLL, timeout_s), _Scope()
+        course, scope = CallAttempts(self._servers, POLL, timeout_s), _Scope()
         request = HealthCheckRequest(service=SERVICE_NAME)
         while True:
             response = self._call(CHECK_HEALTH, request, course, scope)
@@ -170,20 +145,20 @@ class RewardClient:
             scope.pause(POLL.first_pause_s)
 
     def _score(self, group: Group, options: RewardOptions, scope: "_Scope") -> ScoredGroup:
-        course = Course(self._servers, self._retries, self.timeout_s)
+        course = CallAttempts(self._servers, self._retries, self.timeout_s)
         if not has_completions(group):
             return ScoredGroup()
         asked = requests_of(group, options, self._known_limits(course, scope))
         responses = [self._call(SCORE, request, course, scope) for request in asked.requests]
         return scored_group(asked, responses, options)
 
-    def _known_limits(self, course: Course, scope: "_Scope") -> Limits:
+    def _known_limits(self, course: CallAttempts, scope: "_Scope") -> Limits:
         """The server's limits, asked once."""
         if self._limits is None:
             self._limits = limits_of(self._call(SERVER_INFO, pb.GetServerInfoRequest(), course, scope))
         return self._limits
 
-    def _call(self, method: Callable[[Link], Any], request: Any, course: Course, scope: "_Scope") -> Any:
+    def _call(self, method: Callable[[ServerStubs], Any], request: Any, course: CallAttempts, scope: "_Scope") -> Any:
         """The answer of whichever server gives it. Raises ServerError, UsageError."""
         while True:
             with course.server() as index:

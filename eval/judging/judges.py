@@ -1,14 +1,14 @@
 """Judges: a question's answers so far -> a verdict from 1 to 10 on the newest one. One Protocol, two judges.
 
-reference-judge    a rule, without a model (eval/reference_judge.py)
-llm                a language model behind an OpenAI-compatible endpoint, with FastChat's prompts (eval/llm_judge.py)
+reference-judge    a rule, without a model (reference_judge.py)
+llm                a language model behind an OpenAI-compatible endpoint, with FastChat's prompts (llm_judge.py)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from eval.questions import Question
+from eval.judging.questions import Question
 
 
 @dataclass(frozen=True)

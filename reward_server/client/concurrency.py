@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from reward_server.calls import RetryPolicy
+from reward_server.client.retries import RetryPolicy
 from winnow.errors import UsageError
 
 SERVICE_NAME = "winnow.v1.RewardService"

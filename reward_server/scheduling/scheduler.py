@@ -1,6 +1,6 @@
 """From requests to outcomes: render in one thread, wait in the fair queue, compute in another thread, batch by batch.
 
-    Turns -> prepare   ->   FairQueue   ->   Pair.score(batch)   ->   each caller's outcomes
+    RoundRobinLock -> prepare   ->   FairQueue   ->   Pair.score(batch)   ->   each caller's outcomes
              a thread       the loop         a thread
 
 Rendering overlaps with computing and never stops it. A batch holds groups of several callers. One that fails is
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from reward_server.engines.caching import CachingEngine
-from reward_server.fair_queue import FairQueue, QueueFullError, Ticket, TooLateError
 from reward_server.monitoring import Metrics
-from reward_server.pair import Outcome, Pair, Side, Work
-from reward_server.turns import Turns
+from reward_server.scheduling.fair_queue import FairQueue, QueueFullError, Ticket, TooLateError
+from reward_server.scheduling.round_robin import RoundRobinLock
+from reward_server.scoring.model_pair import CompletionResult, Pair, RenderedGroup, ScoredModel
 from winnow.serve_config import QueueConfig
 
 # So many batches in a row of which nothing could be computed: the engine is broken, not a group.
@@ -47,7 +47,7 @@ class Caller:
 class Scored:
     """A group's outcomes, and what they took; `num_cached` completions of the instruct model came from the cache."""
 
-    outcomes: list[Outcome]
+    outcomes: list[CompletionResult]
     num_tokens: int
     num_cached: int = 0
     queue_s: float = 0.0
@@ -58,7 +58,7 @@ class Scored:
 class Waiting:
     """What waits in the queue: the work, and where its result goes."""
 
-    work: Work
+    work: RenderedGroup
     result: "asyncio.Future[Scored]"
 
 
@@ -84,7 +84,7 @@ class Scheduler:
         self._batch_tokens = batch_tokens
         self._metrics = metrics
         self._entrances: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._preparing = Turns()
+        self._preparing = RoundRobinLock()
         # One thread: a fast tokenizer refuses to be borrowed by two.
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
@@ -92,7 +92,7 @@ class Scheduler:
         self._has_room = asyncio.Event()
         self._running = asyncio.ensure_future(self._run())
 
-    async def score(self, prepare: Callable[[], Work], caller: Caller) -> Scored:
+    async def score(self, prepare: Callable[[], RenderedGroup], caller: Caller) -> Scored:
         """The outcomes of a group. Raises QueueFullError, TooLateError, what `prepare` or the engine raises."""
         async with self._entrance(caller):
             work = await self._prepared(prepare, caller)
@@ -121,7 +121,7 @@ class Scheduler:
             return nullcontext()
         return self._entrances.setdefault(caller.name, asyncio.Lock())
 
-    async def _prepared(self, prepare: Callable[[], Work], caller: Caller) -> Work:
+    async def _prepared(self, prepare: Callable[[], RenderedGroup], caller: Caller) -> RenderedGroup:
         """Render a group when it is its client's turn, if there is room by then. Raises QueueFullError."""
         try:
             while True:
@@ -211,10 +211,10 @@ class Scheduler:
                 )
 
 
-Result = tuple[list[Outcome], int] | Exception
+Result = tuple[list[CompletionResult], int] | Exception
 
 
-def score_each(pair: Pair, works: Sequence[Work]) -> list[Result]:
+def score_each(pair: Pair, works: Sequence[RenderedGroup]) -> list[Result]:
     """The outcomes of each work and how many came from the cache; where all together fail, one by one."""
     try:
         outcomes = pair.score(works)
@@ -226,7 +226,7 @@ def score_each(pair: Pair, works: Sequence[Work]) -> list[Result]:
         return [result for work in works for result in score_each(pair, [work])]
 
 
-def _num_cached(side: Side, works: Sequence[Work]) -> list[int]:
+def _num_cached(side: ScoredModel, works: Sequence[RenderedGroup]) -> list[int]:
     """How many completions of each work the cache knew; the engine was asked for all works' groups in order."""
     if not isinstance(side.engine, CachingEngine):
         return [0] * len(works)

@@ -1,0 +1,1 @@
+"""Judged question sets: questions, answers, judges and their scores."""

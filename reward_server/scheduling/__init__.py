@@ -1,0 +1,1 @@
+"""Which group is computed next, and which group is refused."""

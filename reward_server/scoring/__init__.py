@@ -1,0 +1,1 @@
+"""From a prompt and its completions to rewards: rendering, the two models, the formula."""

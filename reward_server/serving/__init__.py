@@ -1,0 +1,1 @@
+"""The gRPC server: start-up, methods, the wire format, access control."""
