@@ -1,1 +1,1 @@
-"""Side-by-side measurements against peers. Never timed tests: they print what they see."""
+"""Measurements of speed and memory next to peers. They print figures; no test depends on their times."""

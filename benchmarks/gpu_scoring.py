@@ -1,9 +1,9 @@
 """Scoring at the size of Mixtral-8x7B with random weights, on a GPU: `python -m benchmarks.gpu_scoring [--json]`.
 
-One model of the pair at a time, in bf16; fewer layers where memory asks (`--layers`). Without a GPU the same runs on
-the CPU at the small size of benchmarks/workloads.py. Reported for each workload: tokens/s of all pairs' tokens, the
-share of the device's measured matmul rate in useful FLOPs, the speed-up over padded batches with full logits, and how
-far the two are apart.
+It scores with one model of the pair, in bfloat16, with as many layers as fit into memory (`--layers`). Without a GPU it
+runs on the CPU at the small size of benchmarks/workloads.py. The report has for each workload: tokens/s of all pairs'
+tokens, useful FLOPs as a share of the device's measured matmul rate, the speed-up over padded batches with full logits,
+and the largest difference between the two.
 """
 
 import argparse
@@ -18,29 +18,37 @@ from benchmarks.machine import matmul_flops, seconds, useful_flops
 from benchmarks.workloads import VOCAB_SIZE, model_config, workloads
 from reward_server.engines.transformers import TransformersEngine
 
-TURNS = 3
+NUM_RUNS = 3
 HEADROOM = 0.85  # of the device's memory, for weights
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--layers", type=int, help="layers of the model; unset: as many as fit")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report = measure(device, arguments.layers)
-    print(json.dumps(report) if arguments.json else text(report))
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print(text(report))
 
 
 def measure(device: str, num_layers: int | None) -> dict[str, Any]:
-    """The report of one device."""
+    """Measure all workloads on one device; return the report."""
+    device_name = "cpu"
+    matmul_size = 2048
+    if device == "cuda":
+        device_name = torch.cuda.get_device_name()
+        matmul_size = 8192
     config = large_config(device, num_layers)
     engine = TransformersEngine(random_model(config, device), config.model_type)
     padded = peers.padded(plain_view(engine), device)
-    rate = matmul_flops(torch.bfloat16, device, size=8192 if device == "cuda" else 2048)
+    rate = matmul_flops(torch.bfloat16, device, size=matmul_size)
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": device_name,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "is_shared": engine.is_shared,
@@ -50,7 +58,7 @@ def measure(device: str, num_layers: int | None) -> dict[str, Any]:
 
 
 def large_config(device: str, num_layers: int | None) -> Any:
-    """Mixtral-8x7B's shape with as many layers as asked for, or as fit; on a CPU the small shape."""
+    """Return Mixtral-8x7B's shape with `num_layers` layers, or as many as fit; on a CPU the small shape."""
     if device == "cpu":
         return model_config("mixtral", num_hidden_layers=num_layers or 4)
     from transformers import MixtralConfig
@@ -63,7 +71,7 @@ def large_config(device: str, num_layers: int | None) -> Any:
 
 
 def random_model(config: Any, device: str) -> Any:
-    """A model of random weights, made on the device."""
+    """Make a model with random weights on the device."""
     from transformers.models.auto import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -73,7 +81,7 @@ def random_model(config: Any, device: str) -> Any:
 
 
 def plain_view(engine: TransformersEngine) -> Any:
-    """The engine's model for a peer that calls it plainly: two copies would not fit."""
+    """Return the engine's model for a peer that calls it without the engine; two copies would not fit."""
 
     def forward(**arguments: Any) -> Any:
         engine.attend_plainly()
@@ -83,42 +91,38 @@ def plain_view(engine: TransformersEngine) -> Any:
 
 
 def _row(index: int, engine: TransformersEngine, padded: peers.Scorer, rate: float, device: str) -> dict[str, Any]:
-    """One workload: both sides in turns, new tokens in each; the first turn warms up."""
+    """Measure one workload: both scorers alternate, with new tokens in each run; run 0 only warms up."""
     times: dict[str, list[float]] = {"padded": [], "winnow": []}
     difference = 0.0
-    for turn in range(TURNS + 1):
-        work = workloads(turn, is_quick=device == "cpu")[index]
+    for run in range(NUM_RUNS + 1):
+        workload = workloads(run, is_quick=device == "cpu")[index]
         sums: dict[str, list[float]] = {}
-        for name, score in (("padded", padded), ("winnow", _scorer(engine))):
-            spent = seconds(lambda: sums.update({name: score(work.groups)}), device)  # noqa: B023 (called at once)
-            times[name] += [spent] if turn else []
-        pairs = zip(sums["padded"], sums["winnow"], strict=True)
-        difference = max(difference, *(abs(one - other) for one, other in pairs))
+        for name, score in (("padded", padded), ("winnow", peers.engine_scorer(engine))):
+            spent = seconds(lambda: sums.update({name: score(workload.groups)}), device)  # noqa: B023 (called at once)
+            if run > 0:
+                times[name].append(spent)
+        difference = max(difference, peers.largest_difference(sums))
     spent = median(times["winnow"])
     return {
-        "name": work.name,
-        "bound": round(work.bound, 2),
-        "tokens_per_s": round(work.num_tokens / spent),
+        "name": workload.name,
+        "bound": round(workload.bound, 2),
+        "tokens_per_s": round(workload.num_tokens / spent),
         "speedup_vs_padded": round(median(times["padded"]) / spent, 2),
-        "flops_fraction": round(useful_flops(work.groups, engine.model.config) / spent / rate, 3),
+        "flops_fraction": round(useful_flops(workload.groups, engine.model.config) / spent / rate, 3),
         "largest_difference": round(difference, 3),
     }
 
 
-def _scorer(engine: TransformersEngine) -> peers.Scorer:
-    return lambda groups: [float(one.sum()) for group in engine.logprobs(groups) for one in group]
-
-
 def text(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Render the report for people."""
     lines = [
         f"{report['device']}: {report['layers']} layers of width {report['hidden_size']}, "
         f"{report['matmul_tflops']} TFLOP/s in matrix products, shared path: {report['is_shared']}"
     ]
-    for one in report["workloads"]:
+    for row in report["workloads"]:
         lines.append(
-            f"{one['name']:<14}  {one['tokens_per_s']:>9,} tokens/s  {one['speedup_vs_padded']:>5} x padded "
-            f"(bound {one['bound']})  {one['flops_fraction']:.0%} of matmul  apart by {one['largest_difference']}"
+            f"{row['name']:<14}  {row['tokens_per_s']:>9,} tokens/s  {row['speedup_vs_padded']:>5} x padded "
+            f"(bound {row['bound']})  {row['flops_fraction']:.0%} of matmul  apart by {row['largest_difference']}"
         )
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
-"""How far scoring one large group raises the memory of a process: run as `python -m benchmarks.memory MODEL_DIR`.
+"""The memory that scoring one large group adds to a process: run as `python -m benchmarks.memory MODEL_DIR`.
 
-Prints one JSON object. `raised_mib` is the peak while the group is scored, less what the process held before, weights
-and libraries warmed up by a small group of the same kind; what a layer makes of a row is part of it. Linux only: the
-peak is the kernel's VmHWM.
+It prints one JSON object. `raised_mib` is the peak while the group is scored minus the memory before. Weights and
+libraries are loaded before, with a small group of the same kind; the activations of the layers are included. Linux
+only: the peak is the kernel's VmHWM.
 """
 
 import json
@@ -18,30 +18,30 @@ KIB_PER_MIB = 1024
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure and print."""
     keep_memory()
     engine = TransformersEngine.load(sys.argv[1], device_map="cpu")
-    work = memory_workload()
-    group = work.groups[0]
+    workload = memory_workload()
+    group = workload.groups[0]
     engine.logprobs([TokenGroup(group.prompt_ids, group.completions[:2])])
-    print(json.dumps(measured(engine, work)))
+    print(json.dumps(measure(engine, workload)))
 
 
-def measured(engine: TransformersEngine, work: Workload) -> dict[str, float | str]:
-    """The rise in MiB, and what the logits of all positions would have taken."""
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
+def measure(engine: TransformersEngine, workload: Workload) -> dict[str, float | str]:
+    """Return the rise in MiB, and the size of the logits of all positions, in float32."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current memory
     before = _status("VmRSS")
-    engine.logprobs(work.groups)
+    engine.logprobs(workload.groups)
     return {
-        "name": work.name,
-        "tokens": work.num_tokens,
+        "name": workload.name,
+        "tokens": workload.num_tokens,
         "raised_mib": round((_status("VmHWM") - before) / KIB_PER_MIB, 1),
-        "all_logits_mib": round(work.num_tokens * engine.vocab_size * 4 / 2**20),
+        "all_logits_mib": round(workload.num_tokens * engine.vocab_size * 4 / 2**20),
     }
 
 
 def _status(name: str) -> int:
-    """A line of /proc/self/status, in KiB."""
+    """Read a line of /proc/self/status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])

@@ -1,10 +1,11 @@
-"""How others score the same groups with the same weights: groups -> the sum of log-probabilities of each completion.
+"""Scorers of the same groups with the same weights: groups -> the logp of each completion.
 
+winnow   this project's transformers engine
 padded   RewardBench (Lambert et al., arXiv 2403.13787): rows of prompt and completion, padded; all logits; log_softmax
-trl      TRL's GRPOTrainer: its own method, on rows padded as its trainer pads them; its fused head
+trl      TRL's GRPOTrainer: the method that it scores with, on rows padded as its trainer pads them; its fused head
 vllm     vLLM: prompt_logprobs of prompt and completion, one request each
 
-All take batches of BATCH_ROWS rows.
+The peers padded and trl compute batches of BATCH_ROWS rows.
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from reward_server.engines import TokenGroup
+from reward_server.engines.transformers import TransformersEngine
 
 BATCH_ROWS = 8
 PAD = 2
@@ -24,15 +26,27 @@ Scorer = Callable[[list[TokenGroup]], list[float]]
 Pair = tuple[list[int], list[int]]
 
 
+def engine_scorer(engine: TransformersEngine) -> Scorer:
+    """Return winnow's scorer: the transformers engine in this process."""
+
+    def score(groups: list[TokenGroup]) -> list[float]:
+        sums: list[float] = []
+        for logprobs_of_group in engine.logprobs(groups):
+            sums += [float(logprobs.sum()) for logprobs in logprobs_of_group]
+        return sums
+
+    return score
+
+
 def padded(model: Any, device: str = "cpu") -> Scorer:
-    """RewardBench's way: full logits of right-padded rows."""
+    """Return RewardBench's scorer: full logits of right-padded rows."""
 
     @torch.inference_mode()
     def score(groups: list[TokenGroup]) -> list[float]:
         sums: list[float] = []
         for batch in _batches(groups):
             rows = _right_padded([[*prompt, *completion] for prompt, completion in batch])
-            ids, mask = (one.to(device) for one in rows)
+            ids, mask = (tensor.to(device) for tensor in rows)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             logprobs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0].float()
             for row, (prompt, completion) in zip(logprobs, batch, strict=True):
@@ -43,7 +57,7 @@ def padded(model: Any, device: str = "cpu") -> Scorer:
 
 
 def trl(model: Any) -> Scorer:
-    """TRL's way: prompts padded on the left, completions on the right, completions' positions wanted."""
+    """Return TRL's scorer: prompts padded on the left, completions on the right, logits of the completions only."""
     from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.utils import add_fused_lm_head
 
@@ -54,42 +68,52 @@ def trl(model: Any) -> Scorer:
     def score(groups: list[TokenGroup]) -> list[float]:
         sums: list[float] = []
         for batch in _batches(groups):
-            completions, kept = _right_padded([completion for _, completion in batch])
-            prompts, seen = _right_padded([prompt[::-1] for prompt, _ in batch])
-            ids, mask = torch.cat([prompts.flip(1), completions], 1), torch.cat([seen.flip(1), kept], 1)
+            completions, completion_mask = _right_padded([completion for _, completion in batch])
+            prompts, prompt_mask = _right_padded([prompt[::-1] for prompt, _ in batch])
+            ids = torch.cat([prompts.flip(1), completions], 1)
+            mask = torch.cat([prompt_mask.flip(1), completion_mask], 1)
             logprobs, _, _ = GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__(  # without its profiling
                 trainer, model, ids, mask, completions.shape[1], batch_size=BATCH_ROWS
             )
-            sums.extend((logprobs.float() * kept).sum(1).tolist())
+            sums.extend((logprobs.float() * completion_mask).sum(1).tolist())
         return sums
 
     return score
 
 
-def vllm(folder: str) -> tuple[Scorer, Callable[[], None]]:
-    """vLLM's way, and how to end it."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM's own choice does not fit beside the others
+def vllm(folder: str, dtype: str) -> tuple[Scorer, Callable[[], None]]:
+    """Return vLLM's scorer, and the function that ends its process."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM's default does not fit next to the other models
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    engine = LLM(folder, dtype="bfloat16", enforce_eager=True, max_model_len=2048, max_num_batched_tokens=8192)
-    wanted = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    engine = LLM(folder, dtype=dtype, enforce_eager=True, max_model_len=2048, max_num_batched_tokens=8192)
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
 
     def score(groups: list[TokenGroup]) -> list[float]:
         pairs = _pairs(groups)
         requests = [TokensPrompt(prompt_token_ids=[*prompt, *completion]) for prompt, completion in pairs]
-        answers = engine.generate(requests, wanted, use_tqdm=False)
-        return [_sum_of(answer.prompt_logprobs, *pair) for answer, pair in zip(answers, pairs, strict=True)]
+        outputs = engine.generate(requests, params, use_tqdm=False)
+        return [_sum_of(output.prompt_logprobs, *pair) for output, pair in zip(outputs, pairs, strict=True)]
 
     return score, engine.llm_engine.engine_core.shutdown
 
 
+def largest_difference(sums: dict[str, list[float]]) -> float:
+    """Return the largest difference of two scorers in the logp of one completion."""
+    columns = list(zip(*sums.values(), strict=True))
+    return float(max(max(column) - min(column) for column in columns))
+
+
 def _sum_of(entries: Any, prompt: list[int], completion: list[int]) -> float:
-    own = entries[len(prompt) : len(prompt) + len(completion)]
-    return float(sum(entry[token].logprob for entry, token in zip(own, completion, strict=True)))
+    completion_entries = entries[len(prompt) : len(prompt) + len(completion)]
+    return float(sum(entry[token_id].logprob for entry, token_id in zip(completion_entries, completion, strict=True)))
 
 
 def _pairs(groups: list[TokenGroup]) -> list[Pair]:
-    return [(list(group.prompt_ids), list(one)) for group in groups for one in group.completions]
+    pairs: list[Pair] = []
+    for group in groups:
+        pairs += [(list(group.prompt_ids), list(completion)) for completion in group.completions]
+    return pairs
 
 
 def _batches(groups: list[TokenGroup]) -> Iterator[list[Pair]]:
@@ -99,7 +123,7 @@ def _batches(groups: list[TokenGroup]) -> Iterator[list[Pair]]:
 
 
 def _right_padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and their masks, [rows, longest]."""
+    """Return rows and their masks, [rows, longest]."""
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[PAD] * (longest - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])

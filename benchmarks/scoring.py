@@ -1,14 +1,14 @@
-"""How fast completions are scored, beside the ways that others have: `python -m benchmarks.scoring [--quick] [--json]`.
+"""Scoring speed next to that of peers: `python -m benchmarks.scoring [--quick] [--json] [--dtype float32]`.
 
     padded, trl, vllm   benchmarks/peers.py
     winnow              the transformers engine, in this process
-    served              the same engine through gRPC: `winnow serve` in a process of its own, its cache off
+    served              the same engine through gRPC: `winnow serve` in a separate process, with its cache off
 
-All sides score the same tokens with the same weights, in turns (A B C A B C ...), with new tokens in every turn; a
-figure is the median of its turns. Tokens are those of all pairs of prompt and completion, whoever computes them once or
-more often. vLLM takes part where it is installed and the run is not quick. Sides in this process allocate as PyTorch
-does by itself; `--keep-memory` gives them what the server sets (engines/allocator.py), which helps those with
-large tensors most. The targets, for each workload of bound b:
+All scorers score the same tokens with the same weights. They alternate (A B C A B C ...), with new tokens in every run;
+a figure is the median over the runs. The tokens are those of all pairs of prompt and completion, even if a scorer
+computes a shared token once. vLLM takes part if it is installed and the benchmark is not quick. Scorers in this process
+use PyTorch's default allocator settings; `--keep-memory` applies the server's (engines/allocator.py), which help most
+with large tensors. The targets, for each workload of bound b:
 
     winnow >= b x padded      winnow >= 0.9 b x the best peer (n1: never slower)      served >= 0.95 x winnow
 """
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,185 +36,186 @@ from reward_server.client import Group, RewardClient
 from reward_server.engines import TokenGroup
 from reward_server.engines.allocator import keep_memory
 from reward_server.engines.transformers import TransformersEngine
+from sampler.managed_server import running_server
 from winnow.models import load_causal_lm
 from winnow.progress import progress
+from winnow.serve_config import ServeConfig
 
 PEERS = ("padded", "trl", "vllm")
-TURNS = 3
-QUICK_TURNS = 2
-REST_S = 0.4  # until the threads of the side before have gone to sleep
+DTYPES = ("bfloat16", "float32")
+NUM_RUNS = 3
+NUM_QUICK_RUNS = 2
+REST_S = 0.4  # until the threads of the previous scorer are idle
 WARM_UP = {"n1", "mixed"}  # small, and of many shapes
-LARGE = {"n64-p128-r256"}  # a quick run has time for one turn of it
+LARGE = {"n64-p128-r256"}  # a quick benchmark has time for one run of it
 
 
 def main() -> None:
-    """Measure, print a table or one JSON object."""
+    """Measure, and print a table or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="the Mixtral shape only, fewer prompts and turns: minutes")
-    parser.add_argument("--keep-memory", action="store_true", help="give all sides the server's allocator settings")
-    parser.add_argument("--turns", type=int, help=f"turns of each side; unset: {TURNS}, quick {QUICK_TURNS}")
+    parser.add_argument("--quick", action="store_true", help="the Mixtral shape only, fewer prompts and runs: minutes")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="bfloat16",
+        help="of the models; float32 for a processor without bfloat16 units (default: bfloat16)",
+    )
+    parser.add_argument("--keep-memory", action="store_true", help="give all scorers the server's allocator settings")
+    parser.add_argument("--runs", type=int, help=f"runs of each scorer; unset: {NUM_RUNS}, quick {NUM_QUICK_RUNS}")
     arguments = parser.parse_args()
     if arguments.keep_memory:
         keep_memory()
-    kinds = ["mixtral"] if arguments.quick else ["mixtral", "mistral"]
-    report: dict[str, Any] = {"threads": torch.get_num_threads(), "dtype": "bfloat16", "workloads": [], "memory": []}
+    num_runs = arguments.runs
+    if num_runs is None:
+        num_runs = NUM_QUICK_RUNS if arguments.quick else NUM_RUNS
+    report = measure_kinds(arguments.dtype, num_runs, is_quick=arguments.quick)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print(table(report))
+
+
+def measure_kinds(dtype: str, num_runs: int, *, is_quick: bool) -> dict[str, Any]:
+    """Measure speed and memory of each kind of model; return the report."""
+    kinds = ["mixtral"] if is_quick else ["mixtral", "mistral"]
+    report: dict[str, Any] = {"threads": torch.get_num_threads(), "dtype": dtype, "workloads": [], "memory": []}
     with tempfile.TemporaryDirectory() as root:
         for seed, kind in enumerate(kinds):
-            folder = make_model(kind, Path(root) / kind, seed)
-            report["workloads"] += measure(kind, folder, arguments.quick, arguments.turns)
+            folder = make_model(kind, Path(root) / kind, seed, dtype)
+            report["workloads"] += measure(kind, folder, dtype, num_runs, is_quick=is_quick)
             report["memory"].append({"model": kind, **memory(folder)})
-    print(json.dumps(report) if arguments.json else table(report))
+    return report
 
 
-def measure(kind: str, folder: Path, is_quick: bool, num_turns: int | None) -> list[dict[str, Any]]:
-    """The rows of one model: every workload scored by every side, in turns; the first turn warms up."""
-    num_turns = num_turns or (QUICK_TURNS if is_quick else TURNS)
-    turns = [workloads(turn, is_quick=is_quick) for turn in range(num_turns + 1)]
+def measure(kind: str, folder: Path, dtype: str, num_runs: int, *, is_quick: bool) -> list[dict[str, Any]]:
+    """Score every workload with every scorer in each run; return the rows of one model. Run 0 only warms up."""
+    workloads_of_run = [workloads(run, is_quick=is_quick) for run in range(num_runs + 1)]
     with ExitStack() as stack:
-        sides, config = open_sides(folder, stack, has_vllm=not is_quick)
-        figures = {work.name: Figures() for work in turns[0]}
-        advance = stack.enter_context(progress(kind, len(turns) * len(figures), "workloads"))
-        for turn, works in enumerate(turns):
-            for work in works:
-                if is_due(work.name, turn, is_quick):
-                    figures[work.name].add(work, sides, is_warm=turn > 0)
+        scorers, config = open_scorers(folder, dtype, stack, has_vllm=not is_quick)
+        figures = {workload.name: Figures(dtype) for workload in workloads_of_run[0]}
+        advance = stack.enter_context(progress(kind, len(workloads_of_run) * len(figures), "workloads"))
+        for run, works in enumerate(workloads_of_run):
+            for workload in works:
+                if is_due(workload.name, run, is_quick):
+                    figures[workload.name].add(workload, scorers, is_warm=run > 0)
                 advance()
-        return [figures[work.name].row(kind, work, config) for work in turns[-1]]
+        return [figures[workload.name].row(kind, workload, config) for workload in workloads_of_run[-1]]
 
 
-def is_due(name: str, turn: int, is_quick: bool) -> bool:
-    """Whether a workload is scored in a turn; the turn 0 only warms up."""
-    if turn == 0:
+def is_due(name: str, run: int, is_quick: bool) -> bool:
+    """Return True if a workload is scored in a run; run 0 only warms up."""
+    if run == 0:
         return name in WARM_UP
-    return turn == 1 or not (is_quick and name in LARGE)
+    return run == 1 or not (is_quick and name in LARGE)
 
 
 @dataclass
 class Figures:
-    """What was measured of one workload: seconds of each side in each turn, and what stood beside them."""
+    """The measurements of one workload: seconds of each scorer in each run, matmul rates, the largest difference."""
 
+    dtype: str
     times: dict[str, list[float]] = field(default_factory=dict)
     matmul_rates: list[float] = field(default_factory=list)
     largest_difference: float = 0.0
 
-    def add(self, work: Workload, sides: dict[str, peers.Scorer], *, is_warm: bool) -> None:
-        """One turn: every side in its place."""
+    def add(self, workload: Workload, scorers: dict[str, peers.Scorer], *, is_warm: bool) -> None:
+        """Measure one run: every scorer once, in the order of `scorers`; without `is_warm` the times are dropped."""
         sums: dict[str, list[float]] = {}
-        for name, score in sides.items():
+        for name, score in scorers.items():
             time.sleep(REST_S)
-            spent = seconds(lambda: sums.update({name: score(work.groups)}))  # noqa: B023 (called at once)
-            self.times.setdefault(name, []).extend([spent] if is_warm else [])
-        self.matmul_rates.append(matmul_flops(torch.bfloat16))
-        self.largest_difference = max(self.largest_difference, largest_difference(sums))
+            spent = seconds(lambda: sums.update({name: score(workload.groups)}))  # noqa: B023 (called at once)
+            if is_warm:
+                self.times.setdefault(name, []).append(spent)
+        self.matmul_rates.append(matmul_flops(getattr(torch, self.dtype)))
+        self.largest_difference = max(self.largest_difference, peers.largest_difference(sums))
 
-    def row(self, kind: str, work: Workload, config: Any) -> dict[str, Any]:
-        """The workload's row of the report."""
+    def row(self, kind: str, workload: Workload, config: Any) -> dict[str, Any]:
+        """Return the workload's row of the report."""
         spent = {name: median(times) for name, times in self.times.items()}
-        speed = {name: work.num_tokens / one for name, one in spent.items()}
+        speed = {name: workload.num_tokens / spent_s for name, spent_s in spent.items()}
         ratio = speed["winnow"] / max(speed[name] for name in PEERS if name in speed)
         rate = median(self.matmul_rates)
         return {
             "model": kind,
-            "name": work.name,
-            "bound": round(work.bound, 2),
-            "tokens_per_s": {name: round(one) for name, one in speed.items()},
+            "name": workload.name,
+            "bound": round(workload.bound, 2),
+            "tokens_per_s": {name: round(tokens_per_s) for name, tokens_per_s in speed.items()},
             "speedup_vs_padded": round(speed["winnow"] / speed["padded"], 2),
             "speedup_vs_best_peer": round(ratio, 2),
             "served_fraction": round(speed["served"] / speed["winnow"], 3),
-            "flops_fraction": round(useful_flops(work.groups, config) / spent["winnow"] / rate, 3),
+            "flops_fraction": round(useful_flops(workload.groups, config) / spent["winnow"] / rate, 3),
             "matmul_gflops": round(rate / 1e9),
             "largest_difference": round(self.largest_difference, 3),
             "meets_targets": {
-                "padded": speed["winnow"] >= work.bound * speed["padded"],
-                "best_peer": ratio >= (1.0 if work.name == "n1" else 0.9 * work.bound),
+                "padded": speed["winnow"] >= workload.bound * speed["padded"],
+                "best_peer": ratio >= (1.0 if workload.name == "n1" else 0.9 * workload.bound),
                 "served": speed["served"] >= 0.95 * speed["winnow"],
             },
         }
 
 
-def open_sides(folder: Path, stack: ExitStack, *, has_vllm: bool) -> tuple[dict[str, peers.Scorer], Any]:
-    """Every side by name, ready to score, and the model's config."""
+def open_scorers(folder: Path, dtype: str, stack: ExitStack, *, has_vllm: bool) -> tuple[dict[str, peers.Scorer], Any]:
+    """Load every scorer; return scorers by name and the model's config. `stack` closes what has to be closed."""
     padded, trl = (
         load_causal_lm(str(folder), dtype="auto", device_map="cpu", attn_implementation="sdpa").eval() for _ in range(2)
     )
     engine = TransformersEngine.load(str(folder), device_map="cpu")
-    sides: dict[str, peers.Scorer] = {"padded": peers.padded(padded), "trl": peers.trl(trl)}
+    scorers: dict[str, peers.Scorer] = {"padded": peers.padded(padded), "trl": peers.trl(trl)}
     if has_vllm and importlib.util.find_spec("vllm"):
-        sides["vllm"], shutdown = peers.vllm(str(folder))
+        scorers["vllm"], shutdown = peers.vllm(str(folder), dtype)
         stack.callback(shutdown)
-    sides["winnow"] = lambda groups: [float(one.sum()) for group in engine.logprobs(groups) for one in group]
-    sides["served"] = stack.enter_context(served(folder))
-    return sides, padded.config
+    scorers["winnow"] = peers.engine_scorer(engine)
+    scorers["served"] = stack.enter_context(served(folder))
+    return scorers, padded.config
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[peers.Scorer]:
-    """A `winnow serve` of the model, asked for the instruct model's scores alone, over a socket."""
-    settings = {"chat_template": "lab", "cache_bytes": 0, "listen": "127.0.0.1:0", "device_map": "cpu"}
-    config = folder.with_suffix(".json")
-    config.write_text(json.dumps({"instruct": str(folder), "base": str(folder), **settings}))
-    command = [sys.executable, "-m", "winnow.cli", "serve", str(config)]
+    """Start a `winnow serve` of the model and yield its scorer: the instruct model's logps, through a socket."""
+    config = ServeConfig(instruct=str(folder), base=str(folder), chat_template="lab", cache_bytes=0, device_map="cpu")
     with (
-        folder.with_suffix(".log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        running_server(config, folder.with_name(f"{folder.name}-server")) as server,
+        RewardClient(server.address) as client,
     ):
-        try:
-            yield _scorer_at(_address(process))
-        finally:
-            process.terminate()
 
+        def score(groups: list[TokenGroup]) -> list[float]:
+            requests = (Group(group.prompt_ids, group.completions) for group in groups)
+            sums: list[float] = []
+            for scored in client.score_many(requests, concurrency=16, is_reference_free=True):
+                sums += [completion.reward or 0.0 for completion in scored]
+            return sums
 
-def _address(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("listening on "):
-            return line.split()[-1]
-    raise RuntimeError("winnow serve did not start")
-
-
-def _scorer_at(address: str) -> Callable[[list[TokenGroup]], list[float]]:
-    client = RewardClient(address)
-
-    def score(groups: list[TokenGroup]) -> list[float]:
-        asked = (Group(group.prompt_ids, group.completions) for group in groups)
-        answers = client.score_many(asked, concurrency=16, is_reference_free=True)
-        return [one.reward or 0.0 for group in answers for one in group]
-
-    return score
-
-
-def largest_difference(sums: dict[str, list[float]]) -> float:
-    """How far two sides are apart at most, in the sum of one completion."""
-    columns = list(zip(*sums.values(), strict=True))
-    return float(max(max(column) - min(column) for column in columns))
+        yield score
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """The rise of memory in a process of its own (benchmarks/memory.py)."""
+    """Measure the rise of memory in a separate process (benchmarks/memory.py)."""
     command = [sys.executable, "-m", "benchmarks.memory", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    report: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
+    return report
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Render the report for people."""
     names = list(report["workloads"][0]["tokens_per_s"])
-    head = ["model", "workload", "bound", *names, "x padded", "x best", "served", "of matmul", "targets"]
-    lines = [head]
-    for one in report["workloads"]:
-        missed = [name for name, is_met in one["meets_targets"].items() if not is_met]
-        figures = [str(one["tokens_per_s"][name]) for name in names]
-        ratios = [one[key] for key in ("speedup_vs_padded", "speedup_vs_best_peer", "served_fraction")]
-        fraction = f"{one['flops_fraction']:.0%}"
+    lines = [["model", "workload", "bound", *names, "x padded", "x best", "served", "of matmul", "targets"]]
+    for row in report["workloads"]:
+        missed = [name for name, is_met in row["meets_targets"].items() if not is_met]
+        figures = [str(row["tokens_per_s"][name]) for name in names]
+        ratios = [str(row[key]) for key in ("speedup_vs_padded", "speedup_vs_best_peer", "served_fraction")]
+        fraction = f"{row['flops_fraction']:.0%}"
         verdict = "missed: " + ", ".join(missed) if missed else "met"
-        lines.append([one["model"], one["name"], str(one["bound"]), *figures, *map(str, ratios), fraction, verdict])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    for one in report["memory"]:
-        text.append(f"{one['model']}: {one['name']} ({one['tokens']} tokens) raises memory by {one['raised_mib']} MiB")
-    return "\n".join([f"tokens/s, bfloat16, {report['threads']} threads", *text])
+        lines.append([row["model"], row["name"], str(row["bound"]), *figures, *ratios, fraction, verdict])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [f"tokens/s, {report['dtype']}, {report['threads']} threads"]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        text.append("  ".join(cells).rstrip())
+    for row in report["memory"]:
+        text.append(f"{row['model']}: {row['name']} ({row['tokens']} tokens) raises memory by {row['raised_mib']} MiB")
+    return "\n".join(text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Callers of a reward server: a closed loop, one stream, and a flood that does not wait for answers.
+"""The load of the serving benchmark: closed loops, one stream, and a flood that does not wait for responses.
 
-Each closed-loop caller has a connection of its own; no two groups are equal, so that no result is known already.
+Each caller of a closed loop has a separate connection. All groups differ, so that no result comes from a cache.
 """
 
 import asyncio
@@ -15,36 +15,39 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks.serving_process import Server
+from benchmarks.serving_process import Sample, Server
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.serving.service import PUSHBACK_KEY
+from reward_server.protocol import PUSHBACK_KEY
 
 NUM_WORDS = 24
 NUM_CONNECTIONS = 64
 TICK_S = 0.02
-# Without a limit, megabytes of requests wait in the connection when time is up.
+CALL_TIMEOUT_S = 300
+# Without a limit, megabytes of requests wait in the connection at the end of the measurement.
 STREAM_AHEAD = 32
 WORDS = ("waves", "salt", "wind", "river", "fox", "bank", "colour", "rainbow", "quick", "lazy", "five", "six")
-OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+SEPARATE_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
 @dataclass
 class Tally:
-    """What came of the calls: latencies of the answered ones in seconds, and the others by kind."""
+    """The outcomes of calls: latencies of the answered calls in seconds, refusals, and failures by status."""
 
     latencies: list[float] = field(default_factory=list)
     refused: int = 0
-    other: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
 
-    def p(self, percent: float) -> float:
-        """A percentile of the latency, in seconds."""
-        return float(np.percentile(self.latencies, percent)) if self.latencies else float("nan")
+    def percentile(self, percent: float) -> float:
+        """Return a percentile of the latency, in seconds."""
+        if not self.latencies:
+            return float("nan")
+        return float(np.percentile(self.latencies, percent))
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """One closed loop."""
+    """The result of one closed loop."""
 
     clients: int
     answered: int
@@ -53,12 +56,12 @@ class Capacity:
     p50_s: float
     p99_s: float
     refused: int
-    other: dict[str, int]
+    failures: dict[str, int]
 
 
 @dataclass(frozen=True)
-class Stream:
-    """One stream."""
+class StreamResult:
+    """The result of one stream."""
 
     groups_per_s: float
     tokens_per_s: float
@@ -66,7 +69,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Flood:
-    """Calls that came whatever became of the earlier ones; `answered` of them while they came."""
+    """The result of calls at a steady rate; `answered` counts the responses before the last call was sent."""
 
     tally: Tally
     seconds: float
@@ -75,109 +78,118 @@ class Flood:
 
     @property
     def groups_per_s(self) -> float:
-        """Answered groups, while calls came."""
+        """Answered groups per second."""
         return self.answered / self.seconds
 
 
-class Groups:
-    """Requests, of which no two are equal."""
+class RequestSource:
+    """A source of requests that all differ."""
 
     def __init__(self, num_completions: int) -> None:
         self.num_completions = num_completions
-        self._numbers = itertools.count()
+        self._seeds = itertools.count()
 
     def draw(self) -> pb.ScoreRequest:
-        """The next one."""
-        drawn = random.Random(next(self._numbers))
-        question = " ".join(drawn.choices(WORDS, k=NUM_WORDS)) + f" {drawn.random():.9f}?"
-        texts = [" ".join(drawn.choices(WORDS, k=NUM_WORDS)) for _ in range(self.num_completions)]
+        """Make the next request."""
+        rng = random.Random(next(self._seeds))
+        question = " ".join(rng.choices(WORDS, k=NUM_WORDS)) + f" {rng.random():.9f}?"
+        texts = [" ".join(rng.choices(WORDS, k=NUM_WORDS)) for _ in range(self.num_completions)]
         return pb.ScoreRequest(
             messages=pb.Messages(messages=[pb.Message(role="user", content=question)]),
             completions=[pb.Completion(text=pb.CompletionText(text=text, is_finished=True)) for text in texts],
         )
 
 
-async def ask(stub: Any, request: pb.ScoreRequest, tally: Tally, client: str) -> float:
-    """One call; returns the seconds to leave the server alone."""
+async def call(stub: Any, request: pb.ScoreRequest, tally: Tally, client: str) -> float:
+    """Make one call and count its outcome; return the seconds to wait before the next call."""
     started = time.monotonic()
     try:
-        await stub.Score(request, timeout=300, metadata=[("winnow-client", client)])
+        await stub.Score(request, timeout=CALL_TIMEOUT_S, metadata=[("winnow-client", client)])
     except grpc.aio.AioRpcError as error:
         pushback = dict(error.trailing_metadata() or ()).get(PUSHBACK_KEY)
         if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and pushback is not None:
             tally.refused += 1
             return int(pushback) / 1000
-        tally.other[error.code().name] += 1
+        tally.failures[error.code().name] += 1
         return 1.0
     tally.latencies.append(time.monotonic() - started)
     return 0.0
 
 
-def channel(address: str) -> Any:
-    """A connection that is shared with no other caller."""
-    return grpc.aio.insecure_channel(address, options=OWN_CONNECTION)
+def open_channel(address: str) -> Any:
+    """Open a connection that no other caller shares."""
+    return grpc.aio.insecure_channel(address, options=SEPARATE_CONNECTION)
 
 
-async def closed_loop(target: Server, groups: Groups, clients: int, seconds: float) -> Capacity:
-    """Each caller asks, waits for the answer, and asks again."""
-    tally, before = Tally(), target.sample()
+async def closed_loop(target: Server, source: RequestSource, num_clients: int, seconds: float) -> Capacity:
+    """Let each caller send a group, wait for the response, and repeat."""
+    tally = Tally()
+    before = target.sample()
 
-    async def caller(name: str) -> None:
-        async with channel(target.address) as own:
-            stub = RewardServiceStub(own)  # type: ignore[no-untyped-call]
+    async def caller(client: str) -> None:
+        async with open_channel(target.address) as channel:
+            stub = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
             while time.monotonic() < before.time + seconds:
-                await asyncio.sleep(await ask(stub, groups.draw(), tally, name))
+                await asyncio.sleep(await call(stub, source.draw(), tally, client))
 
-    await asyncio.gather(*(caller(str(number)) for number in range(clients)))
+    await asyncio.gather(*(caller(str(index)) for index in range(num_clients)))
     after = target.sample()
-    spent = after.time - before.time
     return Capacity(
-        clients,
-        len(tally.latencies),
-        len(tally.latencies) / spent,
-        (after.tokens - before.tokens) / spent,
-        tally.p(50),
-        tally.p(99),
-        tally.refused,
-        dict(tally.other),
+        clients=num_clients,
+        answered=len(tally.latencies),
+        groups_per_s=len(tally.latencies) / (after.time - before.time),
+        tokens_per_s=tokens_per_s(before, after),
+        p50_s=tally.percentile(50),
+        p99_s=tally.percentile(99),
+        refused=tally.refused,
+        failures=dict(tally.failures),
     )
 
 
-async def streamed(target: Server, groups: Groups, seconds: float) -> Stream:
-    """One caller sends group after group, some of them ahead of the answers."""
-    before, num_answers, ahead = target.sample(), 0, asyncio.Semaphore(STREAM_AHEAD)
+async def streamed(target: Server, source: RequestSource, seconds: float) -> StreamResult:
+    """Send group after group through one stream, at most STREAM_AHEAD ahead of the responses."""
+    before = target.sample()
+    num_responses = 0
+    capacity = asyncio.Semaphore(STREAM_AHEAD)
 
     async def requests() -> AsyncIterator[pb.ScoreRequest]:
         while time.monotonic() < before.time + seconds:
-            await ahead.acquire()
-            yield groups.draw()
+            await capacity.acquire()
+            yield source.draw()
 
-    async with channel(target.address) as own:
-        stub: Any = RewardServiceStub(own)  # type: ignore[no-untyped-call]
+    async with open_channel(target.address) as channel:
+        stub: Any = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
         async for _ in stub.ScoreStream(requests()):
-            num_answers += 1
-            ahead.release()
+            num_responses += 1
+            capacity.release()
     after = target.sample()
-    spent = after.time - before.time
-    return Stream(num_answers / spent, (after.tokens - before.tokens) / spent)
+    return StreamResult(num_responses / (after.time - before.time), tokens_per_s(before, after))
 
 
-async def flood(target: Server, groups: Groups, per_s: float, seconds: float, names: Iterator[str]) -> Flood:
-    """Calls at a steady rate, each by the next name, over connections in turn."""
-    tally, offered = Tally(), 0
-    channels = [channel(target.address) for _ in range(NUM_CONNECTIONS)]
-    stubs = itertools.cycle([RewardServiceStub(own) for own in channels])  # type: ignore[no-untyped-call]
+async def flood(target: Server, source: RequestSource, per_s: float, seconds: float, clients: Iterator[str]) -> Flood:
+    """Send calls at a steady rate, each from the next client, over NUM_CONNECTIONS connections in rotation."""
+    tally = Tally()
+    num_offered = 0
+    channels = [open_channel(target.address) for _ in range(NUM_CONNECTIONS)]
+    stubs = itertools.cycle([RewardServiceStub(channel) for channel in channels])  # type: ignore[no-untyped-call]
     calls: set[asyncio.Task[float]] = set()
     started = time.monotonic()
-    while (now := time.monotonic()) < started + seconds:
-        for _ in range(int((now - started) * per_s) - offered):
-            offered += 1
-            call = asyncio.ensure_future(ask(next(stubs), groups.draw(), tally, next(names)))
-            calls.add(call)
-            call.add_done_callback(calls.discard)
+    elapsed = 0.0
+    while elapsed < seconds:
+        for _ in range(int(elapsed * per_s) - num_offered):
+            num_offered += 1
+            task = asyncio.ensure_future(call(next(stubs), source.draw(), tally, next(clients)))
+            calls.add(task)
+            task.add_done_callback(calls.discard)
         await asyncio.sleep(TICK_S)
-    spent, answered = time.monotonic() - started, len(tally.latencies)
+        elapsed = time.monotonic() - started
+    num_answered = len(tally.latencies)
     await asyncio.gather(*calls)
-    for own in channels:
-        await own.close()
-    return Flood(tally, spent, offered, answered)
+    for channel in channels:
+        await channel.close()
+    return Flood(tally, elapsed, num_offered, num_answered)
+
+
+def tokens_per_s(before: Sample, after: Sample) -> float:
+    """Return the server's mean rate between two samples."""
+    return (after.tokens - before.tokens) / (after.time - before.time)

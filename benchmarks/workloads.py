@@ -1,4 +1,4 @@
-"""What is scored in the benchmarks: models of a real shape with random weights, and groups of random tokens.
+"""The models and groups of the scoring benchmarks: a real shape with random weights, and random tokens.
 
 mixtral   8 experts, 2 active, about 140 M parameters, vocabulary 32 000
 mistral   dense, about 110 M parameters, the same vocabulary
@@ -9,7 +9,7 @@ n16-p512-r128   2 x 16          512             128
 n64-p128-r256   1 x 64          128             256
 n1              16 x 1          256             128
 mixed           8 x 8           of real instructions and their answers (LENGTHS)
-alike           4 x 8           256             128, of which completions share 64 with a neighbour; not in quick runs
+alike           4 x 8           256             128; each completion shares its first 64 with a neighbour; not if quick
 """
 
 import random
@@ -20,9 +20,10 @@ from typing import Any
 from reward_server.engines import TokenGroup
 
 VOCAB_SIZE = 32000
-BOS, FIRST_ID = 0, 6
+BOS = 0
+FIRST_ID = 6  # the ids below are special tokens
 
-# Tokens of instructions and of their answers: 24 pairs drawn from a public set of instructions, rounded.
+# Numbers of tokens of instructions and their answers: 24 pairs from a public set of instructions, rounded.
 LENGTHS = (
     (38, 12), (64, 110), (25, 180), (92, 24), (51, 66), (140, 9), (33, 240), (75, 48),
     (210, 31), (46, 95), (29, 14), (118, 160), (57, 72), (84, 19), (41, 205), (300, 54),
@@ -32,63 +33,68 @@ LENGTHS = (
 
 @dataclass(frozen=True)
 class Workload:
-    """Groups that are scored together."""
+    """Groups that are scored in one call."""
 
     name: str
     groups: list[TokenGroup]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of prompt and completion of every pair, as peers compute them."""
-        return sum(len(group.prompt_ids) + len(one) for group in self.groups for one in group.completions)
+        """The number of tokens in all pairs of prompt and completion; peers compute all of them."""
+        total = 0
+        for group in self.groups:
+            total += len(group.prompt_ids) * len(group.completions) + sum(map(len, group.completions))
+        return total
 
     @property
     def num_completions(self) -> int:
-        """Pairs."""
+        """The number of pairs of prompt and completion."""
         return sum(len(group.completions) for group in self.groups)
 
     @property
     def bound(self) -> float:
-        """How many times fewer tokens there are when each prompt counts once; for one group N (P + R) / (P + N R)."""
-        once = sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in self.groups)
-        return self.num_tokens / once
+        """The upper limit of the speed-up by sharing prompts: for one group N (P + R) / (P + N R)."""
+        num_shared_once = sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in self.groups)
+        return self.num_tokens / num_shared_once
 
 
 def workloads(seed: int, *, is_quick: bool) -> list[Workload]:
-    """The workloads, with other tokens for each seed, as a server sees them; quick: fewer prompts, and no `alike`."""
-    draw = random.Random(seed)
-    many, few = (1, 1) if is_quick else (2, 1)
+    """Make the workloads, with different tokens for each seed; quick: half the prompts, and no `alike`."""
+    rng = random.Random(seed)
+    scale = 1 if is_quick else 2
     works = [
-        Workload("n8-p256-r128", [_group(draw, 256, [128] * 8) for _ in range(many)]),
-        Workload("n16-p512-r128", [_group(draw, 512, [128] * 16) for _ in range(few)]),
-        Workload("n64-p128-r256", [_group(draw, 128, [256] * 64)]),
-        Workload("n1", [_group(draw, 256, [128]) for _ in range(4 * many)]),
-        Workload("mixed", [_mixed(draw) for _ in range(2 * many)]),
+        Workload("n8-p256-r128", [_group(rng, 256, [128] * 8) for _ in range(scale)]),
+        Workload("n16-p512-r128", [_group(rng, 512, [128] * 16)]),
+        Workload("n64-p128-r256", [_group(rng, 128, [256] * 64)]),
+        Workload("n1", [_group(rng, 256, [128]) for _ in range(4 * scale)]),
+        Workload("mixed", [_mixed(rng) for _ in range(2 * scale)]),
     ]
-    return works if is_quick else [*works, Workload("alike", [_alike(draw) for _ in range(many)])]
+    if not is_quick:
+        works.append(Workload("alike", [_alike(rng) for _ in range(scale)]))
+    return works
 
 
 def memory_workload() -> Workload:
-    """64 completions of one prompt, 32 k tokens of pairs."""
-    draw = random.Random(1)
-    return Workload("n64-p128-r384", [_group(draw, 128, [384] * 64)])
+    """Make 64 completions of one prompt; all pairs have 32 k tokens."""
+    rng = random.Random(1)
+    return Workload("n64-p128-r384", [_group(rng, 128, [384] * 64)])
 
 
-def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
-    """A random model of a kind in bf16, saved with a tokenizer; 8 layers."""
+def make_model(kind: str, folder: Path, seed: int = 0, dtype: str = "bfloat16") -> Path:
+    """Save a random model of a kind with a tokenizer; 8 layers."""
     import torch
     from transformers.models.auto import AutoModelForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(model_config(kind), dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_config(model_config(kind), dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
     _make_tokenizer(folder)
     return folder
 
 
 def model_config(kind: str, **changes: Any) -> Any:
-    """The config of a kind, with changes."""
+    """Return the config of a kind, with changes."""
     from transformers import MistralConfig, MixtralConfig
 
     shape = {
@@ -110,7 +116,7 @@ def model_config(kind: str, **changes: Any) -> Any:
 
 
 def _make_tokenizer(folder: Path) -> None:
-    """Bytes as tokens, and names for the rest: the groups are sent as token ids."""
+    """Save a tokenizer of single bytes; the remaining ids have names only, because the groups are sent as token ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -126,22 +132,27 @@ def _make_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def _tokens(draw: random.Random, num: int) -> list[int]:
-    return [draw.randrange(FIRST_ID, VOCAB_SIZE) for _ in range(num)]
+def _token_ids(rng: random.Random, num_tokens: int) -> list[int]:
+    return [rng.randrange(FIRST_ID, VOCAB_SIZE) for _ in range(num_tokens)]
 
 
-def _group(draw: random.Random, num_prompt: int, lengths: list[int]) -> TokenGroup:
-    return TokenGroup([BOS, *_tokens(draw, num_prompt - 1)], [_tokens(draw, length) for length in lengths])
+def _group(rng: random.Random, num_prompt_tokens: int, lengths: list[int]) -> TokenGroup:
+    prompt_ids = [BOS, *_token_ids(rng, num_prompt_tokens - 1)]
+    return TokenGroup(prompt_ids, [_token_ids(rng, length) for length in lengths])
 
 
-def _mixed(draw: random.Random) -> TokenGroup:
-    """A real instruction's length, with answers' lengths around one real answer's."""
-    num_prompt, num_answer = draw.choice(LENGTHS)
-    return _group(draw, num_prompt, [max(1, round(num_answer * draw.uniform(0.5, 1.5))) for _ in range(8)])
+def _mixed(rng: random.Random) -> TokenGroup:
+    """Draw a group with the prompt length of a real instruction and lengths around that of its answer."""
+    num_prompt_tokens, num_answer_tokens = rng.choice(LENGTHS)
+    lengths = [max(1, round(num_answer_tokens * rng.uniform(0.5, 1.5))) for _ in range(8)]
+    return _group(rng, num_prompt_tokens, lengths)
 
 
-def _alike(draw: random.Random) -> TokenGroup:
-    group = _group(draw, 256, [128] * 8)
-    beginnings = [group.completions[n - n % 2][:64] for n in range(8)]
-    rest = [completion[64:] for completion in group.completions]
-    return TokenGroup(group.prompt_ids, [[*start, *end] for start, end in zip(beginnings, rest, strict=True)])
+def _alike(rng: random.Random) -> TokenGroup:
+    """Draw a group in which completions 2k and 2k + 1 have equal first halves."""
+    group = _group(rng, 256, [128] * 8)
+    completions = []
+    for index, completion in enumerate(group.completions):
+        shared_half = group.completions[index - index % 2][:64]
+        completions.append([*shared_half, *completion[64:]])
+    return TokenGroup(group.prompt_ids, completions)

@@ -1,12 +1,13 @@
 """The configured lm-eval tasks on one checkpoint.
 
-EvalResult       one row per configured task: value, stderr and n as lm-eval gives them
-BenchmarkItem    one row per item of it, which the paired tests of two checkpoints read
+EvalResult       one row per configured task: value, stderr and n as lm-eval reports them
+BenchmarkItem    one row per item of a task; the paired tests of two checkpoints read these rows
 
-Tasks are lm-eval's own, or the YAML files of `task_dir` (then nothing is fetched); a relative `data_files` path in them
-starts at the working directory. Prompts are plain few-shot text, as on the model cards: no chat template, which would
-change scores; a task that wants the policy's own form spells it in its `doc_to_text`. lm-eval's response cache is never
-used, since it ignores the model. Few-shot examples come from the task's own sampler with lm-eval's own seed.
+Tasks are those that lm-eval ships, or the YAML files of `task_dir` (then nothing is fetched). A relative `data_files`
+path in a YAML file starts at the working directory. Prompts are plain few-shot text, as on the model cards. A chat
+template would change the scores; a task that needs the policy's chat format writes it in its `doc_to_text`. lm-eval's
+response cache is never used, because it ignores the model. Few-shot examples come from the task's sampler with
+lm-eval's default seed.
 """
 
 import difflib
@@ -28,7 +29,7 @@ from winnow.run_config import BenchmarkConfig, EvaluationConfig
 
 
 class BenchmarkItem(Row):
-    """One metric of one item. `item_id` names the item's place, content and prompt: equal ids may be paired."""
+    """One metric of one item. `item_id` names the item's position, content and prompt: equal ids may be paired."""
 
     task: str
     metric: str
@@ -38,89 +39,97 @@ class BenchmarkItem(Row):
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """One checkpoint on all configured tasks."""
+    """The results of one checkpoint on all configured tasks."""
 
     results: list[EvalResult]
     items: list[BenchmarkItem]
 
 
 def run_benchmarks(config: EvaluationConfig, model: str, chat: Chat, dtype: Dtype, label: str) -> BenchmarkRun:
-    """Load a checkpoint and run every task on it. Raises UsageError for a task or metric that is not there."""
+    """Load a checkpoint and run every task on it. Raises UsageError for an unknown task or metric."""
     if not config.benchmarks:
         return BenchmarkRun([], [])
-    from eval.harness import open_lm, quiet
-    from sampler.engines.transformers import own_random_state
+    from eval.harness import evaluate, open_lm, quiet
+    from sampler.engines.transformers import isolated_random_state
 
-    with quiet(), own_random_state(0):
+    with quiet(), isolated_random_state(0):
         tasks = load_tasks(config)
         lm = open_lm(load_causal_lm(model, dtype=dtype).eval(), chat.tokenizer, config.batch_size)
-        runs = [_run(lm, benchmark, tasks[benchmark.task], label) for benchmark in config.benchmarks]
-    return BenchmarkRun([result for result, _ in runs], [item for _, items in runs for item in items])
+        results: list[EvalResult] = []
+        items: list[BenchmarkItem] = []
+        for benchmark in config.benchmarks:
+            output = evaluate(
+                lm, tasks[benchmark.task], benchmark.num_fewshot, benchmark.limit, f"{label}: {benchmark.task}"
+            )
+            results.append(_result(benchmark, output))
+            items.extend(_items(benchmark, output["samples"]))
+    return BenchmarkRun(results, items)
 
 
 def load_tasks(config: EvaluationConfig) -> dict[str, Any]:
-    """Each configured task, loaded with its data. Raises UsageError naming close matches of an unknown one."""
+    """Load each configured task with its data. Raises UsageError for an unknown task, with the closest names."""
     from lm_eval.tasks import TaskManager
 
     if config.task_dir is not None and not Path(config.task_dir).is_dir():
-        raise UsageError(f"evaluation.task_dir {config.task_dir!r} is no folder; give one with lm-eval task files")
-    is_local = config.task_dir is not None
-    manager = TaskManager(include_defaults=not is_local, include_path=config.task_dir)
-    where = config.task_dir or "lm-eval's tasks"
+        raise UsageError(f"evaluation.task_dir {config.task_dir!r} is not a folder; give one with lm-eval task files")
+    manager = TaskManager(include_defaults=config.task_dir is None, include_path=config.task_dir)
     for benchmark in config.benchmarks:
         if benchmark.task not in manager.all_tasks:
-            raise UsageError(f"no task {benchmark.task!r} in {where}; {_suggestion(benchmark.task, manager.all_tasks)}")
+            source = config.task_dir or "lm-eval's tasks"
+            suggestion = _suggestion(benchmark.task, manager.all_tasks)
+            raise UsageError(f"no task {benchmark.task!r} in {source}; {suggestion}")
     return {benchmark.task: _load(manager, benchmark.task) for benchmark in config.benchmarks}
 
 
 def data_files(task_dir: str | Path) -> list[Path]:
-    """The task files of a folder, and the local data files that they name, sorted: what decides a local benchmark."""
+    """Return the files that decide a local benchmark, sorted: a folder's task files and the data files they name."""
     files: set[Path] = set()
     for path in sorted(Path(task_dir).glob("**/*")):
         if path.is_file():
             files.add(path)
         if path.suffix == ".yaml":
-            named = (_read_task(path).get("dataset_kwargs") or {}).get("data_files")
-            files |= {Path(name) for name in _leaves(named) if Path(name).is_file()}
+            dataset_arguments = _read_task(path).get("dataset_kwargs") or {}
+            names = _strings(dataset_arguments.get("data_files"))
+            files |= {Path(name) for name in names if Path(name).is_file()}
     return sorted(files)
 
 
-def _run(lm: Any, benchmark: BenchmarkConfig, loaded: Any, label: str) -> tuple[EvalResult, list[BenchmarkItem]]:
-    from eval.harness import evaluate
-
-    found = evaluate(lm, loaded, benchmark.num_fewshot, benchmark.limit, f"{label}: {benchmark.task}")
-    metric, _, filter_name = benchmark.metric.partition(",")
-    items = list(_items(benchmark, metric, filter_name, found["samples"]))
-    return _result(benchmark, metric, filter_name, found), items
-
-
-def _result(benchmark: BenchmarkConfig, metric: str, filter_name: str, found: Mapping[str, Any]) -> EvalResult:
-    scores = found["results"].get(benchmark.task, {})
+def _result(benchmark: BenchmarkConfig, output: Mapping[str, Any]) -> EvalResult:
+    """Read a task's result from the output of lm-eval's evaluator. Raises UsageError for an unknown metric."""
+    scores = output["results"].get(benchmark.task, {})
     if benchmark.metric not in scores:
         known = [key for key in scores if "," in key and "_stderr," not in key]
         raise UsageError(
             f"task {benchmark.task} has no metric {benchmark.metric!r}; {_suggestion(benchmark.metric, known)}"
         )
-    stderr = scores.get(f"{metric}_stderr,{filter_name}")
+    metric, _, filter_name = benchmark.metric.partition(",")
+    stderr: float | None = None
+    reported = scores.get(f"{metric}_stderr,{filter_name}")
+    if isinstance(reported, numbers.Real):  # lm-eval writes "N/A" for a metric without a standard error
+        stderr = float(reported)
+    num_items = 0
+    for rows in output["samples"].values():  # one row per item and filter
+        num_items += len({row["doc_id"] for row in rows})
     return EvalResult(
         task=benchmark.task,
         metric=benchmark.metric,
         value=float(scores[benchmark.metric]),
-        stderr=float(stderr) if isinstance(stderr, numbers.Real) else None,
-        n=sum(len({sample["doc_id"] for sample in samples}) for samples in found["samples"].values()),
+        stderr=stderr,
+        n=num_items,
     )
 
 
 def _items(
-    benchmark: BenchmarkConfig, metric: str, filter_name: str, samples: Mapping[str, Iterable[Mapping[str, Any]]]
+    benchmark: BenchmarkConfig, rows_of_task: Mapping[str, Iterable[Mapping[str, Any]]]
 ) -> Iterator[BenchmarkItem]:
-    """The items' values, in the order of the data; a metric that is no number per item gives none."""
-    for leaf, rows in samples.items():
+    """Yield the items' values in the order of the data; skip items for which the metric is not a number."""
+    metric, _, filter_name = benchmark.metric.partition(",")
+    for task, rows in rows_of_task.items():  # a group of tasks has several
         for row in rows:
             value = row.get(metric)
             if row["filter"] == filter_name and isinstance(value, numbers.Real):
                 content = hashlib.sha256(f"{row['doc_hash']}{row['prompt_hash']}".encode()).hexdigest()[:16]
-                item_id = f"{leaf}/{row['doc_id']}/{content}"
+                item_id = f"{task}/{row['doc_id']}/{content}"
                 yield BenchmarkItem(task=benchmark.task, metric=benchmark.metric, item_id=item_id, value=float(value))
 
 
@@ -128,7 +137,7 @@ def _load(manager: Any, task: str) -> Any:
     try:
         return manager.load([task])
     except FileNotFoundError as error:
-        raise UsageError(f"task {task}: its data is not there: {first_line(error)}") from None
+        raise UsageError(f"task {task}: its data is missing: {first_line(error)}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WinnowError(f"task {task} cannot be loaded: {first_line(error)}") from error
 
@@ -136,11 +145,13 @@ def _load(manager: Any, task: str) -> Any:
 def _suggestion(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names[:20]) or 'none'}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there are: {', '.join(names[:20]) or 'none'}"
 
 
 class _TaskLoader(yaml.SafeLoader):
-    """Reads lm-eval's task files; what a tag like `!function` names is passed over."""
+    """A loader for lm-eval's task files; it ignores the values of tags such as `!function`."""
 
 
 _TaskLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
@@ -151,12 +162,18 @@ def _read_task(path: Path) -> dict[str, Any]:
         task = yaml.load(path.read_text(), Loader=_TaskLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {first_line(error)}") from None
-    return task if isinstance(task, dict) else {}
+    if not isinstance(task, dict):
+        return {}
+    return task
 
 
-def _leaves(tree: Any) -> Iterator[str]:
-    """The strings of nested mappings and lists."""
+def _strings(tree: Any) -> Iterator[str]:
+    """Yield the strings of nested mappings and lists."""
     if isinstance(tree, str):
         yield tree
-    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        yield from _leaves(child)
+    elif isinstance(tree, dict):
+        for child in tree.values():
+            yield from _strings(child)
+    elif isinstance(tree, list):
+        for child in tree:
+            yield from _strings(child)

@@ -1,7 +1,7 @@
-"""The chart of a run: batch reward and judged score by round, on an axis each, the peak marked. PNG and SVG.
+"""The chart of a run: batch reward and judged score by round, each on its own axis, with the peak marked. PNG and SVG.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; the two lines also differ in marker and dash. The
-SVG is the same, byte for byte, whenever the numbers are.
+Colour-blind readers can distinguish the colours (Okabe and Ito); the two lines also differ in marker and dash. Equal
+numbers give equal bytes.
 """
 
 from collections.abc import Sequence
@@ -19,24 +19,25 @@ JUDGED_COLOUR = "#D55E00"
 PEAK_COLOUR = "#009E73"
 SIZE_INCHES = (7.5, 4.5)
 PNG_DPI = 150
+# A file that held these would differ with each call.
+OMITTED_METADATA: Any = {".png": {"Software": None}, ".svg": {"Date": None}}
 STYLE: Any = {"svg.hashsalt": "winnow", "svg.fonttype": "path", "font.size": 11}
 
 
 def draw_chart(report: PeakReport, title: str, paths: Sequence[Path]) -> None:
-    """Write the chart to each path, in the format of its suffix."""
+    """Write the chart to each path, in the format of its suffix: .png or .svg."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         figure = chart(report, title)
         for path in paths:
             partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(partial, dpi=PNG_DPI, metadata=metadata)
+            figure.savefig(partial, dpi=PNG_DPI, metadata=OMITTED_METADATA[path.suffix])
             partial.replace(path)
 
 
 def chart(report: PeakReport, title: str) -> "Figure":
-    """The figure, drawn without a display."""
+    """Draw the figure; no display is needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -46,7 +47,7 @@ def chart(report: PeakReport, title: str) -> "Figure":
     judged = rewards.twinx()
     lines = [_draw_rewards(rewards, report.rounds), _draw_judged(judged, report.rounds), _mark_peak(rewards, report)]
     rewards.set_xlabel("round (0 is the SFT start)")
-    rewards.set_xticks([one.round for one in report.rounds])
+    rewards.set_xticks([round_report.round for round_report in report.rounds])
     rewards.set_xlim(report.rounds[0].round - 0.5, report.rounds[-1].round + 0.5)
     rewards.margins(y=0.15)
     judged.margins(y=0.15)
@@ -58,10 +59,10 @@ def chart(report: PeakReport, title: str) -> "Figure":
 
 
 def _draw_rewards(axes: "Axes", rounds: Sequence[RoundReport]) -> Any:
-    known = [(one.round, one.batch_reward) for one in rounds if one.batch_reward is not None]
+    points = [(report.round, report.batch_reward) for report in rounds if report.batch_reward is not None]
     (line,) = axes.plot(
-        [number for number, _ in known],
-        [reward for _, reward in known],
+        [round_number for round_number, _ in points],
+        [reward for _, reward in points],
         color=REWARD_COLOUR,
         marker="o",
         label="batch reward",
@@ -72,12 +73,12 @@ def _draw_rewards(axes: "Axes", rounds: Sequence[RoundReport]) -> Any:
 
 
 def _draw_judged(axes: "Axes", rounds: Sequence[RoundReport]) -> Any:
-    known = [(one.round, one.judge_score) for one in rounds if one.judge_score is not None]
-    means = [score.mean for _, score in known]
-    below = [score.mean - score.min for _, score in known]
-    above = [score.max - score.mean for _, score in known]
+    points = [(report.round, report.judge_score) for report in rounds if report.judge_score is not None]
+    means = [score.mean for _, score in points]
+    below = [score.mean - score.min for _, score in points]
+    above = [score.max - score.mean for _, score in points]
     bars = axes.errorbar(
-        [number for number, _ in known],
+        [round_number for round_number, _ in points],
         means,
         yerr=[below, above],
         color=JUDGED_COLOUR,

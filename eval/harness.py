@@ -2,9 +2,9 @@
 
     with quiet():
         lm = open_lm(model, tokenizer, batch_size=8)
-        found = evaluate(lm, loaded, num_fewshot=5, limit=None, label="round 1: arc_challenge")
+        output = evaluate(lm, loaded, num_fewshot=5, limit=None, label="round 1: arc_challenge")
 
-Importing this loads torch and lm-eval. What is asked of the model, and how it is scored, is lm-eval's own.
+Importing this module loads torch and lm-eval. lm-eval alone decides the requests to the model and their scores.
 """
 
 import functools
@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 
 from winnow.progress import progress
 
-# lm-eval's own default (lm_eval/defaults.py), so that few-shot examples are those of its command line.
+# lm-eval's default (lm_eval/defaults.py): the few-shot examples are then those of its command line.
 FEWSHOT_SEED = 1234
 # Batches per step of the bar; lm-eval sorts requests by length within a step.
 BATCHES_PER_STEP = 16
@@ -28,12 +28,15 @@ REQUEST_TYPES = ("loglikelihood", "generate_until")
 
 
 def open_lm(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """lm-eval's view of a loaded model."""
+    """Wrap a loaded model as lm-eval's model."""
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def evaluate(lm: Any, loaded: Any, num_fewshot: int, limit: int | None, label: str) -> dict[str, Any]:
-    """lm-eval's results and samples of tasks that its TaskManager loaded; plain prompts, no chat template, no cache."""
+    """Evaluate tasks that lm-eval's TaskManager loaded; plain prompts, no chat template, no cache.
+
+    Return lm-eval's output: "results" holds the metrics of each task, "samples" a row per item and filter.
+    """
     for task in loaded["tasks"].values():
         task.set_config(key="num_fewshot", value=num_fewshot)
         task.set_fewshot_seed(FEWSHOT_SEED)
@@ -43,7 +46,7 @@ def evaluate(lm: Any, loaded: Any, num_fewshot: int, limit: int | None, label: s
 
 @contextmanager
 def watched(lm: Any, label: str) -> Iterator[None]:
-    """Let the model answer requests step by step under a bar, which lm-eval's evaluator knows nothing of."""
+    """Show a progress bar while lm-eval's evaluator sends requests to the model: they are computed in steps."""
     for name in REQUEST_TYPES:
         setattr(lm, name, functools.partial(_stepwise, getattr(lm, name), BATCHES_PER_STEP * lm.batch_size, label))
     try:
@@ -55,9 +58,11 @@ def watched(lm: Any, label: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines of lm-eval below errors, and none of its or datasets' progress bars."""
+    """Silence lm-eval's log lines below errors, its progress bars and those of datasets."""
     logger = logging.getLogger("lm_eval")
-    level, had_bars, bar = logger.level, not datasets.are_progress_bars_disabled(), lm_eval_task.tqdm
+    level = logger.level
+    has_bars = not datasets.are_progress_bars_disabled()
+    bar = lm_eval_task.tqdm
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     lm_eval_task.tqdm = functools.partial(bar, disable=True)
@@ -66,14 +71,14 @@ def quiet() -> Iterator[None]:
     finally:
         lm_eval_task.tqdm = bar
         logger.setLevel(level)
-        if had_bars:
+        if has_bars:
             datasets.enable_progress_bars()
 
 
-def _stepwise(answer: Callable[..., list[Any]], step: int, label: str, requests: Sequence[Any]) -> list[Any]:
-    answers: list[Any] = []
+def _stepwise(compute: Callable[..., list[Any]], step: int, label: str, requests: Sequence[Any]) -> list[Any]:
+    results: list[Any] = []
     with progress(label, len(requests), "requests") as advance:
         for start in range(0, len(requests), step):
-            answers += answer(requests[start : start + step], disable_tqdm=True)
-            advance(len(answers) - start)
-    return answers
+            results += compute(requests[start : start + step], disable_tqdm=True)
+            advance(len(results) - start)
+    return results

@@ -1,13 +1,13 @@
-"""The peak rule: which round's checkpoint is the one to keep. Pure.
+"""The peak rule: it chooses the round whose checkpoint is kept. Pure.
 
-1. Guards. Round 0 is the measure. A round is dropped when it is worse than round 0 on a guard benchmark by more than
-   `guard_tolerance` and significantly so: a one-sided exact McNemar test on the items that the two rounds answer
-   differently, corrected by Holm over all guards and rounds, at `guard_alpha`. Round 0 is never dropped.
-2. Judged score. Of the rounds left, the highest mean judged score wins; the rounds at most `judge_tolerance` below it
-   are the tie set, which are called indistinguishable.
-3. Ties go to the highest batch reward (round 0, which has none, loses them), and then to the earlier round.
+1. Guards. Every round is compared with round 0. A round is dropped when it is worse than round 0 on a guard benchmark
+   by more than `guard_tolerance`, and significantly worse: a one-sided exact McNemar test on the items that the two
+   rounds answer differently, Holm-corrected over all guards and rounds, at `guard_alpha`. Round 0 is never dropped.
+2. Judged score. The highest mean judged score of the kept rounds wins. The rounds at most `judge_tolerance` below it
+   form the tie set; they are called indistinguishable.
+3. Ties go to the highest batch reward, then to the earlier round. Round 0 has no batch reward and loses every tie.
 
-A round without a judged score ranks below every round with one; where no round has one, all are tied.
+A round without a judged score ranks below every round with a judged score. If no round has one, all rounds are tied.
 
     b, c = items that got worse, items that got better;  p = P(X >= b), X ~ Binomial(b + c, 1/2)
 
@@ -26,7 +26,7 @@ ItemValues = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the rule looks at: a round's mean judged score, its batch reward, and guard name -> item id -> value."""
+    """A round as the rule sees it: mean judged score, batch reward, and guard name -> item id -> value."""
 
     round: int
     judge_score: float | None
@@ -36,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule's three numbers; see the module's text."""
+    """The rule's three numbers; the module's docstring explains them."""
 
     guard_alpha: float = 0.05
     guard_tolerance: float = 0.0
@@ -44,7 +44,7 @@ class Rule:
 
     @property
     def text(self) -> str:
-        """The rule in one line, for the record."""
+        """The rule in one line, for peak.json."""
         return (
             f"drop rounds worse than round 0 on a guard benchmark (one-sided exact McNemar test, Holm-corrected, "
             f"alpha {self.guard_alpha:g}, tolerance {self.guard_tolerance:g}); then the highest judged score; ties "
@@ -54,7 +54,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Peak:
-    """The chosen round, the rounds tied with it (itself included, ascending), and why others were dropped."""
+    """The chosen round, the tie set (ascending, with the chosen round), and dropped round -> reason."""
 
     round: int
     ties: list[int]
@@ -64,7 +64,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class GuardTest:
-    """One round on one guard against round 0: `loss` as a fraction, `p_value` as corrected by Holm."""
+    """A comparison of one round with round 0 on one guard: `loss` is a fraction, `p_value` is Holm-corrected."""
 
     round: int
     guard: str
@@ -73,58 +73,65 @@ class GuardTest:
 
 
 def choose_peak(candidates: Sequence[Candidate], rule: Rule) -> Peak:
-    """Apply the rule; the order of the candidates does not matter. Raises WinnowError without round 0."""
+    """Apply the rule; the order of the candidates has no effect. Raises WinnowError without round 0."""
     tests = guard_tests(candidates)
     dropped = dropped_rounds(tests, rule)
     kept = [candidate for candidate in candidates if candidate.round not in dropped]
     tied = _tie_set(kept, rule.judge_tolerance)
-    winner = max(tied, key=lambda one: (_or_lowest(one.batch_reward), -one.round))
-    return Peak(winner.round, sorted(one.round for one in tied), dropped, rule.text)
+    winner = max(tied, key=lambda candidate: (_or_lowest(candidate.batch_reward), -candidate.round))
+    return Peak(winner.round, sorted(candidate.round for candidate in tied), dropped, rule.text)
 
 
 def guard_tests(candidates: Sequence[Candidate]) -> list[GuardTest]:
-    """Every later round on every guard of round 0, corrected together."""
-    ordered = sorted(candidates, key=lambda one: one.round)
+    """Compare every later round with round 0 on every guard of round 0; correct all p-values together."""
+    ordered = sorted(candidates, key=lambda candidate: candidate.round)
     if not ordered or ordered[0].round != 0:
-        raise WinnowError("the peak rule needs round 0, which the other rounds are measured against; evaluate it")
-    start, later = ordered[0], ordered[1:]
-    pairs = [(one, guard, _differences(start, one, guard)) for one in later for guard in sorted(start.guards)]
-    corrected = holm([mcnemar_p_value(differences) for _, _, differences in pairs])
-    return [
-        GuardTest(one.round, guard, -math.fsum(differences) / max(len(differences), 1), p_value)
-        for (one, guard, differences), p_value in zip(pairs, corrected, strict=True)
-    ]
+        raise WinnowError("the peak rule compares every round with round 0, which has no results; evaluate it")
+    start = ordered[0]
+    comparisons: list[tuple[int, str, list[float]]] = []
+    for candidate in ordered[1:]:
+        for guard in sorted(start.guards):
+            comparisons.append((candidate.round, guard, _differences(start, candidate, guard)))
+    p_values = holm([mcnemar_p_value(differences) for _, _, differences in comparisons])
+    tests = []
+    for (round_number, guard, differences), p_value in zip(comparisons, p_values, strict=True):
+        loss = -math.fsum(differences) / max(len(differences), 1)
+        tests.append(GuardTest(round_number, guard, loss, p_value))
+    return tests
 
 
 def dropped_rounds(tests: Sequence[GuardTest], rule: Rule) -> dict[int, str]:
-    """Round -> why it was dropped, naming each guard that it fails."""
+    """Return the reason for each dropped round; the reason names each guard that the round fails."""
     reasons: dict[int, list[str]] = {}
     for test in tests:
         if test.p_value < rule.guard_alpha and test.loss > rule.guard_tolerance:
             reason = f"{test.guard} is {100 * test.loss:.1f} points below round 0 (p = {test.p_value:.2g})"
             reasons.setdefault(test.round, []).append(reason)
-    return {number: "; ".join(texts) for number, texts in sorted(reasons.items())}
+    return {round_number: "; ".join(texts) for round_number, texts in sorted(reasons.items())}
 
 
 def mcnemar_p_value(differences: Sequence[float]) -> float:
-    """One-sided exact p-value that items got worse; `differences` are later minus earlier values, item by item.
+    """Return the one-sided exact p-value that items got worse; `differences` are later minus earlier values per item.
 
     >>> mcnemar_p_value([-1, -1, -1, -1, -1, 0, 0])
     0.03125
     >>> mcnemar_p_value([-1, 1, 0])
     0.75
     """
-    worse = sum(difference < 0 for difference in differences)
-    changed = worse + sum(difference > 0 for difference in differences)
-    ways, tail = 1, 0
-    for num_worse in range(changed, worse - 1, -1):
-        tail += ways
-        ways = ways * num_worse // (changed - num_worse + 1)
-    return tail / (1 << changed)
+    num_worse = sum(difference < 0 for difference in differences)
+    num_better = sum(difference > 0 for difference in differences)
+    num_changed = num_worse + num_better
+    # The tail of the binomial distribution in integers: C(n, n) + C(n, n-1) + ... + C(n, num_worse), over 2**n.
+    num_ways = 1
+    tail = 0
+    for k in range(num_changed, num_worse - 1, -1):
+        tail += num_ways
+        num_ways = num_ways * k // (num_changed - k + 1)  # C(n, k-1) from C(n, k)
+    return tail / (1 << num_changed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given.
+    """Apply Holm's step-down correction; the result has the order of `p_values`.
 
     >>> holm([0.25, 0.125, 0.5])
     [0.5, 0.375, 0.5]
@@ -138,8 +145,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _differences(start: Candidate, later: Candidate, guard: str) -> list[float]:
-    """Later minus start, item by item, for one guard."""
-    before, after = start.guards[guard], later.guards.get(guard, {})
+    """Return later minus start for each item of one guard."""
+    before = start.guards[guard]
+    after = later.guards.get(guard, {})
     if before.keys() != after.keys():
         raise WinnowError(
             f"round {later.round} and round 0 were evaluated on different items or prompts of {guard}, so they cannot "
@@ -149,9 +157,11 @@ def _differences(start: Candidate, later: Candidate, guard: str) -> list[float]:
 
 
 def _tie_set(kept: Sequence[Candidate], tolerance: float) -> list[Candidate]:
-    best = max(_or_lowest(one.judge_score) for one in kept)
-    return [one for one in kept if _or_lowest(one.judge_score) >= best - tolerance]
+    best = max(_or_lowest(candidate.judge_score) for candidate in kept)
+    return [candidate for candidate in kept if _or_lowest(candidate.judge_score) >= best - tolerance]
 
 
 def _or_lowest(value: float | None) -> float:
-    return -math.inf if value is None else value
+    if value is None:
+        return -math.inf
+    return value

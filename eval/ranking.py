@@ -1,4 +1,4 @@
-"""Rank correlation: do two measures order the rounds alike? Pure.
+"""Rank correlation: the agreement of two measures on the order of the rounds. Pure.
 
 spearman = Pearson correlation of the ranks, ties at their average rank      (Spearman 1904)
 """
@@ -9,18 +9,21 @@ from statistics import fmean
 
 
 def average_ranks(values: Sequence[float]) -> list[float]:
-    """Rank of each value from 1, equal values at the mean of their places.
+    """Return the rank of each value, from 1; equal values share the mean of their ranks.
 
     >>> average_ranks([30, 10, 10])
     [3.0, 1.5, 1.5]
     """
-    return [
-        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
-    ]
+    ranks = []
+    for value in values:
+        num_smaller = sum(peer < value for peer in values)
+        num_equal = sum(peer == value for peer in values)  # the value itself included
+        ranks.append(num_smaller + (num_equal + 1) / 2)
+    return ranks
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's rank correlation; None of fewer than two pairs, or where one side is constant.
+    """Return Spearman's rank correlation; None for fewer than two pairs or a constant side.
 
     >>> spearman([1, 2, 3], [10, 30, 20])
     0.5
@@ -29,7 +32,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
         raise ValueError(f"{len(first)} values cannot be paired with {len(second)}")
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    x, y = _centred(average_ranks(first)), _centred(average_ranks(second))
+    x = _centred(average_ranks(first))
+    y = _centred(average_ranks(second))
     covariance = math.fsum(a * b for a, b in zip(x, y, strict=True))
     return covariance / math.sqrt(math.fsum(a * a for a in x) * math.fsum(b * b for b in y))
 

@@ -1,11 +1,11 @@
-"""peak.json: every round's results side by side, and the chosen peak.
+"""The content of peak.json: the results of every round and the chosen peak.
 
     {"round", "checkpoint", "batch_reward", "judge_score", "ties", "rule", "dropped": [{"round", "reason"}],
      "rounds": [{"round", "batch_reward", "random_control_reward", "judge_score": {"mean", "min", "max"},
                  "benchmarks": {task: {"value", "stderr", "n", "metric"}}}]}
 
-`batch_reward` and `judge_score` beside `round` and `checkpoint` are the peak's. null: round 0 has no rewards, and no
-round has a judged score where no questions are configured.
+`batch_reward` and `judge_score` next to `round` and `checkpoint` belong to the peak. null: round 0 has no rewards, and
+no round has a judged score if no questions are configured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class BenchmarkScore(Row):
 
 
 class RoundReport(Row):
-    """One round; rewards are means over its selected completions and over a random control of equal size."""
+    """The results of one round; rewards are means over its selected completions and a random control of equal size."""
 
     round: int
     batch_reward: float | None
@@ -45,14 +45,14 @@ class RoundReport(Row):
 
     @property
     def gap(self) -> float | None:
-        """Batch reward over the random control's."""
+        """Batch reward minus the reward of the random control."""
         if self.batch_reward is None or self.random_control_reward is None:
             return None
         return self.batch_reward - self.random_control_reward
 
 
-class Dropped(Row):
-    """A round that a guard ruled out, and why."""
+class DroppedRound(Row):
+    """A round that a guard ruled out, with the reason."""
 
     round: int
     reason: str
@@ -68,43 +68,50 @@ class PeakReport(Row):
     ties: tuple[int, ...]
     rule: str
     rounds: tuple[RoundReport, ...]
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedRound, ...]
 
     @property
     def rank_agreement(self) -> float | None:
-        """Spearman of batch reward against mean judged score over the rounds that have both."""
-        pairs = [
-            (one.batch_reward, one.judge_score.mean)
-            for one in self.rounds
-            if one.batch_reward is not None and one.judge_score is not None
-        ]
-        return spearman([reward for reward, _ in pairs], [score for _, score in pairs])
+        """Spearman's correlation of batch reward and mean judged score over the rounds that have both."""
+        rewards: list[float] = []
+        scores: list[float] = []
+        for report in self.rounds:
+            if report.batch_reward is not None and report.judge_score is not None:
+                rewards.append(report.batch_reward)
+                scores.append(report.judge_score.mean)
+        return spearman(rewards, scores)
 
 
 def round_report(
-    number: int, benchmarks: Sequence[EvalResult], judge: JudgedScore | None, metrics: Mapping[str, Any]
+    round_number: int, benchmarks: Sequence[EvalResult], judged: JudgedScore | None, metrics: Mapping[str, Any]
 ) -> RoundReport:
-    """One round from its results and its reward metrics (empty for round 0)."""
+    """Build the report of one round from its results and its reward metrics (empty for round 0)."""
+    judge_score = None
+    if judged is not None:
+        judge_score = ScoreRange(mean=judged.mean, min=judged.min, max=judged.max)
     return RoundReport(
-        round=number,
+        round=round_number,
         batch_reward=metrics.get("batch_reward"),
         random_control_reward=metrics.get("random_control_reward"),
-        judge_score=judge and ScoreRange(mean=judge.mean, min=judge.min, max=judge.max),
+        judge_score=judge_score,
         benchmarks={name: _score(result) for name, result in named_results(benchmarks).items()},
     )
 
 
 def named_results(results: Sequence[EvalResult]) -> dict[str, EvalResult]:
-    """Results by task; by task and metric where a task is configured with several metrics."""
+    """Return the results by task name; by "task metric" for a task that is configured with several metrics."""
     tasks = [result.task for result in results]
-    return {
-        result.task if tasks.count(result.task) == 1 else f"{result.task} {result.metric}": result for result in results
-    }
+    named: dict[str, EvalResult] = {}
+    for result in results:
+        has_several_metrics = tasks.count(result.task) > 1
+        name = f"{result.task} {result.metric}" if has_several_metrics else result.task
+        named[name] = result
+    return named
 
 
 def peak_report(peak: Peak, rounds: Sequence[RoundReport], checkpoint: str) -> PeakReport:
-    """Everything of peak.json; `rounds` holds the peak's."""
-    chosen = next(one for one in rounds if one.round == peak.round)
+    """Build the content of peak.json; `rounds` must hold the peak's round."""
+    chosen = next(report for report in rounds if report.round == peak.round)
     return PeakReport(
         round=peak.round,
         checkpoint=checkpoint,
@@ -113,7 +120,7 @@ def peak_report(peak: Peak, rounds: Sequence[RoundReport], checkpoint: str) -> P
         ties=tuple(peak.ties),
         rule=peak.rule,
         rounds=tuple(rounds),
-        dropped=tuple(Dropped(round=number, reason=reason) for number, reason in peak.dropped.items()),
+        dropped=tuple(DroppedRound(round=round_number, reason=reason) for round_number, reason in peak.dropped.items()),
     )
 
 

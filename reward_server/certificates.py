@@ -1,15 +1,15 @@
-"""PEM files of TLS, tried before they are used: of a bad one gRPC itself says only that a connection failed."""
+"""PEM files of TLS, loaded and validated early: gRPC reports a bad one only as "connection failed"."""
 
 import ssl
 from pathlib import Path
 
 from winnow.errors import UsageError
 
-File = str | Path
+FilePath = str | Path
 
 
-def read_file(path: File, name: str) -> bytes:
-    """The bytes of a file that an option or key `name` gives. Raises UsageError."""
+def read_file(path: FilePath, name: str) -> bytes:
+    """Read the file that the option or key `name` gives. Raises UsageError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -18,8 +18,8 @@ def read_file(path: File, name: str) -> bytes:
         ) from None
 
 
-def read_authorities(path: File, name: str) -> bytes:
-    """Certificates that are trusted. Raises UsageError for a file that holds none."""
+def read_authorities(path: FilePath, name: str) -> bytes:
+    """Read the certificates of trusted authorities. Raises UsageError for a file without any."""
     data = read_file(path, name)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
@@ -28,15 +28,16 @@ def read_authorities(path: File, name: str) -> bytes:
     return data
 
 
-def read_pair(certificate: File, key: File, names: tuple[str, str]) -> tuple[bytes, bytes]:
-    """A certificate and its private key. Raises UsageError for files that do not fit together."""
-    data = read_file(certificate, names[0]), read_file(key, names[1])
+def read_pair(certificate: FilePath, key: FilePath, names: tuple[str, str]) -> tuple[bytes, bytes]:
+    """Read a certificate and its private key. Raises UsageError if they do not belong together."""
+    certificate_data = read_file(certificate, names[0])
+    key_data = read_file(key, names[1])
     try:
         # An empty password: an encrypted key is an error, not a question on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, ValueError) as error:
         raise UsageError(
-            f"{names[0]} {str(certificate)!r} and {names[1]} {str(key)!r} are no pair of PEM files without password "
+            f"{names[0]} {str(certificate)!r} and {names[1]} {str(key)!r} are not a pair of PEM files without password "
             f"({error}); give the certificate of that key"
         ) from None
-    return data
+    return certificate_data, key_data

@@ -5,6 +5,9 @@ Group([{"role": "user", "content": "What is 2 + 3?"}], ["It is 5.", CompletionTe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
+
+from winnow.records import Message
 
 
 @dataclass(frozen=True)
@@ -15,16 +18,24 @@ class CompletionText:
     is_finished: bool = True
 
 
-Prompt = Sequence[Mapping[str, str]] | Sequence[int]
+Prompt = Sequence[Message] | Sequence[Mapping[str, str]] | Sequence[int]
 CompletionInput = str | CompletionText | Sequence[int]
 
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt (messages up to the assistant turn, or token ids with BOS) and its completions.
+    """One prompt and its completions.
 
+    The prompt is a conversation up to the assistant turn (dicts or `Message` objects), or token ids with BOS.
     A completion is a text, taken as finished; a `CompletionText`; or token ids as sampled, with EOS where it ended.
     """
 
     prompt: Prompt
     completions: Sequence[CompletionInput]
+
+
+def is_token_ids(content: Prompt | CompletionInput) -> TypeGuard[Sequence[int]]:
+    """Tell whether a prompt or a completion is a sequence of token ids, which may be empty."""
+    if isinstance(content, str | CompletionText):
+        return False
+    return not content or isinstance(content[0], int)

@@ -1,17 +1,19 @@
-"""A reward server for the time of a stage: started from the run's config on a free port, stopped when the stage ends.
+"""A reward server for the duration of a stage, started from the run's config on a free port.
 
-It runs as a process of its own (`winnow serve`), so that its memory comes back, and ends by itself if its parent dies.
+It runs in a separate process (`winnow serve`), so that all its memory is freed, and ends by itself if its parent dies.
 """
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from reward_server.client import RewardClient, read_token
+from reward_server.client import RewardClient, open_connection_settings
 from winnow.config import dump_config
 from winnow.errors import ServerError
+from winnow.import_path import child_environment
 from winnow.rows import write_text
 from winnow.run_config import RewardConfig
 from winnow.serve_config import ServeConfig
@@ -20,42 +22,70 @@ READY_TIMEOUT_S = 1800.0
 STOP_TIMEOUT_S = 30.0
 
 
+@dataclass(frozen=True)
+class ManagedServer:
+    """A `winnow serve` process that listens at `address`; its stderr goes to the file at `log_path`."""
+
+    process: "subprocess.Popen[str]"
+    address: str
+    log_path: Path
+
+
 @contextmanager
 def reward_client(config: RewardConfig, folder: Path) -> Iterator[RewardClient]:
-    """A client of the config's server; one that the config does not only name but describe is started and stopped."""
+    """Yield a client of the server at the config's address, or of one that is started for the block."""
     if config.address is not None:
-        token = None if config.token_file is None else read_token(config.token_file)
-        with RewardClient(config.address, config.timeout_s, token=token, tls_ca=config.tls_ca) as client:
+        settings = open_connection_settings(
+            config.address, config.token_file, config.tls_ca, config.tls_certificate, config.tls_key
+        )
+        with RewardClient(settings, config.timeout_s) as client:
             yield client
         return
     assert config.server is not None  # RewardConfig holds one of the two
-    with _hosted(config.server, folder) as address, RewardClient(address, timeout_s=config.timeout_s) as client:
+    with (
+        running_server(config.server, folder) as server,
+        RewardClient(server.address, timeout_s=config.timeout_s) as client,
+    ):
         client.wait_until_ready(READY_TIMEOUT_S)
         yield client
 
 
+def managed_config(config: ServeConfig) -> ServeConfig:
+    """Return the config of a server that a run starts: it listens on a free port of this machine only."""
+    return config.model_copy(update={"listen": "127.0.0.1:0"})
+
+
 @contextmanager
-def _hosted(config: ServeConfig, folder: Path) -> Iterator[str]:
-    """The address of a server that lives as long as the block; its config and log lie in `folder`."""
-    config_path, log_path = folder / "server.json", folder / "server.log"
-    write_text(config_path, dump_config(config.model_copy(update={"listen": "127.0.0.1:0"})))
+def running_server(
+    config: ServeConfig, folder: Path, variables: Mapping[str, str] | None = None
+) -> Iterator[ManagedServer]:
+    """Start a server on a free port for the block; its config and log are written to `folder`.
+
+    `variables` are added to the environment of the process. Raises ServerError if the server does not start.
+    """
+    config_path = folder / "server.json"
+    log_path = folder / "server.log"
+    write_text(config_path, dump_config(managed_config(config)))
     command = [sys.executable, "-m", "winnow.cli", "serve", str(config_path), "--until-stdin-closes"]
+    environment = {**child_environment(), **(variables or {})}
+    pipe = subprocess.PIPE
     with log_path.open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment)
     try:
-        yield _address_of(process, log_path)
+        yield ManagedServer(process, _read_address(process, log_path), log_path)
     finally:
         process.terminate()
         _wait_or_kill(process)
 
 
-def _address_of(process: "subprocess.Popen[str]", log_path: Path) -> str:
+def _read_address(process: "subprocess.Popen[str]", log_path: Path) -> str:
+    """Return the address that the server prints once it listens. Raises ServerError if it ends before that."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("listening on "):
             return line.removeprefix("listening on ").strip()
-    last_words = log_path.read_text().strip().splitlines()[-1:] or ["it said nothing"]
-    raise ServerError(f"the reward server did not start: {last_words[0]} (log: {log_path})")
+    log_lines = log_path.read_text().strip().splitlines() or ["it wrote no message"]
+    raise ServerError(f"the reward server did not start: {log_lines[-1]} (log: {log_path})")
 
 
 def _wait_or_kill(process: "subprocess.Popen[str]") -> None:

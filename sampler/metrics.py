@@ -1,12 +1,12 @@
-"""What a round's rewards say: batch reward, the gap over the random control, max@n, the KL bound, lengths.
+"""Metrics of a round's rewards: batch reward, the gap over the random control, max@n, the KL bound, lengths.
 
-    batch reward   mean reward of the selected completions; comparable between rounds on one prompt set only
+    batch reward   mean reward of the selected completions; comparable between rounds only on one prompt set
     gap            batch reward - mean reward of a random control of equal size
     max@n          mean over prompts of E[max of n draws without replacement from the prompt's N rewards]
                    = sum_i C(i-1, n-1) / C(N, n) * x_(i),  x_(1) <= ... <= x_(N)
     KL bound       KL(best-of-N || policy) <= log N - (N-1)/N        (Beirami et al., arXiv 2401.01879)
 
-The bound is of the ideal best-of-N distribution, and not the divergence of the policy that is trained on it.
+The bound holds for the ideal best-of-N distribution. It is not the divergence of the policy that is trained on it.
 """
 
 import math
@@ -15,29 +15,32 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from sampler.selection import best_of_n, is_eligible, random_control
+from sampler.selection import is_eligible, random_control
 from winnow.records import OK, Reward
 
 
 def max_at_n(rewards: Sequence[float], n: int) -> float:
-    """Expected maximum of `n` of the rewards, drawn without replacement.
+    """Return the expected maximum of `n` of the rewards, drawn without replacement.
 
     >>> max_at_n([1.0, 2.0, 3.0], 2)
     2.6666666666666665
     """
     ordered = sorted(rewards)
-    ways = math.comb(len(ordered), n)
-    return math.fsum(math.comb(i, n - 1) / ways * x for i, x in enumerate(ordered))
+    num_draws = math.comb(len(ordered), n)
+    return math.fsum(math.comb(i, n - 1) / num_draws * x for i, x in enumerate(ordered))
 
 
 def max_at_n_curve(groups: Sequence[Sequence[float]]) -> list[float]:
-    """max@1, max@2, ... averaged over prompts; as far as the smallest group goes."""
-    shortest = min((len(group) for group in groups), default=0)
-    return [fmean(max_at_n(group, n) for group in groups) for n in range(1, shortest + 1)]
+    """Return max@1, max@2, ... averaged over prompts, up to the size of the smallest group."""
+    smallest = min(map(len, groups), default=0)
+    curve = []
+    for n in range(1, smallest + 1):
+        curve.append(fmean(max_at_n(group, n) for group in groups))
+    return curve
 
 
 def kl_bound(num_completions: int) -> float:
-    """Upper bound of KL(best-of-N || policy) in nats.
+    """Return the upper bound of KL(best-of-N || policy) in nats.
 
     >>> round(kl_bound(8), 4)
     1.2044
@@ -45,35 +48,58 @@ def kl_bound(num_completions: int) -> float:
     return math.log(num_completions) - (num_completions - 1) / num_completions
 
 
-def round_metrics(groups: Mapping[str, Sequence[Reward]], num_completions: int, seed: int) -> dict[str, Any]:
-    """Everything above for one round; `groups` holds each prompt's rewards."""
-    rewards = [reward for group in groups.values() for reward in group]
-    selected = [best for group in groups.values() if (best := best_of_n(group))]
-    control = [drawn for group in groups.values() if (drawn := random_control(group, seed))]
-    scored = [[r.reward for r in group if is_eligible(r) and r.reward is not None] for group in groups.values()]
-    batch_reward, control_reward = mean_reward(selected), mean_reward(control)
+def round_metrics(
+    groups: Mapping[str, Sequence[Reward]],
+    kept_by_prompt: Mapping[str, Sequence[Reward]],
+    num_completions: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Compute all metrics of a round from each prompt's rewards and the rewards of the completions that were kept."""
+    rewards: list[Reward] = []
+    kept: list[Reward] = []
+    control: list[Reward] = []
+    eligible_rewards: list[list[float]] = []
+    for prompt_id, group in groups.items():
+        kept_of_group = kept_by_prompt[prompt_id]
+        rewards += group
+        kept += kept_of_group
+        control += random_control(group, len(kept_of_group), seed)
+        values = [reward.reward for reward in group if is_eligible(reward) and reward.reward is not None]
+        if values:
+            eligible_rewards.append(values)
+    scored = [reward for reward in rewards if reward.status == OK]
+    failures = Counter(reward.status for reward in rewards if reward.status != OK)
+    batch_reward = mean_reward(kept)
+    control_reward = mean_reward(control)
+    gap = None
+    if batch_reward is not None and control_reward is not None:
+        gap = batch_reward - control_reward
     return {
         "num_prompts": len(groups),
-        "num_selected": len(selected),
-        "num_scored": sum(reward.status == OK for reward in rewards),
+        "num_selected": len(kept),
+        "num_scored": len(scored),
         "num_truncated": sum(reward.is_truncated for reward in rewards),
-        "failures": dict(sorted(Counter(reward.status for reward in rewards if reward.status != OK).items())),
+        "failures": dict(sorted(failures.items())),
         "batch_reward": batch_reward,
         "random_control_reward": control_reward,
-        "gap": None if batch_reward is None or control_reward is None else batch_reward - control_reward,
-        "max_at_n": max_at_n_curve([group for group in scored if group]),
+        "gap": gap,
+        "max_at_n": max_at_n_curve(eligible_rewards),
         "kl_bound": kl_bound(num_completions),
-        "selected_tokens": mean_tokens(selected),
-        "completion_tokens": mean_tokens([reward for reward in rewards if reward.status == OK]),
+        "selected_tokens": mean_tokens(kept),
+        "completion_tokens": mean_tokens(scored),
     }
 
 
 def mean_reward(rewards: Sequence[Reward]) -> float | None:
-    """Mean reward; None of nothing."""
+    """Return the mean reward of the scored completions; None if there are none."""
     values = [reward.reward for reward in rewards if reward.reward is not None]
-    return fmean(values) if values else None
+    if not values:
+        return None
+    return fmean(values)
 
 
 def mean_tokens(rewards: Sequence[Reward]) -> float | None:
-    """Mean number of scored tokens; None of nothing."""
-    return fmean(reward.num_tokens for reward in rewards) if rewards else None
+    """Return the mean number of scored tokens; None if there are no rewards."""
+    if not rewards:
+        return None
+    return fmean(reward.num_tokens for reward in rewards)

@@ -1,9 +1,9 @@
-"""What a recipe will do, before it does it: stages, rows, optimizer steps against warm-up, tokens, disk, one example.
+"""The plan of a recipe, printed before anything runs: stages, rows, optimizer steps, tokens, disk, and one example.
 
     steps  = TrainConfig.num_steps        tokens = at most steps * batch_size * context
     disk   = 2 bytes per parameter and checkpoint, 4 per completion token (text and rewards, measured on Parquet)
 
-Nothing is loaded but a tokenizer for the example, and that only where it is at hand.
+No model is loaded. A tokenizer is loaded for the example, if the policy's folder exists.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,8 @@ from winnow.run_config import PhaseConfig, RunConfig, TrainConfig
 
 BYTES_PER_PARAMETER = 2
 BYTES_PER_COMPLETION_TOKEN = 4
+COUNT_PREFIXES = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
+BYTE_PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
 EXAMPLE = (
     Message(role="user", content="Name the largest of 3, 9 and 4."),
     Message(role="assistant", content="The largest is 9."),
@@ -30,7 +32,7 @@ EXAMPLE = (
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One line of the plan; None where the number is unknown or does not apply."""
+    """One row of the plan; None where the number is unknown or does not apply."""
 
     round_number: int
     name: str
@@ -43,21 +45,27 @@ class PlannedStage:
 
 
 def plan(config: RunConfig) -> list[PlannedStage]:
-    """The stages of a run, in order."""
+    """Return the stages of a run, in order."""
     stages = [*_lab_stages(config), _evaluation(config, 0)]
-    for number in range(1, config.rounds.num_rounds + 1):
-        stages += [*_round_stages(config, number), _evaluation(config, number)]
+    for round_number in range(1, config.rounds.num_rounds + 1):
+        stages += [*_round_stages(config, round_number), _evaluation(config, round_number)]
     return stages
 
 
-def phase_rows(phases: Sequence[PhaseConfig], phase: PhaseConfig) -> int | None:
-    """Rows a LAB phase trains on: its own and its replay's; None where files are missing and no num_rows is given."""
-    own = _own_rows(phase)
-    by_name = {earlier.name: _own_rows(earlier) for earlier in phases}
-    replayed = [by_name[name] for name in phase.replay_from]
-    if own is None or any(rows is None for rows in replayed):
-        return None
-    return own + sum(round(phase.replay_fraction * rows) for rows in replayed if rows is not None)
+def num_phase_rows(phases: Sequence[PhaseConfig], phase: PhaseConfig) -> int | None:
+    """Count the rows that a LAB phase trains on, replayed rows included.
+
+    Returns None if files are missing and the config does not state num_rows.
+    """
+    num_rows = _num_file_rows(phase)
+    for earlier in phases:
+        if earlier.name not in phase.replay_from:
+            continue
+        num_earlier = _num_file_rows(earlier)
+        if num_rows is None or num_earlier is None:
+            return None
+        num_rows += round(phase.replay_fraction * num_earlier)
+    return num_rows
 
 
 def print_plan(config: RunConfig) -> None:
@@ -69,14 +77,18 @@ def print_plan(config: RunConfig) -> None:
     for stage in stages:
         if stage.warning:
             console.print(f"warning: round {stage.round_number} {stage.name}: {stage.warning}", style="yellow")
-    total = sum(stage.num_bytes or 0 for stage in stages)
-    console.print(f"disk: {_size(total)} in all" if total else "disk: unknown; set policy.num_parameters")
+    num_bytes = sum(stage.num_bytes or 0 for stage in stages)
+    if num_bytes:
+        console.print(f"disk: {_format_bytes(num_bytes)} in all")
+    else:
+        console.print("disk: unknown; set policy.num_parameters")
     console.print(*_example_lines(config), sep="\n", markup=False, soft_wrap=True)
 
 
-def marked(rendered: Rendered) -> str:
-    """The rendered text with what the loss covers between {+ and +}."""
-    text, position = "", 0
+def mark_loss(rendered: Rendered) -> str:
+    """Return the rendered text with {+ and +} around the spans that carry loss."""
+    text = ""
+    position = 0
     for start, end in rendered.loss_spans:
         text += rendered.text[position:start] + "{+" + rendered.text[start:end] + "+}"
         position = end
@@ -85,48 +97,68 @@ def marked(rendered: Rendered) -> str:
 
 def _lab_stages(config: RunConfig) -> Iterator[PlannedStage]:
     for phase in config.lab.phases:
-        yield _training(config, 0, f"sft {phase.name}", phase.train, phase_rows(config.lab.phases, phase))
+        yield _training(config, 0, f"sft {phase.name}", phase.train, num_phase_rows(config.lab.phases, phase))
 
 
-def _round_stages(config: RunConfig, number: int) -> Iterator[PlannedStage]:
-    prompts, train = config.prompts, config.rounds.train
-    assert prompts is not None  # RunConfig: rounds have prompts and train
-    assert train is not None
-    num_completions = prompts.num_prompts * config.sampling.num_completions
-    tokens = num_completions * config.sampling.max_new_tokens
-    name = f"sample (N = {config.sampling.num_completions})"
-    disk = tokens * BYTES_PER_COMPLETION_TOKEN
-    yield PlannedStage(number, name, num_completions, max_tokens=tokens, num_bytes=disk)
-    yield PlannedStage(number, "score", num_completions, max_tokens=2 * tokens)
-    yield PlannedStage(number, f"select ({config.selection.rule})", prompts.num_prompts)
-    yield _training(config, number, "train", train, prompts.num_prompts)
+def _round_stages(config: RunConfig, round_number: int) -> Iterator[PlannedStage]:
+    assert config.prompts is not None  # RunConfig: rounds have prompts and train
+    assert config.rounds.train is not None
+    num_prompts = config.prompts.num_prompts
+    num_completions = num_prompts * config.sampling.num_completions
+    max_tokens = num_completions * config.sampling.max_new_tokens
+    yield PlannedStage(
+        round_number,
+        f"sample (N = {config.sampling.num_completions})",
+        num_rows=num_completions,
+        max_tokens=max_tokens,
+        num_bytes=max_tokens * BYTES_PER_COMPLETION_TOKEN,
+    )
+    yield PlannedStage(round_number, "score", num_rows=num_completions, max_tokens=2 * max_tokens)
+    yield PlannedStage(round_number, f"select ({config.selection.rule})", num_rows=num_prompts)
+    yield _training(config, round_number, "train", config.rounds.train, num_prompts)
 
 
-def _training(config: RunConfig, number: int, name: str, train: TrainConfig, num_rows: int | None) -> PlannedStage:
-    size = config.policy.num_parameters
-    steps = None if num_rows is None else train.num_steps(num_rows)
-    warning = None if steps is None else train.warmup_warning(steps)
-    tokens = None if steps is None else steps * train.batch_size * train.max_tokens
-    disk = None if size is None else size * BYTES_PER_PARAMETER
-    return PlannedStage(number, name, num_rows, steps, train.warmup_steps, warning, tokens, disk)
+def _training(
+    config: RunConfig, round_number: int, name: str, train: TrainConfig, num_rows: int | None
+) -> PlannedStage:
+    num_bytes = None
+    if config.policy.num_parameters is not None:
+        num_bytes = config.policy.num_parameters * BYTES_PER_PARAMETER
+    if num_rows is None:
+        return PlannedStage(round_number, name, warmup_steps=train.warmup_steps, num_bytes=num_bytes)
+    num_steps = train.num_steps(num_rows)
+    return PlannedStage(
+        round_number,
+        name,
+        num_rows=num_rows,
+        num_steps=num_steps,
+        warmup_steps=train.warmup_steps,
+        warning=train.warmup_warning(num_steps),
+        max_tokens=num_steps * train.batch_size * train.max_tokens,
+        num_bytes=num_bytes,
+    )
 
 
-def _evaluation(config: RunConfig, number: int) -> PlannedStage:
-    evaluation = config.evaluation
-    names = [benchmark.task for benchmark in evaluation.benchmarks]
-    if evaluation.questions is not None:
-        names.append(evaluation.questions.judge.kind)
-    return PlannedStage(number, "evaluate: " + (", ".join(names) or "nothing"))
+def _evaluation(config: RunConfig, round_number: int) -> PlannedStage:
+    names = [benchmark.task for benchmark in config.evaluation.benchmarks]
+    if config.evaluation.questions is not None:
+        names.append(config.evaluation.questions.judge.kind)
+    return PlannedStage(round_number, "evaluate: " + (", ".join(names) or "nothing"))
 
 
-def _own_rows(phase: PhaseConfig) -> int | None:
-    if all(Path(file).is_file() for file in phase.files):
-        return sum(1 for file in phase.files for _ in read_jsonl(file))
-    return phase.num_rows
+def _num_file_rows(phase: PhaseConfig) -> int | None:
+    """Count the rows of the phase's files; return the number that the config states if a file is missing."""
+    if not all(Path(path).is_file() for path in phase.files):
+        return phase.num_rows
+    num_rows = 0
+    for path in phase.files:
+        num_rows += sum(1 for _ in read_jsonl(path))
+    return num_rows
 
 
 def _headline(config: RunConfig) -> str:
-    policy, reward = config.policy, config.reward
+    policy = config.policy
+    reward = config.reward
     lines = [f"{config.name} -> {Path(config.runs_dir) / config.name}   stages: {config.stages}   seed: {config.seed}"]
     lines.append(f"policy: {policy.model}   template: {policy.chat_template}   teacher: {policy.teacher or '-'}")
     if reward is not None and reward.server is not None:
@@ -143,9 +175,15 @@ def _table(stages: Sequence[PlannedStage]) -> Table:
     for column in ("rows", "steps", "warm-up", "tokens <=", "disk <="):
         table.add_column(column, justify="right")
     for stage in stages:
-        numbers = [stage.num_rows, stage.num_steps, stage.warmup_steps]
-        cells = [_count(number) for number in numbers] + [_short(stage.max_tokens), _size(stage.num_bytes)]
-        table.add_row(str(stage.round_number), stage.name, *cells)
+        table.add_row(
+            str(stage.round_number),
+            stage.name,
+            _format_count(stage.num_rows),
+            _format_count(stage.num_steps),
+            _format_count(stage.warmup_steps),
+            _format_tokens(stage.max_tokens),
+            _format_bytes(stage.num_bytes),
+        )
     return table
 
 
@@ -155,22 +193,25 @@ def _example_lines(config: RunConfig) -> list[str]:
         rendered = _chat(config).conversation(messages)
     except WinnowError as error:
         return [f"example: not rendered ({error})"]
-    num_loss = sum(rendered.loss_mask)
-    title = f"example ({origin}), {len(rendered.token_ids)} tokens, {num_loss} in the loss, marked {{+ +}}:"
-    return [title, *("  | " + line for line in marked(rendered).splitlines())]
+    num_loss_tokens = sum(rendered.loss_mask)
+    title = f"example ({origin}), {len(rendered.token_ids)} tokens, {num_loss_tokens} in the loss, marked {{+ +}}:"
+    return [title, *("  | " + line for line in mark_loss(rendered).splitlines())]
 
 
 def _example(config: RunConfig) -> tuple[Sequence[Message], str]:
-    files = [file for phase in config.lab.phases for file in phase.files if Path(file).is_file()]
-    if files:
-        _, row = next(read_jsonl(files[0]), (0, {}))
+    """Return the first row of the first file that exists, or a made-up conversation, and its origin."""
+    paths: list[str] = []
+    for phase in config.lab.phases:
+        paths += [path for path in phase.files if Path(path).is_file()]
+    if paths:
+        _, row = next(read_jsonl(paths[0]), (0, {}))
         if row.get("messages"):
-            return [Message.model_validate(message) for message in row["messages"]], files[0]
+            return [Message.model_validate(message) for message in row["messages"]], paths[0]
     return EXAMPLE, "made up; the recipe's own rows are not at hand"
 
 
 def _chat(config: RunConfig) -> Chat:
-    """The policy's renderer, or one over plain bytes where its tokenizer is not at hand."""
+    """Return the policy's renderer, or one with a byte tokenizer if the policy's folder does not exist."""
     policy = config.policy
     if Path(policy.model).is_dir():
         return load_chat(policy, policy.model)
@@ -182,24 +223,33 @@ def _byte_tokenizer(eos_token: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token=eos_token)
 
 
-def _count(number: int | None) -> str:
-    return "" if number is None else f"{number:,}"
-
-
-def _short(number: int | None, unit: str = "", billions: str = "B") -> str:
-    if number is None:
+def _format_count(count: int | None) -> str:
+    """Write every digit of a count: 12,345."""
+    if count is None:
         return ""
-    for prefix, scale in (("T", 1e12), (billions, 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.1f} {prefix}{unit}"
-    return f"{number} {unit}".strip()
+    return f"{count:,}"
 
 
-def _size(num_bytes: int | None) -> str:
-    return _short(num_bytes, "B", billions="G")
+def _format_tokens(num_tokens: int | None) -> str:
+    """Write a number of tokens with a decimal prefix: 1.2 B."""
+    return _with_prefix(num_tokens, COUNT_PREFIXES, "")
+
+
+def _format_bytes(num_bytes: int | None) -> str:
+    """Write a number of bytes with a decimal prefix: 1.2 GB."""
+    return _with_prefix(num_bytes, BYTE_PREFIXES, "B")
+
+
+def _with_prefix(count: int | None, prefixes: Sequence[tuple[str, float]], unit: str) -> str:
+    if count is None:
+        return ""
+    for prefix, scale in prefixes:
+        if count >= scale:
+            return f"{count / scale:.1f} {prefix}{unit}"
+    return f"{count} {unit}".strip()

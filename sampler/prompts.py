@@ -2,78 +2,82 @@
 
     {"messages": [{"role": "user", "content": "..."}], "source": "arithmetic"}     or     {"prompt": "..."}
 
-A prompt's id is the hash of its source and messages, never its place or its text as a key: equal texts of two sources
-stay two prompts, and equal rows of one source are one.
+A prompt's id is the hash of its source and messages, never its position in a file or its text alone: equal texts of two
+sources stay two prompts, and equal rows of one source are one prompt.
 """
 
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from winnow.conversations import checked_messages, row_messages
 from winnow.errors import InputError
-from winnow.records import Prompt, Role, make_prompt
+from winnow.records import Prompt, make_prompt
 from winnow.rows import read_jsonl
 from winnow.run_config import PromptFile
 
-ROLES = get_args(Role)
-
 
 def read_pool(files: Sequence[PromptFile]) -> list[Prompt]:
-    """Every prompt of the files once, in file order. Raises InputError naming file and line of a malformed row."""
+    """Return every prompt of the files once, in file order. Raises InputError naming the file and line of a bad row."""
     pool: dict[str, Prompt] = {}
     for file in files:
-        for number, row in read_jsonl(file.path):
-            prompt = parse_prompt(row, file.source or Path(file.path).stem, f"{file.path} line {number}")
+        default_source = file.source or Path(file.path).stem
+        for line_number, row in read_jsonl(file.path):
+            prompt = parse_prompt(row, default_source, f"{file.path} line {line_number}")
             pool.setdefault(prompt.prompt_id, prompt)
     if not pool:
         raise InputError(f"no prompts in {', '.join(file.path for file in files)}; a row is {{'messages': [...]}}")
     return list(pool.values())
 
 
-def parse_prompt(row: dict[str, Any], source: str, where: str) -> Prompt:
-    """A row as a prompt; a trailing assistant turn (an SFT row's answer) is dropped. `where` names it in errors."""
-    messages = row_messages(row, where)
+def parse_prompt(row: dict[str, Any], default_source: str, place: str) -> Prompt:
+    """Return a row as a prompt, without a trailing assistant turn (an SFT row's answer).
+
+    Raises InputError with `place` in front for a malformed row.
+    """
+    messages = row_messages(row, place)
     if messages and messages[-1].role == "assistant":
         messages = messages[:-1]
-    return make_prompt(str(row.get("source", source)), checked_messages(messages, where))
+    return make_prompt(str(row.get("source", default_source)), checked_messages(messages, place))
 
 
-def draw(pool: Sequence[Prompt], num_prompts: int, number: int, seed: int) -> list[Prompt]:
-    """The prompts of round `number` (from 1): as many of each source as possible, the next ones in a seeded order.
+def draw_prompts(pool: Sequence[Prompt], num_prompts: int, round_number: int, seed: int) -> list[Prompt]:
+    """Draw the prompts of a round (from 1): its quota of each source, the next ones in a seeded order.
 
-    A source starts over when it is used up; no prompt comes twice in one round.
+    A source starts over when it is used up; no prompt occurs twice in one round.
     """
     by_source = group_by_source(pool)
+    sizes = {source: len(prompts) for source, prompts in by_source.items()}
     drawn: list[Prompt] = []
-    for source, quota in quotas({source: len(prompts) for source, prompts in by_source.items()}, num_prompts).items():
+    for source, quota in quotas(sizes, num_prompts).items():
         order = sorted(by_source[source], key=lambda prompt: prompt.prompt_id)
         random.Random(f"{seed}/{source}").shuffle(order)
-        first = (number - 1) * quota
+        first = (round_number - 1) * quota
         drawn += [order[(first + offset) % len(order)] for offset in range(quota)]
-    random.Random(f"{seed}/round-{number}").shuffle(drawn)
+    random.Random(f"{seed}/round-{round_number}").shuffle(drawn)
     return drawn
 
 
 def quotas(sizes: dict[str, int], num_prompts: int) -> dict[str, int]:
-    """How many prompts each source gives: equal shares; what a small source cannot give, the others share.
+    """Return the number of prompts to draw from each source: equal shares; larger sources make up for small ones.
 
     >>> quotas({"a": 100, "b": 2, "c": 100}, 10)
     {'a': 4, 'b': 2, 'c': 4}
     """
-    left, result = num_prompts, {}
     by_size = sorted(sizes, key=lambda source: (sizes[source], source))
+    result = {}
+    num_left = num_prompts
     for index, source in enumerate(by_size):
-        share = left // (len(by_size) - index)
+        share = num_left // (len(by_size) - index)
         result[source] = min(share, sizes[source])
-        left -= result[source]
+        num_left -= result[source]
     return {source: result[source] for source in sorted(sizes)}
 
 
 def group_by_source(pool: Sequence[Prompt]) -> dict[str, list[Prompt]]:
-    """Prompts of each source, in pool order."""
+    """Group prompts by their source, in pool order."""
     groups: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in pool:
         groups[prompt.source].append(prompt)

@@ -1,7 +1,7 @@
 """The loop: sample -> score -> select -> train -> evaluate, round after round, then the peak.
 
-The loop knows no library and no file: it is handed its stages. A stage takes a run and a round number, reads and writes
-files of the run's folder, and skips what its ledger says is finished: a killed run goes on by being run again.
+The loop knows no library and no file: its caller passes the stages. A stage takes a run and a round number, reads and
+writes files of the run's folder, and skips the pieces that its ledger lists: to resume a killed run, run it again.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ Stage = Callable[[str, Run, int], None]
 
 
 def run_rounds(run: Run, stage: Stage) -> None:
-    """Take a run from its SFT start to its peak; `stage(name, run, number)` does one stage of one round."""
+    """Run every round from the SFT start to the peak; `stage(name, run, round_number)` does one stage of one round."""
     stage("start", run, 0)
     stage("evaluate", run, 0)
-    for number in range(1, run.config.rounds.num_rounds + 1):
-        stage("sample", run, number)
-        stage("score", run, number)
-        stage("select", run, number)
-        stage("train", run, number)
-        stage("evaluate", run, number)
+    for round_number in range(1, run.config.rounds.num_rounds + 1):
+        stage("sample", run, round_number)
+        stage("score", run, round_number)
+        stage("select", run, round_number)
+        stage("train", run, round_number)
+        stage("evaluate", run, round_number)
     stage("peak", run, run.config.rounds.num_rounds)

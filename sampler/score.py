@@ -1,46 +1,54 @@
-"""Completions -> rewards through a reward server. A failure is a counted row, not a crash.
+"""Completions -> rewards through a reward server. A failed completion is a counted row and does not stop the round.
 
     Completion(prompt_id, completion_id, text, is_finished)  ->  Reward(prompt_id, completion_id, reward, ...)
 
-Files of rows, for those who only score, are in reward_server/client/score_file.py.
+Files of rows, for users who only score, are handled by reward_server/client/score_file.py.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from reward_server.client import CompletionText, Group, RewardClient, RewardOptions, ScoredCompletion
-from winnow.records import OK, Completion, Message, Prompt, Reward
+from winnow.records import OK, Completion, Prompt, Reward
+from winnow.reward_options import RewardSpec
 from winnow.run_config import RewardConfig
 
 
 def score_completions(
     client: RewardClient, config: RewardConfig, prompts: Mapping[str, Prompt], completions: Sequence[Completion]
 ) -> Iterator[list[Reward]]:
-    """The rewards of each prompt's completions, in input order; completions of one prompt stand together."""
-    groups = [list(rows) for _, rows in groupby(completions, key=lambda row: row.prompt_id)]
-    asked = (_ask(prompts[group[0].prompt_id].messages, group) for group in groups)
-    for group, scored in zip(groups, client.score_many(asked, reward_options(config)), strict=True):
-        yield _in_order(group, scored)
+    """Yield the rewards of each prompt's completions, in input order; those of one prompt must be consecutive."""
+    completions_by_prompt = [list(rows) for _, rows in groupby(completions, key=lambda row: row.prompt_id)]
+    groups = (_group(prompts[rows[0].prompt_id], rows) for rows in completions_by_prompt)
+    scored_groups = client.score_many(groups, reward_options(config))
+    for rows, scored in zip(completions_by_prompt, scored_groups, strict=True):
+        yield _reward_rows(rows, scored)
 
 
 def reward_options(config: RewardConfig) -> RewardOptions:
-    """The options of a score request that the config sets."""
-    shared = RewardOptions.__dataclass_fields__.keys() & RewardConfig.model_fields.keys()
-    return RewardOptions(**{name: getattr(config, name) for name in shared})
+    """Return the options of a score request that the config sets."""
+    return RewardOptions(**{option: getattr(config, option) for option in RewardSpec.model_fields})
 
 
-def _ask(messages: Sequence[Message], completions: Iterable[Completion]) -> Group:
+def _group(prompt: Prompt, completions: Sequence[Completion]) -> Group:
+    """Return the prompt with those of its completions that can be scored."""
     texts = [CompletionText(row.text, row.is_finished) for row in completions if row.status == OK]
-    return Group([message.model_dump() for message in messages], texts)
+    return Group(prompt.messages, texts)
 
 
-def _in_order(completions: Sequence[Completion], scored: Sequence[ScoredCompletion]) -> list[Reward]:
-    answers = iter(scored)
-    return [_reward(row, next(answers)) if row.status == OK else _unscored(row) for row in completions]
-
-
-def _unscored(row: Completion) -> Reward:
-    return Reward(prompt_id=row.prompt_id, completion_id=row.completion_id, status=row.status, error=row.error)
+def _reward_rows(completions: Sequence[Completion], scored: Sequence[ScoredCompletion]) -> list[Reward]:
+    """Return one row per completion; `scored` has one item per completion whose status is ok, in the same order."""
+    remaining = iter(scored)
+    rewards = []
+    for row in completions:
+        if row.status == OK:
+            rewards.append(_reward(row, next(remaining)))
+        else:
+            failed = Reward(
+                prompt_id=row.prompt_id, completion_id=row.completion_id, status=row.status, error=row.error
+            )
+            rewards.append(failed)
+    return rewards
 
 
 def _reward(row: Completion, scored: ScoredCompletion) -> Reward:

@@ -1,64 +1,64 @@
-"""The sampler's stages of a round: sample, score, select. Each takes a run and a round, and skips what is finished.
+"""The sampler's stages of a round: sample, score, select. Each takes a run and a round, and skips finished pieces.
 
-sample   prompt pool -> prompts.jsonl -> completions/<shard>.parquet      (a ledger line per shard)
-score    completions/<shard>.parquet -> rewards/<shard>.parquet           (a ledger line per shard)
-select   prompts, completions, rewards -> selected.jsonl, metrics.json    (one ledger line)
+sample   prompt pool -> prompts.jsonl -> completions/<shard>.parquet      (a ledger entry per shard)
+score    completions/<shard>.parquet -> rewards/<shard>.parquet           (a ledger entry per shard)
+select   prompts, completions, rewards -> selected.jsonl, metrics.json    (one ledger entry)
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
 
+from sampler.engines import SamplingParams, open_engine, sample_conversations
 from sampler.metrics import round_metrics
-from sampler.prompts import draw, group_by_source, read_pool
-from sampler.selection import best_of_n
-from winnow.chat import Chat, load_chat
-from winnow.errors import ChatError
+from sampler.prompts import draw_prompts, group_by_source, read_pool
+from sampler.selection import SELECTION_RULES
+from winnow.chat import load_chat
 from winnow.progress import progress
 from winnow.records import Completion, Message, Prompt, Reward, Selection, digest, seed_from
 from winnow.rows import read_jsonl, read_parquet, write_json, write_jsonl, write_parquet
+from winnow.run_config import SamplingConfig
 from winnow.rundir import Run
 
-if TYPE_CHECKING:
-    from sampler.engines import Sampled, SamplingEngine
-
-Shard = tuple[str, Sequence[Prompt]]
+# Fields of RewardConfig that state where the reward server is and who may call it. They do not change a reward.
+CONNECTION_FIELDS = {"address", "token_file", "tls_ca", "tls_certificate", "tls_key"}
 
 
-class Unrendered(NamedTuple):
-    """Why a prompt is not completed: a status of `winnow.v1.Status` in lower case, and what is wrong."""
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive prompts of a round whose completions share one file; `inputs` is a digest of all that decides it."""
 
-    status: str
-    error: str
+    name: str
+    prompts: Sequence[Prompt]
+    piece: str
+    inputs: str
 
 
-def sample(run: Run, number: int) -> None:
+def sample(run: Run, round_number: int) -> None:
     """Sample N completions of each prompt of the round from the last round's policy."""
-    shards = _shards(run, _round_prompts(run, number))
-    inputs = {name: _sampling_inputs(run, number, name, prompts) for name, prompts in shards}
-    pending = [s for s in shards if not run.ledger.is_finished(_piece(run, number, "sample", s[0]), inputs[s[0]])]
+    draw_round_prompts(run, round_number)
+    pending = _pending(run, _sampling_shards(run, round_number))
     if not pending:
         return
-    from sampler.engines import open_engine
-
     config = run.config
-    model = run.policy_path(number - 1)
+    model = run.policy_path(round_number - 1)
     chat = load_chat(config.policy, model)
     engine = open_engine(config.sampling, model, chat, config.policy.dtype)
-    with progress(f"round {number}: sample", sum(len(p) for _, p in pending), "prompts") as advance:
-        for name, prompts in pending:
-            with run.ledger.record(_piece(run, number, "sample", name), inputs[name]) as facts:
-                rows = list(_completions(engine, chat, prompts, run, seed_from(config.seed, number, name)))
-                write_parquet(run.completions_dir(number) / f"{name}.parquet", rows)
+    with progress(f"round {round_number}: sample", _num_prompts(pending), "prompts") as advance:
+        for shard in pending:
+            with run.ledger.record(shard.piece, shard.inputs) as facts:
+                params = sampling_params(config.sampling, seed_from(config.seed, round_number, shard.name))
+                conversations = {prompt.prompt_id: prompt.messages for prompt in shard.prompts}
+                completions = sample_conversations(engine, chat, conversations, params)
+                rows = list(chain.from_iterable(completions.values()))
+                write_parquet(run.completions_dir(round_number) / f"{shard.name}.parquet", rows)
                 facts.update(num_completions=len(rows), num_tokens=sum(row.num_tokens for row in rows))
-            advance(len(prompts))
+            advance(len(shard.prompts))
 
 
-def score(run: Run, number: int) -> None:
+def score(run: Run, round_number: int) -> None:
     """Score the round's completions on the reward server, which is started first if the config describes one."""
-    shards = _shards(run, _read_prompts(run, number))
-    inputs = {name: _scoring_inputs(run, number, name) for name, _ in shards}
-    pending = [s for s in shards if not run.ledger.is_finished(_piece(run, number, "score", s[0]), inputs[s[0]])]
+    pending = _pending(run, _scoring_shards(run, round_number))
     if not pending:
         return
     from sampler.managed_server import reward_client
@@ -66,170 +66,148 @@ def score(run: Run, number: int) -> None:
 
     config = run.config.reward
     assert config is not None  # RunConfig: rounds need reward
-    num_prompts = sum(len(prompts) for _, prompts in pending)
     with (
-        reward_client(config, run.round_dir(number)) as client,
-        progress(f"round {number}: score", num_prompts, "prompts") as advance,
+        reward_client(config, run.round_dir(round_number)) as client,
+        progress(f"round {round_number}: score", _num_prompts(pending), "prompts") as advance,
     ):
-        for name, prompts in pending:
-            with run.ledger.record(_piece(run, number, "score", name), inputs[name]) as facts:
-                completions = read_parquet(run.completions_dir(number) / f"{name}.parquet", Completion)
+        for shard in pending:
+            with run.ledger.record(shard.piece, shard.inputs) as facts:
+                completions = read_parquet(run.completions_dir(round_number) / f"{shard.name}.parquet", Completion)
+                prompts = {prompt.prompt_id: prompt for prompt in shard.prompts}
                 rows: list[Reward] = []
-                by_id = {prompt.prompt_id: prompt for prompt in prompts}
-                for rewards in score_completions(client, config, by_id, completions):
+                for rewards in score_completions(client, config, prompts, completions):
                     rows += rewards
                     advance()
-                write_parquet(run.rewards_dir(number) / f"{name}.parquet", rows)
+                write_parquet(run.rewards_dir(round_number) / f"{shard.name}.parquet", rows)
                 facts.update(num_rewards=len(rows), num_failed=sum(row.reward is None for row in rows))
 
 
-def select(run: Run, number: int) -> None:
-    """Keep the best completion of each prompt as a training row; write the round's metrics."""
-    piece, inputs = f"{run.round_name(number)}/select", _selection_inputs(run, number)
+def select(run: Run, round_number: int) -> None:
+    """Keep the completions that the selection rule chooses as training rows; write the round's metrics."""
+    piece = f"{run.round_name(round_number)}/select"
+    inputs = _selection_inputs(run, round_number)
     if run.ledger.is_finished(piece, inputs):
         return
+    rule = SELECTION_RULES[run.config.selection.rule]
     with run.ledger.record(piece, inputs) as facts:
-        prompts = _read_prompts(run, number)
-        groups = rewards_by_prompt(read_parquet(run.rewards_dir(number), Reward))
-        texts = {
-            (row.prompt_id, row.completion_id): row.text
-            for row in read_parquet(run.completions_dir(number), Completion)
-        }
-        selected = [
-            selection(prompt, best, texts[best.prompt_id, best.completion_id], number)
-            for prompt in prompts
-            if (best := best_of_n(groups.get(prompt.prompt_id, [])))
-        ]
-        metrics = round_metrics(groups, run.config.sampling.num_completions, seed_from(run.config.seed, number))
+        prompts = _read_prompts(run, round_number)
+        groups = rewards_by_prompt(read_parquet(run.rewards_dir(round_number), Reward))
+        kept = {prompt_id: rule(rewards) for prompt_id, rewards in groups.items()}
+        completions = read_parquet(run.completions_dir(round_number), Completion)
+        texts = {(row.prompt_id, row.completion_id): row.text for row in completions}
+        selected = []
+        for prompt in prompts:
+            for reward in kept.get(prompt.prompt_id, []):
+                text = texts[reward.prompt_id, reward.completion_id]
+                selected.append(training_row(prompt, reward, text, round_number))
+        num_completions = run.config.sampling.num_completions
+        metrics = round_metrics(groups, kept, num_completions, seed_from(run.config.seed, round_number))
         by_source = {source: len(group) for source, group in sorted(group_by_source(prompts).items())}
-        write_jsonl(run.selected_path(number), selected)
-        write_json(run.metrics_path(number), {"round": number, **metrics, "by_source": by_source})
+        write_jsonl(run.selected_path(round_number), selected)
+        write_json(run.metrics_path(round_number), {"round": round_number, **metrics, "by_source": by_source})
         facts.update(num_selected=len(selected), batch_reward=metrics["batch_reward"], gap=metrics["gap"])
 
 
-def rewards_by_prompt(rewards: Sequence[Reward]) -> dict[str, list[Reward]]:
-    """Each prompt's rewards; rows of one prompt stand together."""
-    return {prompt_id: list(rows) for prompt_id, rows in groupby(rewards, key=lambda row: row.prompt_id)}
-
-
-def selection(prompt: Prompt, best: Reward, text: str, number: int) -> Selection:
-    """The kept completion as a training row; the winner is an assistant turn after the prompt's own messages."""
-    metadata: dict[str, Any] = {
-        "prompt_id": prompt.prompt_id,
-        "completion_id": best.completion_id,
-        "source": prompt.source,
-        "round": number,
-        "reward": best.reward,
-    }
-    return Selection(messages=(*prompt.messages, Message(role="assistant", content=text)), metadata=metadata)
-
-
-def _completions(
-    engine: "SamplingEngine", chat: Chat, prompts: Sequence[Prompt], run: Run, seed: int
-) -> Iterator[Completion]:
-    """The completions of a shard; a prompt that cannot be completed gives rows that say why."""
-    from sampler.engines import Sampling
-
-    config = run.config.sampling
-    limit = None if engine.max_tokens is None else engine.max_tokens - config.max_new_tokens
-    rendered = {prompt.prompt_id: _rendered(chat, prompt, limit) for prompt in prompts}
-    prompt_ids = [ids for ids in rendered.values() if isinstance(ids, list)]
-    sampling = Sampling(config.num_completions, config.temperature, config.top_p, config.max_new_tokens, seed)
-    sampled = iter(engine.sample(prompt_ids, sampling) if prompt_ids else [])
-    for prompt in prompts:
-        ids = rendered[prompt.prompt_id]
-        if isinstance(ids, Unrendered):
-            yield from _failed(prompt, config.num_completions, ids)
-        else:
-            yield from _sampled(prompt, next(sampled))
-
-
-def _rendered(chat: Chat, prompt: Prompt, limit: int | None) -> list[int] | Unrendered:
-    """The prompt's token ids, or why it has none; `limit` is the longest prompt that leaves room to complete it."""
-    try:
-        ids = chat.prompt_ids(prompt.messages)
-    except ChatError as error:
-        return Unrendered(error.status, str(error))
-    if limit is not None and len(ids) > limit:
-        return Unrendered("too_long", f"the prompt has {len(ids)} tokens; with max_new_tokens at most {limit} fit")
-    return ids
-
-
-def _failed(prompt: Prompt, num_completions: int, why: Unrendered) -> Iterator[Completion]:
-    for index in range(num_completions):
-        yield Completion(
-            prompt_id=prompt.prompt_id,
-            completion_id=index,
-            text="",
-            num_tokens=0,
-            is_finished=False,
-            status=why.status,
-            error=why.error,
-        )
-
-
-def _sampled(prompt: Prompt, completions: "Sequence[Sampled]") -> Iterator[Completion]:
-    for index, one in enumerate(completions):
-        yield Completion(
-            prompt_id=prompt.prompt_id,
-            completion_id=index,
-            text=one.text,
-            num_tokens=one.num_tokens,
-            is_finished=one.is_finished,
-        )
-
-
-def _round_prompts(run: Run, number: int) -> list[Prompt]:
-    """The round's prompts, drawn once and written down, so that a later change of the files changes no round."""
-    path, piece = run.prompts_path(number), f"{run.round_name(number)}/prompts"
+def draw_round_prompts(run: Run, round_number: int) -> None:
+    """Draw the round's prompts once and write them down, so that the round keeps them if the pool's files change."""
     config = run.config.prompts
     assert config is not None  # RunConfig: rounds need prompts
-    inputs = digest([config.model_dump(mode="json"), run.config.seed, number])
-    if not run.ledger.is_finished(piece, inputs):
-        with run.ledger.record(piece, inputs) as facts:
-            prompts = draw(read_pool(config.files), config.num_prompts, number, run.config.seed)
-            write_jsonl(path, prompts)
-            facts.update(num_prompts=len(prompts))
-    return _read_prompts(run, number)
+    piece = f"{run.round_name(round_number)}/prompts"
+    inputs = digest([config.model_dump(mode="json"), run.config.seed, round_number])
+    if run.ledger.is_finished(piece, inputs):
+        return
+    with run.ledger.record(piece, inputs) as facts:
+        prompts = draw_prompts(read_pool(config.files), config.num_prompts, round_number, run.config.seed)
+        write_jsonl(run.prompts_path(round_number), prompts)
+        facts.update(num_prompts=len(prompts))
 
 
-def _read_prompts(run: Run, number: int) -> list[Prompt]:
-    return [Prompt.model_validate(row) for _, row in read_jsonl(run.prompts_path(number))]
-
-
-def _shards(run: Run, prompts: Sequence[Prompt]) -> list[Shard]:
-    size = run.config.sampling.shard_size
-    return [(f"{start // size:04d}", prompts[start : start + size]) for start in range(0, len(prompts), size)]
-
-
-def _piece(run: Run, number: int, stage: str, shard: str) -> str:
-    return f"{run.round_name(number)}/{stage}/{shard}"
-
-
-def _sampling_inputs(run: Run, number: int, shard: str, prompts: Sequence[Prompt]) -> str:
-    """What decides a shard's completions: how is sampled, from which policy, for which prompts."""
-    trained = run.ledger.line(f"{run.round_name(number - 1)}/{'start' if number == 1 else 'train'}")
-    return digest(
-        [
-            run.config.sampling.model_dump(mode="json"),
-            run.config.policy.model_dump(mode="json"),
-            trained and trained["inputs"],
-            [prompt.prompt_id for prompt in prompts],
-            [run.config.seed, number, shard],
-        ]
+def sampling_params(config: SamplingConfig, seed: int) -> SamplingParams:
+    """Return the engine's settings for one shard."""
+    return SamplingParams(
+        num_completions=config.num_completions,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_new_tokens=config.max_new_tokens,
+        seed=seed,
     )
 
 
-def _scoring_inputs(run: Run, number: int, shard: str) -> str:
-    """What decides a shard's rewards: its completions and how rewards are made. Where the server stands does not."""
-    sampled = run.ledger.line(_piece(run, number, "sample", shard))
-    assert run.config.reward is not None
-    access = {"address", "token_file", "tls_ca"}
-    return digest([sampled and sampled["inputs"], run.config.reward.model_dump(mode="json", exclude=access)])
+def rewards_by_prompt(rewards: Sequence[Reward]) -> dict[str, list[Reward]]:
+    """Group rewards by prompt; the rows of one prompt must be consecutive."""
+    return {prompt_id: list(rows) for prompt_id, rows in groupby(rewards, key=lambda row: row.prompt_id)}
 
 
-def _selection_inputs(run: Run, number: int) -> str:
-    scored = [
-        run.ledger.line(_piece(run, number, "score", name)) for name, _ in _shards(run, _read_prompts(run, number))
-    ]
-    return digest([run.config.selection.model_dump(mode="json"), [line and line["inputs"] for line in scored]])
+def training_row(prompt: Prompt, reward: Reward, text: str, round_number: int) -> Selection:
+    """Return a kept completion as a training row: an assistant turn after the prompt's messages."""
+    return Selection(
+        messages=(*prompt.messages, Message(role="assistant", content=text)),
+        metadata={
+            "prompt_id": prompt.prompt_id,
+            "completion_id": reward.completion_id,
+            "source": prompt.source,
+            "round": round_number,
+            "reward": reward.reward,
+        },
+    )
+
+
+def _read_prompts(run: Run, round_number: int) -> list[Prompt]:
+    return [Prompt.model_validate(row) for _, row in read_jsonl(run.prompts_path(round_number))]
+
+
+def _pending(run: Run, shards: Sequence[Shard]) -> list[Shard]:
+    return [shard for shard in shards if not run.ledger.is_finished(shard.piece, shard.inputs)]
+
+
+def _num_prompts(shards: Sequence[Shard]) -> int:
+    return sum(len(shard.prompts) for shard in shards)
+
+
+def _prompts_by_shard(run: Run, round_number: int) -> dict[str, list[Prompt]]:
+    """Return the prompts of each shard by its name: "0000", "0001", ..."""
+    prompts = _read_prompts(run, round_number)
+    size = run.config.sampling.shard_size
+    return {f"{start // size:04d}": prompts[start : start + size] for start in range(0, len(prompts), size)}
+
+
+def _piece(run: Run, round_number: int, stage: str, shard_name: str) -> str:
+    return f"{run.round_name(round_number)}/{stage}/{shard_name}"
+
+
+def _sampling_shards(run: Run, round_number: int) -> list[Shard]:
+    """Return the shards to sample; settings, policy, prompts and seed decide their completions."""
+    policy_inputs = run.ledger.inputs_of(run.policy_piece(round_number - 1))
+    shards = []
+    for name, prompts in _prompts_by_shard(run, round_number).items():
+        inputs = digest(
+            [
+                run.config.sampling.model_dump(mode="json"),
+                run.config.policy.model_dump(mode="json"),
+                policy_inputs,
+                [prompt.prompt_id for prompt in prompts],
+                [run.config.seed, round_number, name],
+            ]
+        )
+        shards.append(Shard(name, prompts, _piece(run, round_number, "sample", name), inputs))
+    return shards
+
+
+def _scoring_shards(run: Run, round_number: int) -> list[Shard]:
+    """Return the shards to score; their completions and the reward's definition decide their rewards."""
+    assert run.config.reward is not None  # RunConfig: rounds need reward
+    definition = run.config.reward.model_dump(mode="json", exclude=CONNECTION_FIELDS)
+    shards = []
+    for name, prompts in _prompts_by_shard(run, round_number).items():
+        completions_inputs = run.ledger.inputs_of(_piece(run, round_number, "sample", name))
+        inputs = digest([completions_inputs, definition])
+        shards.append(Shard(name, prompts, _piece(run, round_number, "score", name), inputs))
+    return shards
+
+
+def _selection_inputs(run: Run, round_number: int) -> str:
+    """Return a digest of the selection rule and of the inputs of all rewards."""
+    rewards_inputs = []
+    for name in _prompts_by_shard(run, round_number):
+        rewards_inputs.append(run.ledger.inputs_of(_piece(run, round_number, "score", name)))
+    return digest([run.config.selection.model_dump(mode="json"), rewards_inputs])

@@ -1,10 +1,10 @@
-"""A phase's rows: its own, and a replay of earlier phases', shuffled. Pure: equal rows and seed give an equal order.
+"""The rows of a phase: its files' rows and a replay of earlier phases' rows, shuffled. Equal seeds give equal orders.
 
 knowledge-1: a b c d    knowledge-2: e f    replay_fraction 0.5
-rows of knowledge-2  =  e f (own)  +  2 of a b c d (replay, none twice)  =  f b e d
+rows of knowledge-2  =  e f (new)  +  2 of a b c d (replay, none twice)  =  f b e d
 
-A replayed phase brings its own rows only, not those that it replayed itself, so that no row is drawn through two ways.
-Where a row came from is written into its metadata: {"phase": "knowledge-1", "is_replay": true}.
+A replayed phase contributes only the rows of its files, not those that it replayed itself, so that no row can be drawn
+in two ways. The metadata of a row names the phase it came from: {"phase": "knowledge-1", "is_replay": true}.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,31 @@ from typing import Any
 
 from winnow.records import seed_from
 
-Row = Mapping[str, Any]
+TrainingRow = Mapping[str, Any]
 
 
 def mix(
-    phase: str, own: Sequence[Row], replayed: Mapping[str, Sequence[Row]], replay_fraction: float, seed: int
-) -> list[Row]:
-    """Rows of `phase`: all of `own` and `replay_fraction` of each replayed phase's rows, in an order set by `seed`."""
-    rows = [labelled(row, phase, is_replay=False) for row in own]
-    for name, buffer in replayed.items():
-        drawn = draw(buffer, replay_fraction, seed_from(seed, phase, name))
-        rows += [labelled(row, name, is_replay=True) for row in drawn]
+    phase: str,
+    new_rows: Sequence[TrainingRow],
+    replayed: Mapping[str, Sequence[TrainingRow]],
+    replay_fraction: float,
+    seed: int,
+) -> list[TrainingRow]:
+    """Return all of `new_rows` and `replay_fraction` of each replayed phase's rows, in an order set by `seed`."""
+    rows = [label_row(row, phase, is_replay=False) for row in new_rows]
+    for name, earlier_rows in replayed.items():
+        drawn = draw_rows(earlier_rows, replay_fraction, seed_from(seed, phase, name))
+        rows += [label_row(row, name, is_replay=True) for row in drawn]
     Random(seed_from(seed, phase)).shuffle(rows)
     return rows
 
 
-def draw(rows: Sequence[Row], fraction: float, seed: int) -> list[Row]:
-    """`fraction` of the rows, rounded to the nearest number, none twice."""
+def draw_rows(rows: Sequence[TrainingRow], fraction: float, seed: int) -> list[TrainingRow]:
+    """Draw `fraction` of the rows, rounded to the nearest number, none twice."""
     return Random(seed).sample(list(rows), round(fraction * len(rows)))
 
 
-def labelled(row: Row, phase: str, *, is_replay: bool) -> Row:
-    """The row with the phase it belongs to in its metadata."""
-    return {**row, "metadata": {**(row.get("metadata") or {}), "phase": phase, "is_replay": is_replay}}
+def label_row(row: TrainingRow, phase: str, *, is_replay: bool) -> TrainingRow:
+    """Return a copy of the row whose metadata names the phase it came from."""
+    metadata = {**(row.get("metadata") or {}), "phase": phase, "is_replay": is_replay}
+    return {**row, "metadata": metadata}

@@ -1,20 +1,20 @@
-"""The training stages of a run: the supervised start, and each round's SFT. Each skips what is finished.
+"""The training stages of a run: the supervised start, and each round's SFT. Finished pieces are skipped.
 
 start   policy.model -> LAB phases -> round-00/checkpoint     without phases round 0 is policy.model itself
 train   round-(n-1) policy + round-n/selected.jsonl -> round-n/checkpoint
 """
 
 from sft.phases import phase_inputs, run_phases
-from sft.row_files import file_hash, read_rows
 from winnow.chat import load_chat
 from winnow.records import digest, seed_from
+from winnow.rows import file_sha256, read_jsonl_files
 from winnow.run_config import TrainConfig
 from winnow.rundir import Run
 
 
-def start(run: Run, number: int) -> None:
-    """Make round 0's policy: the LAB phases' checkpoint, or the start model where there are no phases."""
-    piece = f"{run.round_name(number)}/start"
+def start(run: Run, round_number: int) -> None:
+    """Make round 0's policy: the checkpoint of the last LAB phase, or the start model if there are no phases."""
+    piece = run.policy_piece(round_number)
     phases = phase_inputs(run)
     inputs = digest([run.config.policy.model_dump(mode="json"), phases])
     if run.ledger.is_finished(piece, inputs):
@@ -22,43 +22,45 @@ def start(run: Run, number: int) -> None:
     with run.ledger.record(piece, inputs) as facts:
         if phases:
             run_phases(run, phases)
-        facts.update(policy=run.policy_path(number), phases=[phase.name for phase in run.config.lab.phases])
+        facts.update(policy=run.policy_path(round_number), phases=[phase.name for phase in run.config.lab.phases])
 
 
-def train(run: Run, number: int) -> None:
+def train(run: Run, round_number: int) -> None:
     """Train the last round's policy on the round's selected rows."""
     config = run.config.rounds.train
     assert config is not None  # RunConfig: rounds need train
-    piece, inputs = f"{run.round_name(number)}/train", _train_inputs(run, number, config)
+    piece = run.policy_piece(round_number)
+    inputs = _train_inputs(run, round_number, config)
     if run.ledger.is_finished(piece, inputs):
         return
+    from sft.train import TrainingJob
     from sft.train import train as train_policy
 
-    model, policy = run.policy_path(number - 1), run.config.policy
+    policy = run.config.policy
+    model = run.policy_path(round_number - 1)
     with run.ledger.record(piece, inputs) as facts:
-        report = train_policy(
-            config,
+        job = TrainingJob(
+            config=config,
             model=model,
             chat=load_chat(policy, model),
-            rows=read_rows([run.selected_path(number)]),
-            output_dir=run.checkpoint_dir(number),
-            seed=seed_from(run.config.seed, "train", number),
+            rows=read_jsonl_files([run.selected_path(round_number)]),
+            output_dir=run.checkpoint_dir(round_number),
+            seed=seed_from(run.config.seed, "train", round_number),
             dtype=policy.dtype,
-            description=f"round {number}: train",
+            description=f"round {round_number}: train",
             is_last_turn_only=True,
         )
-        facts.update(report.model_dump(exclude={"seconds"}))
+        facts.update(train_policy(job).model_dump(exclude={"seconds"}))
 
 
-def _train_inputs(run: Run, number: int, config: TrainConfig) -> str:
-    """What decides a round's checkpoint: the job, its rows, the seed, and the policy it starts from."""
-    before = run.ledger.line(f"{run.round_name(number - 1)}/{'start' if number == 1 else 'train'}")
+def _train_inputs(run: Run, round_number: int, config: TrainConfig) -> str:
+    """Return a digest of all inputs of a round's checkpoint: config, rows, seed, and the policy it starts from."""
     return digest(
         [
             config.model_dump(mode="json"),
             run.config.policy.model_dump(mode="json"),
-            file_hash(run.selected_path(number)),
-            [run.config.seed, number],
-            before and before["inputs"],
+            file_sha256(run.selected_path(round_number))[:16],
+            [run.config.seed, round_number],
+            run.ledger.inputs_of(run.policy_piece(round_number - 1)),
         ]
     )

@@ -1,8 +1,8 @@
-"""TRL's SFTTrainer as winnow uses it: its arguments, and callbacks that show progress and stop at a lost loss.
+"""TRL's SFTTrainer as winnow uses it: its arguments, and a callback for progress that stops at a non-finite loss.
 
 loss of a step = sum of the loss tokens' negative log-likelihoods / their number, over the whole accumulated batch
 
-So a batch of 64 rows gives the same gradient as 8 x 8 or 64 x 1 rows.
+Therefore 1 x 64, 8 x 8 and 64 x 1 rows give the same gradient.
 """
 
 import math
@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from sft.encoding import Encoded
+from sft.encoding import EncodedRows
 from winnow.errors import TrainingError
 from winnow.progress import Advance
 from winnow.run_config import TrainConfig
@@ -23,38 +23,38 @@ MAX_GRAD_NORM = 1.0
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc,unused-ignore]
-    """SFTTrainer that tells nobody of its use and prints nothing."""
+class QuietTrainer(SFTTrainer):  # type: ignore[misc,unused-ignore]
+    """SFTTrainer that sends no telemetry and prints nothing."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)
 
     def _send_telemetry(self) -> None:
-        """Nothing is sent anywhere."""
+        """Send nothing."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """No card beside trainer checkpoints, which live only as long as the job."""
+        """Write no model card into trainer checkpoints, which are removed when the job ends."""
 
 
-class Steps(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Shows each step, keeps the last loss, and stops when it is no number."""
+class StepProgress(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Callback that shows each step, keeps the last loss, and stops the job if the loss is not finite."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
         self.last_loss = math.nan
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count the steps of a job that is gone on with."""
+        """Count the steps that a resumed job has already done."""
         if state.global_step:
             self.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step more."""
+        """Count one more step."""
         self.advance()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Read the step's loss."""
+        """Keep the step's loss. Raises TrainingError if it is not finite."""
         if "loss" not in logs:
             return
         self.last_loss = logs["loss"]
@@ -66,33 +66,27 @@ class Steps(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
 
 def make_trainer(
-    config: TrainConfig,
-    policy: Any,
-    tokenizer: Any,
-    encoded: Encoded,
-    trainer_dir: Path,
-    seed: int,
-    autocast: torch.dtype,
-    callback: TrainerCallback,
-) -> Trainer:
-    """A trainer of `policy` on the encoded rows, which are shuffled by `seed` anew in each pass."""
-    return Trainer(
+    policy: Any, tokenizer: Any, encoded: EncodedRows, arguments: SFTConfig, callback: TrainerCallback
+) -> QuietTrainer:
+    """Return a trainer of `policy` on the encoded rows, which are shuffled again in each pass."""
+    return QuietTrainer(
         model=policy,
-        args=trainer_arguments(config, trainer_dir, seed, autocast),
+        args=arguments,
         train_dataset=make_dataset(encoded),
         processing_class=tokenizer,
         callbacks=[callback],
     )
 
 
-def make_dataset(encoded: Encoded) -> Dataset:
-    """The rows as TRL reads them: tokenized, with labels; it changes neither."""
+def make_dataset(encoded: EncodedRows) -> Dataset:
+    """Return the rows as TRL reads them: token ids and labels, both of which it leaves unchanged."""
     features = Features({name: Sequence(Value("int32")) for name in ("input_ids", "labels")})
     return Dataset.from_dict({"input_ids": encoded.input_ids, "labels": encoded.labels}, features=features)
 
 
 def trainer_arguments(config: TrainConfig, trainer_dir: Path, seed: int, autocast: torch.dtype) -> SFTConfig:
-    """A job's settings in TRL's names."""
+    """Return a job's settings in TRL's names; `autocast` is the precision of the forward and backward passes."""
+    save_strategy = "steps" if config.save_steps else "no"
     return SFTConfig(
         output_dir=str(trainer_dir),
         seed=seed,
@@ -106,7 +100,7 @@ def trainer_arguments(config: TrainConfig, trainer_dir: Path, seed: int, autocas
         use_cpu=not torch.cuda.is_available(),
         max_length=None,
         packing=False,
-        save_strategy="steps" if config.save_steps else "no",
+        save_strategy=save_strategy,
         save_steps=config.save_steps or 1,
         save_total_limit=1,
         logging_steps=1,

@@ -19,38 +19,40 @@ UNKNOWN_ROLE = "unknown role 'bot'; the roles are system, user and assistant"
 CONTROL_TOKEN = "the assistant message holds the control token '<|user|>'; take it out of the text"
 
 
-def turns(role: str, content: Any) -> list[dict[str, Any]]:
+def messages(role: str, content: Any) -> list[dict[str, Any]]:
     return [{"role": role, "content": content}]
 
 
-def sizes(service: ScriptedService) -> list[int]:
+def group_sizes(service: ScriptedService) -> list[int]:
     return sorted(len(request.completions) for request in service.requests)
 
 
-def posts(address: str, bodies: list[tuple[str, Any]], **settings: Any) -> list[httpx.Response]:
-    """The answers of the gateway to posts that are made at once."""
+def post_at_once(address: str, bodies: list[tuple[str, Any]], **settings: Any) -> list[httpx.Response]:
+    """Return the gateway's responses to posts that are made at once."""
 
-    async def ask() -> list[httpx.Response]:
+    async def post(http: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
+        if isinstance(body, bytes):
+            return await http.post(path, content=body)
+        return await http.post(path, json=body)
+
+    async def post_all() -> list[httpx.Response]:
         async with AsyncRewardClient(address, timeout_s=settings.pop("timeout_s", 5), retries=QUICK) as client:
             options = settings.pop("options", RewardOptions())
             app = create_app(Gateway(client, options, settings.pop("form", PromptForm()), **settings))
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-                kinds = [{"content": body} if isinstance(body, bytes) else {"json": body} for _, body in bodies]
-                return await asyncio.gather(
-                    *(http.post(path, **kind) for (path, _), kind in zip(bodies, kinds, strict=True))
-                )
+                return await asyncio.gather(*(post(http, path, body) for path, body in bodies))
 
-    return asyncio.run(ask())
+    return asyncio.run(post_all())
 
 
 def sample(prompt: str, completion: str, label: Any = "") -> tuple[str, Any]:
-    """One sample as OpenRLHF posts it."""
+    """Return one sample as OpenRLHF posts it."""
     return "/get_reward", {"query": [prompt + completion], "prompts": [prompt], "labels": [label]}
 
 
 class RefusingService(ScriptedService):
-    """Takes nobody's token, or calls every prompt wrong: health answers all the same."""
+    """Refuses every token, or with a `prompt_error` every prompt; its health is SERVING all the same."""
 
     prompt_error = ""
 
@@ -60,21 +62,22 @@ class RefusingService(ScriptedService):
         return super().GetServerInfo(request, context)
 
     def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
-        is_control = self.prompt_error == CONTROL_TOKEN
-        status = pb.STATUS_CONTROL_TOKEN if is_control else pb.STATUS_INVALID_CONVERSATION
-        one = pb.CompletionScore(status=status, error=self.prompt_error)
+        status = pb.STATUS_INVALID_CONVERSATION
+        if self.prompt_error == CONTROL_TOKEN:
+            status = pb.STATUS_CONTROL_TOKEN
+        score = pb.CompletionScore(status=status, error=self.prompt_error)
         return pb.ScoreResponse(
-            completions=[one] * len(request.completions), definition=self.definition(request.options)
+            completions=[score] * len(request.completions), definition=self.definition(request.options)
         )
 
 
-def refusing(prompt_error: str = "") -> AbstractContextManager[str]:
+def refusing_server(prompt_error: str = "") -> AbstractContextManager[str]:
     service = RefusingService()
     service.prompt_error = prompt_error
     return scripted_server(service)
 
 
 def verl_call(compute: Any, completion: str, prompt: Any = "What?", **more: Any) -> Any:
-    """As verl's reward managers call it."""
+    """Call a compute_score as verl's reward managers do."""
     extra_info = {"index": 3, "prompt": prompt, "num_turns": 2}
     return compute(data_source="lab", solution_str=completion, ground_truth="5", extra_info=extra_info, **more)

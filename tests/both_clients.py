@@ -1,6 +1,6 @@
-"""Fixtures that ask the synchronous and the asynchronous client the same questions.
+"""Fixtures with which one test calls the blocking and the asynchronous client.
 
-A test module imports `client_fixture`, for pytest to find, and its tests ask for `client`: no argument hides an import.
+A test module imports `client_fixture`, for pytest to find, and its tests take `client`: so no argument hides an import.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from reward_server.client import AsyncRewardClient, RewardClient
 from tests.scripted_server import QUICK, ScriptedService, scripted_server
 
 
-class Awaited:
-    """The asynchronous client with the synchronous one's surface, so that one test asks both."""
+class BlockingAsyncClient:
+    """The asynchronous client behind the blocking client's methods."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self._client = AsyncRewardClient(*arguments, **keywords)
@@ -31,14 +31,17 @@ class Awaited:
         return repr(self._client)
 
     def score_many(self, *arguments: Any, **keywords: Any) -> Iterator[Any]:
-        answers = self._client.score_many(*arguments, **keywords)
+        results = self._client.score_many(*arguments, **keywords)
         try:
-            while (scored := self._runner.run(_next(answers))) is not None:
+            while True:
+                scored = self._runner.run(_next(results))
+                if scored is None:
+                    return
                 yield scored
         finally:
-            self._runner.run(answers.aclose())  # type: ignore[attr-defined]
+            self._runner.run(results.aclose())  # type: ignore[attr-defined]
 
-    def __enter__(self) -> "Awaited":
+    def __enter__(self) -> "BlockingAsyncClient":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -46,11 +49,11 @@ class Awaited:
         self._runner.close()
 
 
-async def _next(answers: Any) -> Any:
-    return await anext(answers, None)
+async def _next(results: Any) -> Any:
+    return await anext(results, None)
 
 
-@pytest.fixture(name="connect", params=[RewardClient, Awaited], ids=["sync", "async"])
+@pytest.fixture(name="connect", params=[RewardClient, BlockingAsyncClient], ids=["sync", "async"])
 def connect_fixture(request: pytest.FixtureRequest) -> Any:
     return request.param
 

@@ -20,7 +20,7 @@ EXIT_STATUS = pytest.StashKey[int]()
 
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
-    """The folder of real benchmark data that conformance tests read."""
+    """Return the folder of real benchmark data that conformance tests read."""
     folder = os.environ.get("WINNOW_REFERENCE_DATA")
     if not folder:
         pytest.skip("WINNOW_REFERENCE_DATA is not set: no reference data to conform to")

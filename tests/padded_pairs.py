@@ -1,9 +1,10 @@
-"""RewardBench's scoring of a pair, stated again from its description: plain, padded, with all logits at once.
+"""RewardBench's scoring of a pair, written a second time from its description: plain, padded, all logits at once.
 
-text     = template(prompt), template(prompt, answer) without every occurrence of the first
-ids      = BOS, prompt | answer, EOS; encoded as one string, cut where the prompt alone ends or one token earlier
-shorten  = more than 2048 with the longer answer: last 128 of the prompt; still more: first 1920 of each answer
-reward   = sum of log-softmax at the answer, model minus reference; two rows, padded on the right
+text     = template(prompt); template(prompt, completion) without every occurrence of the first text
+ids      = BOS, prompt | completion, EOS; encoded as one string, cut where the prompt alone ends or one token earlier
+shorten  = over 2048 tokens with the longer completion: keep the last 128 tokens of the prompt; still over 2048:
+           keep the first 1920 tokens of each completion
+reward   = sum of the completion's log-softmax, instruct minus base; two rows, padded on the right
 """
 
 from dataclasses import dataclass
@@ -13,50 +14,62 @@ from typing import Any
 import torch
 from transformers.models.auto import AutoModelForCausalLM
 
+MAX_LENGTH = 2048
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """One answer: what is read before it, and what is scored."""
+    """A prompt and the scored tokens of one completion."""
 
-    before: list[int]
-    scored: list[int]
+    prompt_ids: list[int]
+    scored_ids: list[int]
 
 
 class PaddedPairs:
-    """A tokenizer, the text of its chat template, and the two models' folders."""
+    """A tokenizer and the text of its chat template."""
 
     def __init__(self, tokenizer: Any, template: str, dtype: torch.dtype = torch.float64) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.dtype = dtype
 
-    def encoded(self, messages: list[dict[str, str]], answers: tuple[str, str]) -> tuple[Encoded, Encoded]:
-        """Both answers, shortened together."""
-        first, second = (self._whole(messages, answer) for answer in answers)
-        longer = max(len(first.scored), len(second.scored))
-        return _shortened(first, longer), _shortened(second, longer)
+    def encoded(self, messages: list[dict[str, str]], completions: tuple[str, str]) -> tuple[Encoded, Encoded]:
+        """Encode both completions, and shorten them together."""
+        first, second = (self._encode(messages, completion) for completion in completions)
+        longest = max(len(first.scored_ids), len(second.scored_ids))
+        return _shorten(first, longest), _shorten(second, longest)
 
     @torch.no_grad()
     def logps(self, folder: Path, pair: tuple[Encoded, Encoded]) -> list[float]:
-        """log p of both answers under one model."""
+        """Compute log p of both completions under the model in a folder."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
-        rows = [one.before + one.scored for one in pair]
+        rows = [encoded.prompt_ids + encoded.scored_ids for encoded in pair]
         width = max(map(len, rows))
-        ids = torch.tensor([row + [self.tokenizer.eos_token_id] * (width - len(row)) for row in rows])
-        seen = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        logprobs = model(ids, attention_mask=seen).logits.log_softmax(-1)
-        return [
-            sum(logprobs[index, at - 1, ids[index, at]].item() for at in range(len(one.before), len(rows[index])))
-            for index, one in enumerate(pair)
-        ]
+        input_ids = torch.full((2, width), self.tokenizer.eos_token_id)
+        attention_mask = torch.zeros((2, width), dtype=torch.long)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row)] = torch.tensor(row)
+            attention_mask[index, : len(row)] = 1
+        logprobs = model(input_ids, attention_mask=attention_mask).logits.log_softmax(-1)
+        logps = []
+        for index, encoded in enumerate(pair):
+            logp = 0.0
+            for position, token_id in enumerate(encoded.scored_ids, len(encoded.prompt_ids)):
+                logp += logprobs[index, position - 1, token_id].item()
+            logps.append(logp)
+        return logps
 
-    def _whole(self, messages: list[dict[str, str]], answer: str) -> Encoded:
+    def _encode(self, messages: list[dict[str, str]], completion: str) -> Encoded:
         prompt = self._text(messages)
-        rest = self._text([*messages, {"role": "assistant", "content": answer}]).replace(prompt, "")
-        alone, together = self._ids(prompt), self._ids(prompt + rest)
-        size = len(alone) if together[: len(alone)] == alone else len(alone) - 1
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return Encoded([bos, *together[:size]], [*together[size:], eos])
+        rest = self._text([*messages, {"role": "assistant", "content": completion}]).replace(prompt, "")
+        prompt_alone = self._ids(prompt)
+        together = self._ids(prompt + rest)
+        border = len(prompt_alone)
+        if together[:border] != prompt_alone:
+            border -= 1
+        bos = self.tokenizer.bos_token_id
+        eos = self.tokenizer.eos_token_id
+        return Encoded([bos, *together[:border]], [*together[border:], eos])
 
     def _text(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False))
@@ -65,9 +78,9 @@ class PaddedPairs:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _shortened(one: Encoded, longer: int) -> Encoded:
-    if len(one.before) + longer > 2048:
-        one = Encoded(one.before[-128:], one.scored)
-    if len(one.before) + longer > 2048:
-        one = Encoded(one.before, one.scored[:1920])
-    return one
+def _shorten(encoded: Encoded, longest: int) -> Encoded:
+    if len(encoded.prompt_ids) + longest > MAX_LENGTH:
+        encoded = Encoded(encoded.prompt_ids[-128:], encoded.scored_ids)
+    if len(encoded.prompt_ids) + longest > MAX_LENGTH:
+        encoded = Encoded(encoded.prompt_ids, encoded.scored_ids[:1920])
+    return encoded

@@ -1,18 +1,21 @@
-"""`winnow score` as a user calls it: its rows and arguments, and servers that define rewards as a real one does."""
+"""`winnow score` as a user calls it: its rows and arguments, jobs that are held in the middle, and servers."""
 
 import os
 import select
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reward_server.pb import reward_pb2 as pb
 from tests.scripted_server import ScriptedService, scripted_server
+from tests.served import wait_until
 from tests.tiny_run import ROOT, winnow, write_jsonl
+
+TIMEOUT_S = 120.0
 
 
 class DefinedService(ScriptedService):
@@ -24,11 +27,13 @@ class DefinedService(ScriptedService):
 
     def definition(self, options: pb.ScoreOptions) -> pb.RewardDefinition:
         definition = super().definition(options)
-        is_bench = options.recipe == pb.RECIPE_REWARDBENCH
         definition.instruct_template_hash = "instruct template"
-        definition.base_prompt = "same" if is_bench else "plain"
+        definition.base_prompt = "plain"
         definition.base_weight_hash = self.base_weight_hash
-        definition.base_template_hash = "instruct template" if is_bench else "base template"
+        definition.base_template_hash = "base template"
+        if options.recipe == pb.RECIPE_REWARDBENCH:
+            definition.base_prompt = "same"
+            definition.base_template_hash = "instruct template"
         if options.is_reference_free:
             for field in ("base_prompt", "base_weight_hash", "base_template_hash"):
                 definition.ClearField(field)
@@ -48,59 +53,89 @@ class GatedService(DefinedService):
 
     def __init__(self, num_free: int) -> None:
         super().__init__()
-        self.gate = threading.Event()
         self.num_free = num_free
-
-    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
-        if len(self.requests) >= self.num_free:
-            self.gate.wait(60)
-        return super().Score(request, context)
+        self.gate.clear()
 
 
-def rows(number: int) -> list[dict[str, Any]]:
-    return [{"prompt": f"Say {index}.", "completions": ["x" * (index % 7), "\u00e9"]} for index in range(number)]
+@dataclass
+class HeldJob:
+    """A `winnow score` process in the middle of its rows, and the server that holds it until `gate` is set."""
+
+    process: "subprocess.Popen[str]"
+    service: GatedService
+    address: str
+
+    def errors(self) -> str:
+        """Wait for the end of the process and return what it wrote to stderr."""
+        return self.process.communicate(timeout=TIMEOUT_S)[1]
+
+    def kill(self) -> None:
+        """Kill the process with SIGKILL and wait for its end."""
+        self.process.kill()
+        self.process.communicate()
 
 
-def arguments(address: str, folder: Path, *more: str) -> list[str]:
+def make_rows(num_rows: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"Say {index}.", "completions": ["x" * (index % 7), "\u00e9"]} for index in range(num_rows)]
+
+
+def arguments(address: str, folder: Path, *flags: str) -> list[str]:
     paths = ["--input", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl")]
-    return ["score", "--address", address, *paths, *more]
+    return ["score", "--address", address, *paths, *flags]
 
 
 def num_finished(folder: Path) -> int:
     part = folder / "out.jsonl.part"
-    return part.read_bytes().count(b"\n") if part.exists() else 0
+    if not part.exists():
+        return 0
+    return part.read_bytes().count(b"\n")
 
 
-def undisturbed(folder: Path, number: int) -> bytes:
-    (folder / "calm").mkdir()
-    write_jsonl(folder / "calm" / "in.jsonl", rows(number))
+def undisturbed_output(folder: Path, num_rows: int) -> bytes:
+    """Return the output of a run of `make_rows(num_rows)` that nothing disturbs."""
+    (folder / "undisturbed").mkdir()
+    write_jsonl(folder / "undisturbed" / "in.jsonl", make_rows(num_rows))
     with scripted_server(DefinedService()) as address:
-        result = winnow(*arguments(address, folder / "calm"))
+        result = winnow(*arguments(address, folder / "undisturbed"))
     assert result.returncode == 0, result.stderr
-    return (folder / "calm" / "out.jsonl").read_bytes()
+    return (folder / "undisturbed" / "out.jsonl").read_bytes()
 
 
-def start(command: list[str], max_file_kib: int | None = None) -> "subprocess.Popen[str]":
-    """The command line in a process of its own, whose files may grow no longer than that."""
-    limited = [] if max_file_kib is None else ["bash", "-c", f'ulimit -f {max_file_kib}; exec "$@"', "bash"]
+def start_winnow(command: list[str], max_file_kib: int | None = None) -> "subprocess.Popen[str]":
+    """Start the command line; with `max_file_kib`, no file of its may grow longer."""
+    limit = []
+    if max_file_kib is not None:
+        limit = ["bash", "-c", f'ulimit -f {max_file_kib}; exec "$@"', "bash"]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [*limited, sys.executable, "-m", "winnow.cli", *command], cwd=ROOT, text=True, stdout=pipe, stderr=pipe
+        [*limit, sys.executable, "-m", "winnow.cli", *command], cwd=ROOT, text=True, stdout=pipe, stderr=pipe
     )
 
 
-def wait_for(condition: Any, process: "subprocess.Popen[str]") -> None:
-    for _ in range(6000):
-        if condition():
-            return
+def wait_in_process(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Wait until a condition holds, while a process runs that makes it come true."""
+
+    def has_come_true() -> bool:
         assert process.poll() is None, process.communicate()[1]
-        threading.Event().wait(0.01)
-    raise AssertionError("it never came to that point")
+        return condition()
+
+    wait_until(has_come_true, "the condition that the process makes come true", TIMEOUT_S)
 
 
 @contextmanager
-def serving(options: list[str]) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A real reward server in a process of its own, and its address."""
+def held_job(folder: Path, *flags: str, num_rows: int = 60, min_finished: int = 10) -> Iterator[HeldJob]:
+    """Start `winnow score` on `num_rows` rows, and yield it when `min_finished` are; the server ends with the block."""
+    write_jsonl(folder / "in.jsonl", make_rows(num_rows))
+    service = GatedService(num_free=min_finished + 15)  # rows are finished in order, up to 8 requests are in progress
+    with scripted_server(service) as address:
+        process = start_winnow(arguments(address, folder, *flags))
+        wait_in_process(lambda: num_finished(folder) >= min_finished, process)
+        yield HeldJob(process, service, address)
+
+
+@contextmanager
+def real_server(options: list[str]) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Yield a `winnow serve` process and its address."""
     command = [sys.executable, "-m", "winnow.cli", "serve", *options]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     pipe = subprocess.PIPE
@@ -109,7 +144,7 @@ def serving(options: list[str]) -> Iterator[tuple["subprocess.Popen[str]", str]]
     ) as process:
         try:
             assert process.stdout is not None
-            assert select.select([process.stdout], [], [], 120)[0], "the server said nothing"
+            assert select.select([process.stdout], [], [], TIMEOUT_S)[0], "the server printed no address"
             yield process, process.stdout.readline().removeprefix("listening on ").strip()
         finally:
             process.kill()

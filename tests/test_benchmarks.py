@@ -1,4 +1,4 @@
-"""lm-eval on a tiny model: local tasks of the model cards' three kinds, checked against logprobs computed by hand."""
+"""run_benchmarks on a tiny model: local tasks of the model cards' three kinds, checked against hand-computed logps."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.tiny_models import make_model
 from eval.benchmarks import BenchmarkItem, BenchmarkRun, data_files, run_benchmarks
-from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import UsageError, WinnowError
 from winnow.models import load_causal_lm
@@ -78,7 +78,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _one_thread_and_a_separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -113,26 +113,28 @@ def run(model: str, task_dir: Path, *benchmarks: BenchmarkConfig) -> BenchmarkRu
     return run_benchmarks(config, model, Chat(load_tokenizer(model), "lab"), "float32", "round 0")
 
 
-def logprob(model: Any, tokenizer: Any, prompt: str, continuation: str) -> float:
-    """Log-probability of a continuation, one sequence at a time."""
+def sum_logprobs(model: Any, tokenizer: Any, prompt: str, continuation: str) -> float:
+    """Return the logp of a continuation; one sequence at a time, in float64."""
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     token_ids = tokenizer(prompt + continuation, add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
         logprobs = model(torch.tensor([token_ids])).logits[0].double().log_softmax(-1)
-    return float(sum(logprobs[place - 1, token_ids[place]] for place in range(len(prompt_ids), len(token_ids))))
+    positions = range(len(prompt_ids), len(token_ids))
+    return float(sum(logprobs[position - 1, token_ids[position]] for position in positions))
 
 
-def test_every_task_gives_value_stderr_and_n(card: BenchmarkRun) -> None:
+def test_run_benchmarks_returns_value_stderr_and_n_of_every_task(card: BenchmarkRun) -> None:
     assert [(row.task, row.metric, row.n) for row in card.results] == [
         ("choices", "acc,none", 9),
         ("endings", "acc_norm,none", 9),
         ("sums", "exact_match,none", 6),
     ]
+    assert len(card.results) == 3
     for result in card.results[:2]:
         assert result.stderr == pytest.approx((result.value * (1 - result.value) / (result.n - 1)) ** 0.5)
 
 
-def test_a_value_is_the_mean_of_its_items(card: BenchmarkRun) -> None:
+def test_the_value_of_a_benchmark_is_the_mean_of_its_items(card: BenchmarkRun) -> None:
     for result in card.results:
         items = [item.value for item in card.items if item.task == result.task]
         assert len(items) == result.n
@@ -142,35 +144,35 @@ def test_a_value_is_the_mean_of_its_items(card: BenchmarkRun) -> None:
 
 @pytest.mark.parametrize(("task", "is_normalized"), [("choices", False), ("endings", True)])
 def test_choices_are_ranked_by_their_logprobs(card: BenchmarkRun, model: str, task: str, is_normalized: bool) -> None:
-    policy, tokenizer = load_causal_lm(model, dtype="float32").eval(), load_tokenizer(model)
+    policy = load_causal_lm(model, dtype="float32").eval()
+    tokenizer = load_tokenizer(model)
     values = []
     for row in CHOICES:
-        # lm-eval counts the prompt's trailing white space, here the header's newline, to the continuation.
+        # lm-eval moves the prompt's trailing white space, here the header's newline, to the continuation.
         prompt = PROMPT.format(question=row["question"]).rstrip()
-        scores = [
-            logprob(policy, tokenizer, prompt, "\n" + choice) / (len(choice) if is_normalized else 1)
-            for choice in row["choices"]  # type: ignore[attr-defined]
-        ]
+        scores = []
+        for choice in row["choices"]:  # type: ignore[attr-defined]
+            length = len(choice) if is_normalized else 1
+            scores.append(sum_logprobs(policy, tokenizer, prompt, "\n" + choice) / length)
         values.append(float(scores.index(max(scores)) == row["answer"]))
     assert [item.value for item in card.items if item.task == task] == values
 
 
-def test_the_same_checkpoint_gives_the_same_results_and_item_ids(
-    card: BenchmarkRun, model: str, task_dir: Path
-) -> None:
+def test_the_same_checkpoint_has_the_same_results_and_item_ids(card: BenchmarkRun, model: str, task_dir: Path) -> None:
     assert run(model, task_dir, *CARD) == card
 
 
-def test_another_checkpoint_has_the_same_items_but_its_own_values(
+def test_another_checkpoint_has_the_same_item_ids_and_different_values(
     card: BenchmarkRun, task_dir: Path, tmp_path: Path
 ) -> None:
-    other = run(str(make_model("llama", tmp_path, seed=5)), task_dir, CARD[1])
-    ours = [item for item in card.items if item.task == "endings"]
-    assert [item.item_id for item in other.items] == [item.item_id for item in ours]
-    assert [item.value for item in other.items] != [item.value for item in ours]
+    expected = [item for item in card.items if item.task == "endings"]
+    second = run(str(make_model("llama", tmp_path, seed=5)), task_dir, CARD[1])
+    assert len(expected) == 9
+    assert [item.item_id for item in second.items] == [item.item_id for item in expected]
+    assert [item.value for item in second.items] != [item.value for item in expected]
 
 
-def test_few_shot_examples_change_the_prompt_and_so_the_items(card: BenchmarkRun, model: str, task_dir: Path) -> None:
+def test_few_shot_examples_change_the_item_ids(card: BenchmarkRun, model: str, task_dir: Path) -> None:
     path = task_dir / "shots.yaml"
     shots = "fewshot_split: test\nfewshot_config:\n  sampler: first_n\n"
     path.write_text(CHOICE_TASK.format(task="shots", metric="acc", data=task_dir / "choices.jsonl") + shots)
@@ -181,13 +183,13 @@ def test_few_shot_examples_change_the_prompt_and_so_the_items(card: BenchmarkRun
     assert shown.results[0].n == 9
 
 
-def test_a_limit_takes_the_first_items(card: BenchmarkRun, model: str, task_dir: Path) -> None:
+def test_limit_takes_the_first_items(card: BenchmarkRun, model: str, task_dir: Path) -> None:
     limited = run(model, task_dir, BenchmarkConfig(task="choices", metric="acc,none", limit=4))
     assert limited.results[0].n == 4
     assert limited.items == [item for item in card.items if item.task == "choices"][:4]
 
 
-def test_a_group_is_one_benchmark_of_all_its_items(card: BenchmarkRun, model: str, task_dir: Path) -> None:
+def test_a_group_of_tasks_is_one_benchmark_with_all_items(card: BenchmarkRun, model: str, task_dir: Path) -> None:
     path = task_dir / "both.yaml"
     path.write_text(
         "group: both\ntask: [choices, first]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
@@ -201,43 +203,43 @@ def test_a_group_is_one_benchmark_of_all_its_items(card: BenchmarkRun, model: st
     assert both.results[0].value == pytest.approx(card.results[0].value)
 
 
-def test_lm_eval_is_quiet_and_the_progress_is_ours(
-    model: str, task_dir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_only_winnows_progress_bar_is_shown(model: str, task_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(model, task_dir, CARD[0])
     shown = capfd.readouterr()
     assert shown.out == ""
     assert "round 0: choices: 27/27 requests" in shown.err
-    foreign = [line for line in re.split(r"[\r\n]", shown.err) if "it/s" in line and "Loading weights" not in line]
-    assert foreign == []
+    lines = re.split(r"[\r\n]", shown.err)
+    assert [line for line in lines if "it/s" in line and "Loading weights" not in line] == []
 
 
-def test_an_unknown_task_is_named_with_its_neighbours(model: str, task_dir: Path) -> None:
+def test_an_unknown_task_is_an_error_with_the_closest_names(model: str, task_dir: Path) -> None:
     with pytest.raises(UsageError, match=r"no task 'choises' in .*; did you mean choices\?"):
         run(model, task_dir, BenchmarkConfig(task="choises", metric="acc,none"))
 
 
-def test_an_unknown_metric_is_named_with_its_neighbours(model: str, task_dir: Path) -> None:
+def test_an_unknown_metric_is_an_error_with_the_closest_names(model: str, task_dir: Path) -> None:
     with pytest.raises(UsageError, match=r"task choices has no metric 'acc'; did you mean acc,none\?"):
         run(model, task_dir, BenchmarkConfig(task="choices", metric="acc", limit=1))
 
 
-def test_a_missing_task_folder_or_data_file_is_named(model: str, task_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"task_dir .* is no folder"):
+def test_a_missing_task_folder_or_data_file_is_an_error_with_its_path(
+    model: str, task_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"task_dir .* is not a folder"):
         run(model, tmp_path / "none", CARD[0])
     (tmp_path / "lost.yaml").write_text(CHOICE_TASK.format(task="lost", metric="acc", data="/nowhere/lost.jsonl"))
-    with pytest.raises(UsageError, match=r"task lost: its data is not there: .*/nowhere/lost\.jsonl"):
+    with pytest.raises(UsageError, match=r"task lost: its data is missing: .*/nowhere/lost\.jsonl"):
         run(model, tmp_path, BenchmarkConfig(task="lost", metric="acc,none"))
 
 
-def test_a_broken_task_file_is_named(model: str, tmp_path: Path) -> None:
+def test_an_invalid_task_file_is_an_error_with_its_name(model: str, tmp_path: Path) -> None:
     text = CHOICE_TASK.format(task="odd", metric="acc", data=write_rows(tmp_path / "choices.jsonl", CHOICES))
     (tmp_path / "odd.yaml").write_text(text.replace("multiple_choice", "many_choices"))
     with pytest.raises(WinnowError, match="task odd cannot be loaded: Got invalid output_type 'many_choices'"):
         run(model, tmp_path, BenchmarkConfig(task="odd", metric="acc,none"))
 
 
-def test_what_decides_a_local_task_is_its_file_and_its_data(task_dir: Path, tmp_path: Path) -> None:
+def test_data_files_lists_task_files_and_their_data(task_dir: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "elsewhere.jsonl", CHOICES)
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -246,10 +248,10 @@ def test_what_decides_a_local_task_is_its_file_and_its_data(task_dir: Path, tmp_
     assert data_files(folder) == [data, folder / "a.yaml", folder / "b.yaml"]
 
 
-def test_no_benchmarks_is_nothing_to_do(model: str, tmp_path: Path) -> None:
+def test_run_benchmarks_without_benchmarks_is_empty(model: str, tmp_path: Path) -> None:
     assert run(model, tmp_path) == BenchmarkRun([], [])
 
 
-def test_an_item_is_a_plain_row(card: BenchmarkRun) -> None:
+def test_benchmark_item_survives_json(card: BenchmarkRun) -> None:
     assert BenchmarkItem.model_validate_json(card.items[0].model_dump_json()) == card.items[0]
     assert card.items[0].item_id.startswith("choices/0/")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.tiny_models import BOS, EOS, HEADERS, PAD, make_tokenizer
-from winnow.chat import Chat, ScoredPair, built_in_templates, load_tokenizer
+from benchmarks.tiny_models import BOS, EOS, HEADERS, PAD, TEXTS, make_tokenizer
+from winnow.chat import Chat, built_in_templates, load_tokenizer
 from winnow.errors import ChatError, ModelError, UsageError
 from winnow.records import Message
 
@@ -22,9 +22,12 @@ TWO_TURNS = (QUESTION, ANSWER, Message(role="user", content="And 4?"), Message(r
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a tokenizer that merges two line breaks, also across the border of a prompt that ends in one."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(folder)
-    return load_tokenizer(str(folder))
+    make_tokenizer(folder, (*TEXTS, *["\n\n"] * 100))
+    loaded = load_tokenizer(str(folder))
+    assert len(loaded("\n\n")["input_ids"]) == 1
+    return loaded
 
 
 def loss_texts(chat: Chat, messages: tuple[Message, ...]) -> list[str]:
@@ -54,7 +57,7 @@ def test_a_template_that_changes_the_completion_is_refused(
     turn = "{% if m['role'] == 'user' %}{{ m['content'] }}[A]{% else %}" + written + "{{ eos_token }}{% endif %}"
     path.write_text("{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}")
     with pytest.raises(ChatError, match="changes the completion"):
-        Chat(tokenizer, str(path)).scored_pair([QUESTION], completion)
+        Chat(tokenizer, str(path)).encode_completion([QUESTION], completion)
 
 
 @pytest.mark.parametrize("written", [" {{ m['content'] }}\n", "{{ m['content'] | trim }}"])
@@ -64,8 +67,8 @@ def test_a_template_may_change_the_white_space_around_the_completion(
     path = tmp_path / "spaced.jinja"
     turn = "{% if m['role'] == 'user' %}{{ m['content'] }}[A]{% else %}" + written + "{{ eos_token }}{% endif %}"
     path.write_text("{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}")
-    pair = Chat(tokenizer, str(path)).scored_pair([QUESTION], "It is 5. ")
-    assert tokenizer.decode(pair.completion_ids).strip().startswith("It is 5.")
+    _, completion_ids = Chat(tokenizer, str(path)).encode_completion([QUESTION], "It is 5. ")
+    assert tokenizer.decode(completion_ids).strip().startswith("It is 5.")
 
 
 def test_the_mixtral_form_opens_the_first_turn_with_the_system_message(tokenizer: Any) -> None:
@@ -96,57 +99,58 @@ def test_spans_agree_with_the_generation_marks_of_the_template(tokenizer: Any, t
     rendered = chat.conversation(TWO_TURNS)
     if rendered.token_ids == marked["input_ids"]:
         assert rendered.loss_mask == [bool(flag) for flag in marked["assistant_masks"]]
-    theirs = [i for i, flag in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if flag]
-    ours = [i for i, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
-    assert tokenizer.decode(ours) == tokenizer.decode(theirs)
+    marked_ids = [token for token, flag in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if flag]
+    loss_ids = [token for token, flag in zip(rendered.token_ids, rendered.loss_mask, strict=True) if flag]
+    assert tokenizer.decode(loss_ids) == tokenizer.decode(marked_ids)
 
 
 CONTROL_TOKENS = (BOS, EOS, PAD, *HEADERS)
 
-# Hypothesis tries words of our own source too, so that it does find the control tokens; those are refused (see below).
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=24).filter(
+# Hypothesis also tries words of the source code, and so finds the control tokens; Chat refuses them (see below).
+PLAIN_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=24).filter(
     lambda text: not any(token in text for token in CONTROL_TOKENS)
 )
 
 
 @pytest.mark.parametrize("template", built_in_templates())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(question=TEXTS, answer=TEXTS)
+@given(question=PLAIN_TEXTS, answer=PLAIN_TEXTS)
 def test_a_prompt_is_a_prefix_of_every_continuation(tokenizer: Any, template: str, question: str, answer: str) -> None:
     chat = Chat(tokenizer, template)
     messages = [Message(role="user", content=question)]
     prompt_ids = chat.prompt_ids(messages)
-    pair = chat.scored_pair(messages, answer)
+    ids_before_completion, completion_ids = chat.encode_completion(messages, answer)
     full = chat.conversation([*messages, Message(role="assistant", content=answer)])
-    assert pair.prompt_ids == prompt_ids
-    assert full.token_ids == prompt_ids + pair.completion_ids
-    assert pair.has_eos
-    assert tokenizer.decode(pair.completion_ids[:-1], clean_up_tokenization_spaces=False) == answer
+    assert ids_before_completion == prompt_ids
+    assert full.token_ids == prompt_ids + completion_ids
+    assert completion_ids[-1] == chat.eos_token_id
+    assert tokenizer.decode(completion_ids[:-1], clean_up_tokenization_spaces=False) == answer
 
 
-def alone(chat: Chat, messages: list[Message], completion: str) -> ScoredPair | str:
-    """A pair as the general renderer gives it, which the batched one must equal; or the error's text."""
+def encoded_alone(chat: Chat, messages: list[Message], completion: str) -> tuple[list[int], list[int]] | str:
+    """Return prompt and completion as `conversation` encodes them, or the error's text."""
     try:
         prompt_ids = chat.prompt_ids(messages)
         full = chat.conversation([*messages, Message(role="assistant", content=completion)])
     except ChatError as error:
         return str(error)
     rest = list(zip(full.token_ids, full.loss_mask, strict=True))[len(prompt_ids) :]
-    ids = [token for token, is_in_turn in rest if is_in_turn]
-    return ScoredPair(prompt_ids, ids, ids[-1:] == [chat.eos_token_id])
+    return prompt_ids, [token for token, is_in_turn in rest if is_in_turn]
 
 
 CHATML_LIKE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-MARKED_TEXTS = st.one_of(TEXTS, st.sampled_from(["", "\n", "\n\n a", " ", " a", *CONTROL_TOKENS, "<s", "endoftext|>"]))
+MARKED_TEXTS = st.one_of(
+    PLAIN_TEXTS, st.sampled_from(["", "\n", "\n\n a", " ", " a", *CONTROL_TOKENS, "<s", "endoftext|>"])
+)
 
 
 @pytest.mark.parametrize("template", [*built_in_templates(), "chatml"])
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(turns=st.lists(TEXTS, min_size=1, max_size=3), completions=st.lists(MARKED_TEXTS, max_size=4))
-def test_completions_rendered_together_are_those_rendered_alone(
+@given(turns=st.lists(PLAIN_TEXTS, min_size=1, max_size=3), completions=st.lists(MARKED_TEXTS, max_size=4))
+def test_encode_completions_equals_each_conversation_rendered_alone(
     tokenizer: Any, template: str, turns: list[str], completions: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     if template == "chatml":
@@ -155,11 +159,16 @@ def test_completions_rendered_together_are_those_rendered_alone(
         template = str(path)
     chat = Chat(tokenizer, template)
     roles = ["user", "assistant", "user"]
-    texts = turns if len(turns) != 2 else turns[:1]
+    texts = list(turns)
+    if len(texts) == 2:
+        texts.pop()
     messages = [Message(role=role, content=text) for role, text in zip(roles, texts, strict=False)]
-    together = chat.scored_pairs(messages, completions)
-    ours = [str(one) if isinstance(one, ChatError) else one for one in together]
-    assert ours == [alone(chat, messages, completion) for completion in completions]
+    prompt_ids, together = chat.encode_completions(messages, completions)
+    for completion, completion_ids in zip(completions, together, strict=True):
+        if isinstance(completion_ids, ChatError):
+            assert str(completion_ids) == encoded_alone(chat, messages, completion)
+        else:
+            assert (prompt_ids, completion_ids) == encoded_alone(chat, messages, completion)
 
 
 def test_a_long_prompt_is_encoded_once_for_all_its_completions(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +181,7 @@ def test_a_long_prompt_is_encoded_once_for_all_its_completions(tokenizer: Any, m
         return encode_all(texts)
 
     monkeypatch.setattr(chat, "_encode_all", counting)
-    chat.scored_pairs([Message(role="user", content="word " * 2000)], [f"It is {i}." for i in range(16)])
+    chat.encode_completions([Message(role="user", content="word " * 2000)], [f"It is {i}." for i in range(16)])
     assert sum(characters) < 3 * 2000 * len("word ") + 16 * 100
 
 
@@ -183,9 +192,21 @@ def test_a_template_that_refuses_a_conversation_is_a_chat_error(tokenizer: Any, 
         Chat(tokenizer, str(path)).prompt_ids([QUESTION])
 
 
-def test_a_merge_is_cut_where_it_would_cross_into_the_completion(tokenizer: Any) -> None:
-    pair = Chat(tokenizer, "lab").scored_pair([QUESTION], "\n\nFive.")
-    assert tokenizer.decode(pair.completion_ids) == "\n\nFive.<|endoftext|>"
+def test_a_merge_is_cut_where_it_would_cross_into_the_completion(tmp_path: Path) -> None:
+    """The example at the top of winnow/chat.py, and that of `Chat._encode_after`."""
+    make_tokenizer(tmp_path, ("\n\n",))
+    chat = Chat(load_tokenizer(str(tmp_path)), "lab")
+    messages = [Message(role="user", content="Hi")]
+    prompt = chat.prompt_text(messages)
+    prompt_ids = [0, 4, 204, 45, 78, 204, 5, 204]
+    assert prompt == "<s><|user|>\nHi\n<|assistant|>\n"
+    assert chat.encode(prompt) == prompt_ids
+    assert chat.encode(prompt + "5") == [*prompt_ids, 26]
+    assert chat.encode(prompt + "\n\n5") == [0, 4, 204, 45, 78, 204, 5, 262, 204, 26]
+    assert chat.encode("<|assistant|>\n5") == [5, 204, 26]
+    assert chat.encode("<|assistant|>\n\n\n5") == [5, 262, 204, 26]
+    end = [chat.eos_token_id]
+    assert chat.encode_completions(messages, ["5", "\n\n5"]) == (prompt_ids, [[26, *end], [204, 204, 26, *end]])
 
 
 @pytest.mark.parametrize("template", built_in_templates())
@@ -195,9 +216,9 @@ def test_there_is_exactly_one_bos(tokenizer: Any, template: str) -> None:
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_a_system_message_of_its_own_replaces_the_default(tokenizer: Any) -> None:
-    text = Chat(tokenizer, "lab", "Default.").prompt_text([Message(role="system", content="Own."), QUESTION])
-    assert "Own." in text
+def test_a_system_message_replaces_the_default_system_prompt(tokenizer: Any) -> None:
+    text = Chat(tokenizer, "lab", "Default.").prompt_text([Message(role="system", content="Be kind."), QUESTION])
+    assert "Be kind." in text
     assert "Default." not in text
 
 
@@ -212,7 +233,9 @@ def test_a_system_message_of_its_own_replaces_the_default(tokenizer: Any) -> Non
         ([Message(role="user", content="a<|user|>b")], "the user message holds the control token '<|user|>'"),
     ],
 )
-def test_a_conversation_that_cannot_be_rendered_says_why(tokenizer: Any, messages: list[Message], problem: str) -> None:
+def test_a_conversation_that_cannot_be_rendered_raises_an_error_with_the_reason(
+    tokenizer: Any, messages: list[Message], problem: str
+) -> None:
     with pytest.raises(ChatError) as error:
         Chat(tokenizer, "lab").prompt_ids(messages)
     assert problem in str(error.value)
@@ -221,12 +244,12 @@ def test_a_conversation_that_cannot_be_rendered_says_why(tokenizer: Any, message
 def test_an_unknown_template_names_the_known_ones(tokenizer: Any) -> None:
     with pytest.raises(UsageError, match="'laab' is neither a file nor one of lab, mixtral"):
         Chat(tokenizer, "laab")
-    with pytest.raises(ModelError, match="chat_template: tokenizer was asked for"):
+    with pytest.raises(ModelError, match=r"chat_template is tokenizer, but .* has no template; name one of"):
         Chat(tokenizer, "tokenizer")
 
 
-def test_a_template_of_ones_own_is_a_file(tokenizer: Any, tmp_path: Path) -> None:
-    path = tmp_path / "own.jinja"
+def test_a_template_may_be_a_file(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "custom.jinja"
     path.write_text(
         "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
         "{{ eos_token if m['role'] == 'assistant' else ' ' }}{% endfor %}"
@@ -235,13 +258,13 @@ def test_a_template_of_ones_own_is_a_file(tokenizer: Any, tmp_path: Path) -> Non
     assert loss_texts(Chat(tokenizer, str(path)), (QUESTION, ANSWER)) == ["It is 5.<|endoftext|>"]
 
 
-def test_template_hashes_tell_renderings_apart(tokenizer: Any) -> None:
+def test_template_hash_differs_if_the_rendering_differs(tokenizer: Any) -> None:
     chats = [Chat(tokenizer, "lab"), Chat(tokenizer, "mixtral"), Chat(tokenizer, "lab", "Be careful.")]
     assert len({chat.template_hash for chat in chats}) == 3
     assert Chat(tokenizer, "lab").template_hash == chats[0].template_hash
-    other_end = copy.deepcopy(tokenizer)
-    other_end.eos_token = PAD
-    assert Chat(other_end, "lab").template_hash != chats[0].template_hash
+    with_different_eos = copy.deepcopy(tokenizer)
+    with_different_eos.eos_token = PAD
+    assert Chat(with_different_eos, "lab").template_hash != chats[0].template_hash
 
 
 def test_headers_become_special_tokens_of_a_tokenizer_that_lacks_them(tokenizer: Any, tmp_path: Path) -> None:
@@ -261,7 +284,7 @@ def golden_conversation(reference_data: Path) -> tuple[list[Message], list[int]]
 
 @pytest.fixture
 def mixtral_folder(reference_data: Path, tmp_path: Path) -> str:
-    """The official SentencePiece model where a Hugging Face loader finds it."""
+    """Copy the official SentencePiece model to where a Hugging Face loader finds it."""
     source = reference_data / "mistral_tokenizer" / "tokenizer.model.v1"
     (tmp_path / "tokenizer.model").write_bytes(source.read_bytes())
     return str(tmp_path)
@@ -271,21 +294,24 @@ def mixtral_folder(reference_data: Path, tmp_path: Path) -> str:
 def test_mixtral_rendering_equals_the_official_tokens(reference_data: Path, mixtral_folder: str, loader: str) -> None:
     from transformers import LlamaTokenizer
 
-    tokenizer = load_tokenizer(mixtral_folder) if loader == "auto" else LlamaTokenizer.from_pretrained(mixtral_folder)
+    loaders = {"auto": load_tokenizer, "llama": LlamaTokenizer.from_pretrained}
+    tokenizer = loaders[loader](mixtral_folder)
     messages, tokens = golden_conversation(reference_data)
     assert Chat(tokenizer, "mixtral").prompt_ids(messages) == tokens
     answered = Chat(tokenizer, "mixtral").conversation(messages[:4])
     assert answered.token_ids == tokens[: len(answered.token_ids)]
 
 
-def test_the_usual_hugging_face_rendering_of_mixtral_differs(reference_data: Path, mixtral_folder: str) -> None:
+def test_the_hugging_face_rendering_of_mixtral_differs_in_seven_tokens(
+    reference_data: Path, mixtral_folder: str
+) -> None:
     messages, tokens = golden_conversation(reference_data)
     ids = Chat(load_tokenizer(mixtral_folder), "mixtral-hf").prompt_ids(messages)
     assert len(ids) == len(tokens)
-    assert sum(ours != theirs for ours, theirs in zip(ids, tokens, strict=True)) == 7
+    assert sum(token_id != official for token_id, official in zip(ids, tokens, strict=True)) == 7
 
 
-def test_a_tokenizer_that_is_not_there_is_a_whole_sentence(tmp_path: Path) -> None:
+def test_load_tokenizer_reports_a_missing_tokenizer_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match="it holds no tokenizer's files; give a folder that holds a model and its tok"):
         load_tokenizer(str(tmp_path))

@@ -1,5 +1,7 @@
 """The command line: help without torch, and one clear line with the right exit code for every bad input."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_models import make_model
+from benchmarks.tiny_models import make_model
 from tests.tiny_run import ROOT, tiny_config, winnow, write_config, write_jsonl
 from winnow import cli
 from winnow.config import key_rows
@@ -22,40 +24,59 @@ from winnow.serve_config import ServeConfig
 VERBS = ("run", "status", "serve", "score", "gateway", "sample", "select", "sft", "eval", "peak")
 
 
-@pytest.mark.parametrize("arguments", [(), *((verb,) for verb in VERBS)], ids=lambda a: " ".join(a) or "winnow")
-def test_help_needs_no_torch_and_shows_an_example(arguments: tuple[str, ...]) -> None:
-    program = (
-        "import sys; from winnow import cli; sys.argv = ['winnow', *sys.argv[1:], '--help']\n"
-        "try: cli.main()\n"
-        "except SystemExit as end: code = end.code\n"
-        "heavy = [name for name in ('torch', 'transformers', 'grpc', 'numpy') if name in sys.modules]\n"
-        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
-    )
-    command = [sys.executable, "-c", program, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+# Prints the help of `winnow` and of each verb as JSON, and the heavy modules that were loaded for it.
+HELP_PROGRAM = """
+import contextlib, io, json, sys
+from winnow import cli
+
+help_texts = {}
+for verb in sys.argv[1:]:
+    sys.argv = ["winnow", *verb.split(), "--help"]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert not end.code, (verb, end.code)
+    help_texts[verb] = output.getvalue()
+heavy = [name for name in ("torch", "transformers", "grpc", "numpy") if name in sys.modules]
+print(json.dumps({"help_texts": help_texts, "heavy": heavy}))
+"""
+
+
+@pytest.fixture(scope="module")
+def help_report() -> dict[str, Any]:
+    command = [sys.executable, "-c", HELP_PROGRAM, "", *VERBS]
+    environment = {**os.environ, "COLUMNS": "80"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
     assert result.returncode == 0, result.stderr
-    assert ("Example: winnow" in result.stdout) == bool(arguments)
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def test_help_needs_no_torch(help_report: dict[str, Any]) -> None:
+    assert help_report["heavy"] == []
+
+
+def test_help_lists_every_verb(help_report: dict[str, Any]) -> None:
+    help_text = help_report["help_texts"][""]
+    assert "Example: winnow" not in help_text
+    assert all(f"  {verb} " in help_text for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_an_example_is_one_line_that_can_be_copied(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    *_, last = winnow(verb, "--help").stdout.rstrip().splitlines()
+def test_the_help_of_a_verb_ends_with_an_example_that_can_be_copied(help_report: dict[str, Any], verb: str) -> None:
+    *_, last = help_report["help_texts"][verb].rstrip().splitlines()
     assert last.startswith(f"  Example: winnow {verb} ")
 
 
-def test_the_help_of_serve_lists_every_key_with_its_meaning() -> None:
-    shown = winnow("serve", "--help").stdout
+def test_the_help_of_serve_lists_every_key_with_its_meaning(help_report: dict[str, Any]) -> None:
+    help_text = help_report["help_texts"]["serve"]
     keys = dict(key_rows(ServeConfig))
     assert {"instruct", "vllm.tensor_parallel_size", "tls.client_ca", "queue.max_groups", "drain_s"} <= keys.keys()
-    assert all(f"  {key} " in shown for key in keys)
-    assert "How long calls in progress have to end" in shown
+    assert all(f"  {key} " in help_text for key in keys)
+    assert "Time for calls in progress to end" in help_text
     assert keys["drain_s"].endswith("[default: 20.0]")
-
-
-def test_every_verb_is_listed() -> None:
-    listed = winnow("--help").stdout
-    assert all(f"  {verb} " in listed for verb in VERBS)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +90,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def one_line(result: "subprocess.CompletedProcess[str]", exit_code: int) -> str:
-    """The error's one line, after whatever progress came before it."""
+    """Return the error's one line, which may follow lines of progress."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("winnow: ")]
     assert result.returncode == exit_code, result.stderr
     assert "Traceback" not in result.stderr
@@ -77,11 +98,11 @@ def one_line(result: "subprocess.CompletedProcess[str]", exit_code: int) -> str:
     return lines[0]
 
 
-def test_a_config_that_is_not_there() -> None:
+def test_a_missing_config_file() -> None:
     assert "config 'nope.yaml' cannot be read" in one_line(winnow("run", "nope.yaml"), 2)
 
 
-def test_an_unknown_flag_is_usage() -> None:
+def test_an_unknown_flag_is_a_usage_error() -> None:
     assert winnow("run", "--resum", "x.yaml").returncode == 2
 
 
@@ -99,17 +120,17 @@ def test_a_missing_model_folder_of_the_server(folder: Path) -> None:
 def test_tokenizers_that_differ(folder: Path, config: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
 
-    other = folder / "other"
-    make_model("mixtral", other, seed=3)
-    tokenizer = AutoTokenizer.from_pretrained(other)
+    base = folder / "base-of-another-tokenizer"
+    make_model("mixtral", base, seed=3)
+    tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens(["zzzz"])
-    tokenizer.save_pretrained(other)
-    error = one_line(winnow("serve", "--instruct", str(folder / "instruct"), "--base", str(other)), 1)
+    tokenizer.save_pretrained(base)
+    error = one_line(winnow("serve", "--instruct", str(folder / "instruct"), "--base", str(base)), 1)
     assert "tokenizer" in error
     assert "allow_different_tokenizers" in error
 
 
-def test_a_malformed_prompt_line_names_file_and_line(folder: Path, config: dict[str, Any]) -> None:
+def test_a_malformed_prompt_is_reported_with_file_and_line(folder: Path, config: dict[str, Any]) -> None:
     bad = folder / "bad.jsonl"
     bad.write_text('{"prompt": "fine"}\n{"prompt": 3}\n')
     changed = {**config, "name": "badprompt", "prompts": {"num_prompts": 2, "files": [{"path": str(bad)}]}}
@@ -117,7 +138,7 @@ def test_a_malformed_prompt_line_names_file_and_line(folder: Path, config: dict[
     assert "bad.jsonl line 2: a prompt row needs" in error
 
 
-def test_a_server_that_is_not_there(folder: Path) -> None:
+def test_scoring_on_a_server_that_does_not_run(folder: Path) -> None:
     rows = write_jsonl(folder / "in.jsonl", [{"prompt": "hi", "completions": ["a"]}])
     out = folder / "out.jsonl"
     error = one_line(winnow("score", "--address", "127.0.0.1:9", "--input", rows, "--output", str(out)), 1)
@@ -135,23 +156,25 @@ def test_a_server_that_is_not_there(folder: Path) -> None:
         ({"messages": [{"role": "oracle", "content": "x"}], "completions": ["a"]}, "role"),
     ],
 )
-def test_a_malformed_row_to_score(folder: Path, row: dict[str, Any], message: str) -> None:
+def test_a_malformed_row_to_score_is_reported_with_file_and_line(
+    folder: Path, row: dict[str, Any], message: str
+) -> None:
     rows = write_jsonl(folder / "in.jsonl", [row])
     error = one_line(winnow("score", "--address", "127.0.0.1:9", "--input", rows, "--output", "x.jsonl"), 1)
     assert message in error
 
 
-def test_a_folder_that_is_no_run(folder: Path) -> None:
-    assert "is no run folder (no config.json)" in one_line(winnow("status", str(folder)), 2)
+def test_the_status_of_a_folder_that_is_not_a_run(folder: Path) -> None:
+    assert "is not a run folder (no config.json)" in one_line(winnow("status", str(folder)), 2)
 
 
-def test_resuming_nothing(folder: Path, config: dict[str, Any]) -> None:
+def test_resuming_a_run_that_never_started(folder: Path, config: dict[str, Any]) -> None:
     path = write_config(folder, {**config, "name": "never"})
     assert "nothing to resume" in one_line(winnow("run", path, "--resume"), 2)
     assert not (folder / "runs" / "never" / "config.json").exists()
 
 
-def test_two_processes_cannot_work_in_one_run(folder: Path, config: dict[str, Any]) -> None:
+def test_two_processes_cannot_use_one_run_folder(folder: Path, config: dict[str, Any]) -> None:
     from winnow.config import parse_config
     from winnow.run_config import RunConfig
     from winnow.rundir import locked, run_root
@@ -172,7 +195,7 @@ def test_two_processes_cannot_work_in_one_run(folder: Path, config: dict[str, An
         (["gateway", "--address", "a:1", "--timeout-s", "inf", "--listen", "127.0.0.1:0"], "timeout_s inf should be"),
     ],
 )
-def test_flags_that_make_no_sense(arguments: list[str], error: str) -> None:
+def test_invalid_flags_are_usage_errors(arguments: list[str], error: str) -> None:
     assert error in one_line(winnow(*arguments), 2)
 
 
@@ -189,37 +212,50 @@ def test_flags_that_make_no_sense(arguments: list[str], error: str) -> None:
         ("max_tokens=100000", "max_tokens 100000 is more than the models were made for; take at most 512"),
     ],
 )
-def test_a_serve_config_that_makes_no_sense(folder: Path, config: dict[str, Any], override: str, error: str) -> None:
+def test_invalid_keys_of_a_serve_config_are_one_line(
+    folder: Path, config: dict[str, Any], override: str, error: str
+) -> None:
     path = write_config(folder, {**config["reward"]["server"], "listen": "127.0.0.1:0"}, "serve.yaml")
-    assert error in one_line(winnow("serve", path, override), 1 if "cuda" in override else 2)
+    exit_code = 2
+    if "cuda" in override:
+        exit_code = 1
+    assert error in one_line(winnow("serve", path, override), exit_code)
 
 
-def test_a_config_that_is_no_text(folder: Path) -> None:
+def test_a_config_that_is_not_text(folder: Path) -> None:
     (folder / "latin.yaml").write_bytes(b"name: \xff\n")
     assert "latin.yaml: not UTF-8 text" in one_line(winnow("serve", str(folder / "latin.yaml")), 2)
 
 
-def test_weights_that_are_cut_short(folder: Path, config: dict[str, Any]) -> None:
+def test_truncated_weights_are_reported_before_loading(folder: Path, config: dict[str, Any]) -> None:
     cut = make_model("mixtral", folder / "cut", seed=1)
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:100])
     listen = ["--listen", "127.0.0.1:0"]
     result = winnow("serve", "--instruct", config["reward"]["server"]["instruct"], "--base", str(cut), *listen)
-    assert "its model.safetensors is cut short or damaged; copy or save it anew" in one_line(result, 1)
+    assert "its model.safetensors is cut short or damaged; copy or save it again" in one_line(result, 1)
     assert "loading" not in result.stderr
 
 
-@pytest.mark.parametrize("change", [{"eos_policy": "exclude"}, {"normalization": "mean"}, {"beta": 2.0}])
-def test_recipe_rewardbench_is_refused_before_a_run_where_options_contradict_it(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("change", "required"),
+    [
+        ({"eos_policy": "exclude"}, "eos_policy include"),
+        ({"normalization": "mean"}, "normalization sum"),
+        ({"beta": 2.0}, "beta 1"),
+        ({"instruction": "Be kind."}, "no instruction"),
+    ],
+)
+def test_a_run_config_that_contradicts_recipe_rewardbench_is_refused(change: dict[str, Any], required: str) -> None:
     from winnow.config import parse_config
     from winnow.run_config import RewardConfig
 
-    with pytest.raises(UsageError, match=f"recipe rewardbench fixes {next(iter(change))}; leave it unset"):
+    with pytest.raises(UsageError, match=f"recipe rewardbench goes with {required}; set it so or leave it unset"):
         parse_config({"address": "a:1", "recipe": "rewardbench", **change}, RewardConfig, "test")
     fits = {"address": "a:1", "recipe": "rewardbench", "eos_policy": "include"}
     assert parse_config(fits, RewardConfig, "test").recipe == "rewardbench"
 
 
-def test_a_server_takes_keys_without_a_config(folder: Path) -> None:
+def test_serve_takes_keys_without_a_config_file(folder: Path) -> None:
     models = ("--instruct", str(folder / "instruct"), "--base", str(folder / "base"))
     assert "listen 'nonsense' should be HOST:PORT" in one_line(winnow("serve", *models, "listen=nonsense"), 2)
     assert "unknown key listne; did you mean listen?" in one_line(winnow("serve", "listne=a:1", *models), 2)
@@ -228,12 +264,12 @@ def test_a_server_takes_keys_without_a_config(folder: Path) -> None:
     assert "base is given and instruct is missing" in one_line(winnow("serve", *models[2:], "listen=a:1"), 2)
 
 
-def test_a_missing_library_names_the_extra_that_brings_it(folder: Path, config: dict[str, Any]) -> None:
+def test_a_missing_library_is_reported_with_the_extra_that_installs_it(folder: Path, config: dict[str, Any]) -> None:
     if find_spec("vllm"):
         pytest.skip("vLLM is installed")
     path = write_config(folder, {**config["reward"]["server"], "listen": "127.0.0.1:0"}, "serve.yaml")
     error = one_line(winnow("serve", path, "engine=vllm"), 1)
-    assert error == "winnow: No module named 'vllm'; this needs an extra: pip install 'winnow[vllm]'"
+    assert error == "winnow: No module named 'vllm'; this needs an extra: pip install 'winnow-rlaif[vllm]'"
 
 
 @pytest.mark.parametrize(
@@ -249,21 +285,25 @@ def test_a_missing_library_names_the_extra_that_brings_it(folder: Path, config: 
         (OSError("Error no file named model.safetensors, found in x."), "found in x; copy the checkpoint whole"),
     ],
 )
-def test_what_loading_fails_with_names_the_way_out(error: Exception, expected: str) -> None:
+def test_load_failure_names_a_remedy(error: Exception, expected: str) -> None:
     assert expected in load_failure("org/name", error)
 
 
-def test_the_extras_are_those_of_the_package() -> None:
+def test_extras_are_those_of_pyproject() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(EXTRAS.values()) <= declared.keys()
     packages = {"lm_eval": "lm-eval", "fastchat": "fschat", "grpc_reflection": "grpcio-reflection"}
+    extras_of: dict[str, list[str]] = {}
+    for extra, requirements in declared.items():
+        for requirement in requirements:
+            extras_of.setdefault(re.split(r"[><=\[]", requirement)[0], []).append(extra)
     for module, extra in EXTRAS.items():
-        package = packages.get(module, module.replace("_", "-"))
-        assert any(re.split("[><=]", one)[0] == package for one in declared[extra]), module
+        extras = extras_of[packages.get(module, module.replace("_", "-"))]
+        assert extra in extras or (extra == "all" and len(extras) > 1), module
 
 
 @pytest.mark.parametrize("wrapper", [None, RuntimeError("Error calling __set_name__"), ImportError("of a module")])
-def test_an_interruption_ends_a_verb_without_a_word(
+def test_an_interruption_ends_a_verb_silently(
     wrapper: Exception | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted() -> None:

@@ -1,4 +1,4 @@
-"""Both clients: light to import, alike, shared between threads, and as their docs show them."""
+"""Both clients: light to import, with the same methods, shared between threads, and as their docs show them."""
 
 import inspect
 import re
@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 
-from reward_server.client import AsyncRewardClient, RewardClient, RewardOptions
-from reward_server.client.requests import OptionKeywords
+from reward_server import client as public
+from reward_server.client import AsyncRewardClient, RewardClient
+from reward_server.pb import reward_pb2 as pb
+from reward_server.protocol import SERVICE_NAME
 from tests.both_clients import address_fixture, connect_fixture, service_fixture  # noqa: F401
 from tests.scripted_server import MESSAGES
 from winnow.errors import UsageError
@@ -40,19 +42,27 @@ def test_importing_the_client_needs_the_base_install_only() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, cwd=ROOT)
 
 
-def test_both_clients_have_one_surface() -> None:
+def test_the_public_names_are_exported() -> None:
+    errors = {"WinnowError", "UsageError", "ServerError", "ServerBusyError", "DeadlineError", "AuthError"}
+    assert errors <= set(public.__all__)
+    assert sorted(set(public.__all__)) == sorted(public.__all__)
+    assert all(hasattr(public, name) for name in public.__all__)
+
+
+def test_the_service_name_is_that_of_the_proto() -> None:
+    assert pb.DESCRIPTOR.services_by_name["RewardService"].full_name == SERVICE_NAME
+
+
+def test_both_clients_have_the_same_methods() -> None:
     names = [name for name in vars(RewardClient) if not name.startswith("_")]
     assert names == [name for name in vars(AsyncRewardClient) if not name.startswith("_")]
     for name in ("__init__", "score", "server_info", "wait_until_ready", "close", "score_many"):
-        ours, theirs = (inspect.signature(getattr(kind, name)) for kind in (RewardClient, AsyncRewardClient))
-        assert list(ours.parameters) == list(theirs.parameters), name
+        blocking = inspect.signature(getattr(RewardClient, name))
+        asynchronous = inspect.signature(getattr(AsyncRewardClient, name))
+        assert list(blocking.parameters) == list(asynchronous.parameters), name
 
 
-def test_the_keywords_are_the_fields_of_the_options() -> None:
-    assert get_type_hints(OptionKeywords) == get_type_hints(RewardOptions)
-
-
-def test_a_closed_client_says_so(connect: Any, address: str) -> None:
+def test_a_closed_client_raises_a_usage_error(connect: Any, address: str) -> None:
     with connect(address) as client:
         assert client.score(MESSAGES, ["abc"])[0].reward == 3
         if isinstance(client, RewardClient):
@@ -64,23 +74,25 @@ def test_a_closed_client_says_so(connect: Any, address: str) -> None:
 
 
 def test_one_client_may_be_shared_between_threads(address: str) -> None:
-    answers: dict[int, list[float]] = {}
+    rewards: dict[int, list[float | None]] = {}
     with RewardClient(address, timeout_s=10) as client:
 
-        def ask(number: int) -> None:
-            answers[number] = [client.score(MESSAGES, ["x" * number])[0].reward or 0.0 for _ in range(20)]
+        def score_repeatedly(length: int) -> None:
+            rewards[length] = [client.score(MESSAGES, ["x" * length])[0].reward for _ in range(20)]
 
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(1, 9)]
+        threads = [threading.Thread(target=score_repeatedly, args=(length,)) for length in range(1, 9)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert answers == {number: [float(number)] * 20 for number in range(1, 9)}
+    assert set(rewards) == set(range(1, 9))
+    assert all(rewards[length] == [float(length)] * 20 for length in rewards)
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_examples_of_the_docs_run(address: str, index: int, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "clients.md").read_text()
     code = re.findall(r"```python\n(.*?)```", page, re.S)[index]
-    exec(re.sub(r"localhost:50051|gpu1:50051,gpu2:50051", address, code), {"__name__": "example"})
+    program = re.sub(r"localhost:50051|gpu1:50051,gpu2:50051", address, code)
+    exec(program, {"__name__": "example"})
     assert capsys.readouterr().out.splitlines()[0] in ("[8.0, 8.0]", "2.0")

@@ -1,20 +1,15 @@
-"""Both clients' way in: addresses, time limits, tokens and TLS."""
+"""Connections of both clients: addresses, time limits, tokens and TLS."""
 
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from reward_server.client import AsyncRewardClient, RetryPolicy, RewardClient, read_token
+from reward_server.client import AsyncRewardClient, ConnectionSettings, RetryPolicy, RewardClient, read_token
 from tests.both_clients import address_fixture, connect_fixture, service_fixture  # noqa: F401
-from tests.scripted_server import MESSAGES, ScriptedService, scripted_server
+from tests.certificates import make_certificate, mutual_tls_server
+from tests.scripted_server import MESSAGES, ScriptedService
 from winnow.errors import ServerError, UsageError
 
 
@@ -43,6 +38,8 @@ def test_the_token_is_sent_and_never_shown(
         ({"address": ":50051"}, "':50051' should be HOST:PORT"),
         ({"address": "http://a:1"}, "'http://a:1' should be HOST:PORT"),
         ({"address": "a:1,b:99999"}, "'b:99999' should be HOST:PORT"),
+        ({"address": "a:0"}, "'a:0' should be HOST:PORT, .*; the port should be from 1 to 65535"),
+        ({"address": "::1:50051"}, "'::1:50051' should be HOST:PORT, .*; put brackets around an IPv6 address"),
         ({"address": None}, "address None should be HOST:PORT"),
         ({"address": "a:1", "timeout_s": float("nan")}, "timeout_s nan should be a number of seconds"),
         ({"address": "a:1", "timeout_s": float("inf")}, "timeout_s inf should be a number of seconds"),
@@ -50,67 +47,51 @@ def test_the_token_is_sent_and_never_shown(
         ({"address": "a:1", "timeout_s": "5"}, "timeout_s '5' should be a number of seconds"),
         ({"address": "a:1", "tls_key": "k"}, "tls_certificate and tls_key together"),
         ({"address": "a:1", "tls_ca": "./nowhere.pem"}, "'./nowhere.pem' cannot be read"),
+        ({"address": ConnectionSettings("a:1"), "token": "s3cret"}, "token and tls_.* are given twice"),
     ],
 )
-def test_access_that_cannot_work_is_refused(keywords: dict[str, Any], message: str) -> None:
+def test_connection_settings_that_cannot_work_are_refused(keywords: dict[str, Any], message: str) -> None:
     for kind in (RewardClient, AsyncRewardClient):
         with pytest.raises(UsageError, match=message):
             kind(**keywords)
 
 
 @pytest.mark.parametrize("address", ["[::1]:1", "dns:///rewards.internal:1", "unix:/tmp/socket", "gpu-1_a.b:65535"])
-def test_addresses_of_other_kinds_are_taken(address: str) -> None:
+def test_ipv6_numbers_and_names_of_grpc_are_addresses(address: str) -> None:
     with RewardClient(f"{address}, localhost:1") as client:
         assert client.address == f"{address},localhost:1"
+
+
+def test_clients_take_connection_settings_in_place_of_the_address(
+    connect: Any, service: ScriptedService, address: str
+) -> None:
+    with connect(ConnectionSettings(address, token="s3cret"), timeout_s=5) as client:
+        assert client.score(MESSAGES, ["abc"])[0].reward == 3.0
+        assert client.address == address
+        assert "s3cret" not in repr(client)
+    assert service.tokens == ["Bearer s3cret"]
 
 
 def test_pem_files_that_cannot_be_used_are_refused_at_once(tmp_path: Path) -> None:
     noise = tmp_path / "noise.pem"
     noise.write_text("no certificate")
-    mine, key = certificate(tmp_path, "mine")
-    _, other = certificate(tmp_path, "other")
+    client_certificate, client_key = make_certificate(tmp_path, "client")
+    _, stranger_key = make_certificate(tmp_path, "stranger")
     for kind in (RewardClient, AsyncRewardClient):
         with pytest.raises(UsageError, match=r"noise\.pem' holds no PEM certificate"):
             kind("a:1", tls_ca=noise)
-        with pytest.raises(UsageError, match="are no pair of PEM files"):
-            kind("a:1", tls_certificate=mine, tls_key=other)
-    RewardClient("a:1", tls_certificate=mine, tls_key=key).close()
+        with pytest.raises(UsageError, match="are not a pair of PEM files"):
+            kind("a:1", tls_certificate=client_certificate, tls_key=stranger_key)
+    RewardClient("a:1", tls_certificate=client_certificate, tls_key=client_key).close()
 
 
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate of 127.0.0.1 and its key, as PEM files."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / f"{name}.pem", folder / f"{name}.key"
-    paths[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
-
-
-def test_mutual_tls_lets_known_callers_in_and_no_others(connect: Any, service: ScriptedService, tmp_path: Path) -> None:
-    (server, server_key), (mine, my_key) = certificate(tmp_path, "server"), certificate(tmp_path, "mine")
-    credentials = grpc.ssl_server_credentials(
-        [(server_key.read_bytes(), server.read_bytes())], mine.read_bytes(), require_client_auth=True
-    )
-    with scripted_server(service, credentials=credentials) as address:
-        with connect(address, tls_ca=server, tls_certificate=mine, tls_key=my_key, timeout_s=10) as client:
+def test_mutual_tls_admits_known_callers_only(connect: Any, service: ScriptedService, tmp_path: Path) -> None:
+    server, known = mutual_tls_server(service, tmp_path)
+    wrong_authority = {**known, "tls_ca": known["tls_certificate"]}
+    with server as address:
+        with connect(address, **known, timeout_s=10) as client:
             assert client.score(MESSAGES, ["abc"])[0].reward == 3.0
-        for wrong in ({}, {"tls_ca": server}, {"tls_ca": mine, "tls_certificate": mine, "tls_key": my_key}):
+        for wrong in ({}, {"tls_ca": known["tls_ca"]}, wrong_authority):
             with (
                 connect(address, timeout_s=5, retries=RetryPolicy(max_attempts=1), **wrong) as client,
                 pytest.raises(ServerError, match="no reward server answers"),

@@ -1,7 +1,6 @@
-"""Both clients closed while calls are in progress, and the tasks that wait for them."""
+"""Both clients closed while calls are in progress, and the tasks that wait for these calls."""
 
 import asyncio
-import time
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,73 +9,84 @@ import pytest
 
 from reward_server.adapters.coalescing import Coalescer
 from reward_server.client import AsyncRewardClient, CompletionText, RewardClient
+from reward_server.client.retries import CallAttempts, Failure
 from tests.both_clients import address_fixture, service_fixture  # noqa: F401
-from tests.scripted_server import MESSAGES, ScriptedService
+from tests.scripted_server import MESSAGES, TIMEOUT_S, ScriptedService
 from winnow.errors import ServerError, UsageError
 
-PAUSE_S = 0.3
 
-
-async def closed_meanwhile(client: AsyncRewardClient, call: Awaitable[object]) -> object:
-    """What becomes of a call whose client is closed."""
+async def close_in_call(client: AsyncRewardClient, call: Awaitable[object], service: ScriptedService) -> object:
+    """Close the client while the server holds the call, and return what the call returns."""
     task = asyncio.ensure_future(call)
-    await asyncio.sleep(PAUSE_S)
+    await asyncio.to_thread(service.wait_for_requests, 1)
     await client.close()
-    return await asyncio.wait_for(task, 10)
+    return await asyncio.wait_for(task, TIMEOUT_S)
 
 
-async def closed_in_a_call(address: str) -> object:
-    client = AsyncRewardClient(address)
-    return await closed_meanwhile(client, client.score(MESSAGES, ["abc"]))
+def test_close_ends_an_async_call_with_a_server_error(service: ScriptedService, address: str) -> None:
+    async def score() -> None:
+        client = AsyncRewardClient(address)
+        await close_in_call(client, client.score(MESSAGES, ["abc"]), service)
 
-
-async def closed_before_a_coalesced_answer(address: str) -> object:
-    client = AsyncRewardClient(address)
-    coalescer = Coalescer(lambda prompt, texts: client.score(prompt, texts))
-    return await closed_meanwhile(client, coalescer.score(MESSAGES, CompletionText("abc")))
-
-
-def test_a_call_in_progress_ends_with_an_error_of_ours(service: ScriptedService, address: str) -> None:
-    service.is_open.clear()
+    service.gate.clear()
     with pytest.raises(ServerError, match="its client was closed"):
-        asyncio.run(closed_in_a_call(address))
-    service.is_open.set()
+        asyncio.run(score())
 
 
-def test_a_call_of_the_synchronous_client_ends_alike(service: ScriptedService, address: str) -> None:
-    service.is_open.clear()
+def test_close_ends_a_blocking_call_with_a_server_error(service: ScriptedService, address: str) -> None:
+    service.gate.clear()
     client = RewardClient(address)
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(client.score, MESSAGES, ["abc"])
-        time.sleep(PAUSE_S)
+        service.wait_for_requests(1)
         client.close()
         with pytest.raises(ServerError, match="its client was closed"):
-            call.result(10)
-    service.is_open.set()
+            call.result(TIMEOUT_S)
 
 
-def test_a_pause_between_attempts_ends_with_an_error_of_ours(service: ScriptedService, address: str) -> None:
-    service.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="1000")
+def test_close_ends_the_pause_between_attempts_with_a_usage_error(
+    service: ScriptedService, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause_after = CallAttempts.pause_after
+
+    async def score() -> None:
+        is_pausing = asyncio.Event()
+
+        def recorded_pause_after(attempts: CallAttempts, failure: Failure, index: int) -> float:
+            is_pausing.set()
+            return pause_after(attempts, failure, index)
+
+        monkeypatch.setattr(CallAttempts, "pause_after", recorded_pause_after)
+        client = AsyncRewardClient(address)
+        task = asyncio.ensure_future(client.score(MESSAGES, ["abc"]))
+        await is_pausing.wait()
+        await client.close()
+        await asyncio.wait_for(task, TIMEOUT_S)
+
+    service.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="50")
     with pytest.raises(UsageError, match="this client is closed"):
-        asyncio.run(closed_in_a_call(address))
+        asyncio.run(score())
 
 
-def test_a_coalesced_answer_ends_too(service: ScriptedService, address: str) -> None:
-    service.is_open.clear()
+def test_close_ends_a_coalesced_call_with_a_server_error(service: ScriptedService, address: str) -> None:
+    async def score() -> None:
+        client = AsyncRewardClient(address)
+        coalescer = Coalescer(lambda prompt, completions: client.score(prompt, completions))
+        await close_in_call(client, coalescer.score(MESSAGES, CompletionText("abc")), service)
+
+    service.gate.clear()
     with pytest.raises(ServerError, match="its client was closed"):
-        asyncio.run(closed_before_a_coalesced_answer(address))
-    service.is_open.set()
+        asyncio.run(score())
 
 
-def test_a_call_that_its_own_task_cancels_is_cancelled(service: ScriptedService, address: str) -> None:
-    async def cancelled() -> None:
+def test_a_cancelled_task_stays_cancelled(service: ScriptedService, address: str) -> None:
+    async def score() -> None:
         async with AsyncRewardClient(address) as client:
             task = asyncio.ensure_future(client.score(MESSAGES, ["abc"]))
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.to_thread(service.wait_for_requests, 1)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-    service.is_open.clear()
-    asyncio.run(cancelled())
-    service.is_open.set()
+    service.gate.clear()
+    asyncio.run(score())

@@ -1,22 +1,44 @@
-"""What both clients send, refuse to send and make of the answers: groups, messages of bounded size, options."""
+"""Requests and responses of both clients: groups split into parts, sizes within the limits, options, refusals."""
 
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from reward_server.client import CompletionText, Group, RewardOptions
+from reward_server.client import (
+    CompletionText,
+    Group,
+    ModelInfo,
+    RewardDefinition,
+    RewardOptions,
+    ScoredGroup,
+    ServerInfo,
+)
 from reward_server.pb import reward_pb2 as pb
 from tests.both_clients import address_fixture, client_fixture, connect_fixture, service_fixture  # noqa: F401
 from tests.scripted_server import MESSAGES, ScriptedService, groups, scripted_server
 from winnow.errors import ServerError, UsageError
+from winnow.records import Message
 
 
-def test_large_groups_are_sent_in_pieces_and_put_together(client: Any, service: ScriptedService) -> None:
+def statuses(scored: ScoredGroup) -> list[str]:
+    return [completion.status for completion in scored]
+
+
+def test_large_groups_are_sent_in_parts_and_put_together(client: Any, service: ScriptedService) -> None:
     service.max_completions = 4
     scored = client.score(MESSAGES, ["x" * (index + 1) for index in range(10)])
-    assert [one.reward for one in scored] == list(range(1, 11))
-    assert [len(one.completions) for one in service.requests] == [4, 4, 2]
-    assert all(one.messages.messages[0].content == MESSAGES[0]["content"] for one in service.requests)
+    assert [completion.reward for completion in scored] == list(range(1, 11))
+    assert [len(request.completions) for request in service.requests] == [4, 4, 2]
+    assert all(request.messages.messages[0].content == MESSAGES[0]["content"] for request in service.requests)
+
+
+def test_a_prompt_of_message_objects_makes_the_request_of_the_same_dicts(client: Any, service: ScriptedService) -> None:
+    client.score(MESSAGES, ["a"])
+    client.score([Message(role="user", content=MESSAGES[0]["content"])], ["a"])
+    first, second = service.requests
+    assert first == second
 
 
 @pytest.mark.parametrize("want_token_logprobs", [False, True])
@@ -26,11 +48,11 @@ def test_no_message_is_larger_than_the_server_takes(
     service.max_message_bytes = 4000
     texts = ["\u00e9" * (index % 20 * 7 + 1) for index in range(60)]
     scored = client.score(MESSAGES, texts, want_token_logprobs=want_token_logprobs)
-    assert [one.reward for one in scored] == [len(text) for text in texts]
+    assert [completion.reward for completion in scored] == [len(text) for text in texts]
     assert len(service.requests) > 1
     for request in service.requests:
         assert request.ByteSize() <= 4000
-        num_tokens = sum(len(one.text.text.encode()) for one in request.completions)
+        num_tokens = sum(len(completion.text.text.encode()) for completion in request.completions)
         assert not want_token_logprobs or num_tokens * 13 <= 4000
 
 
@@ -39,8 +61,8 @@ def test_a_completion_that_fits_no_message_is_too_long_and_the_others_are_scored
 ) -> None:
     service.max_message_bytes = 1000
     scored = client.score(MESSAGES, ["b" * 2000, "a", "bb", "c" * 3000])
-    assert [one.status for one in scored] == ["too_long", "ok", "ok", "too_long"]
-    assert [one.reward for one in scored] == [None, 1.0, 2.0, None]
+    assert statuses(scored) == ["too_long", "ok", "ok", "too_long"]
+    assert [completion.reward for completion in scored] == [None, 1.0, 2.0, None]
     assert "raise the server's max_message_bytes" in scored[0].error
     assert scored.definition is not None
 
@@ -50,28 +72,28 @@ def test_a_prompt_that_fits_no_message_makes_all_its_completions_too_long(
 ) -> None:
     service.max_message_bytes = 1000
     long = [{"role": "user", "content": "a" * 2000}]
-    answers = client.score_many([Group(long, ["a", "b"]), Group(MESSAGES, ["abc"])])
-    assert [[one.status for one in scored] for scored in answers] == [["too_long", "too_long"], ["ok"]]
+    results = client.score_many([Group(long, ["a", "b"]), Group(MESSAGES, ["abc"])])
+    assert [statuses(scored) for scored in results] == [["too_long", "too_long"], ["ok"]]
     assert service.num_seen == 1
 
 
-def test_under_recipe_rewardbench_one_that_fits_no_message_leaves_none_to_score(
+def test_under_recipe_rewardbench_a_completion_that_fits_no_message_makes_its_group_too_long(
     client: Any, service: ScriptedService
 ) -> None:
     service.max_message_bytes = 1000
     scored = client.score(MESSAGES, ["a", "b" * 2000], recipe="rewardbench")
-    assert [one.status for one in scored] == ["too_long", "too_long"]
+    assert statuses(scored) == ["too_long", "too_long"]
     assert service.num_seen == 0
 
 
-def test_no_completions_are_no_scores_and_no_call(client: Any, service: ScriptedService) -> None:
-    assert client.score(MESSAGES, []) == []
-    assert [len(one) for one in client.score_many([Group(MESSAGES, []), Group(MESSAGES, ["a"])])] == [0, 1]
+def test_a_group_without_completions_has_no_rewards_and_needs_no_call(client: Any, service: ScriptedService) -> None:
+    assert client.score(MESSAGES, []) == ScoredGroup()
+    assert [len(scored) for scored in client.score_many([Group(MESSAGES, []), Group(MESSAGES, ["a"])])] == [0, 1]
     assert list(client.score_many(iter([]))) == []
     assert service.num_seen == 1
 
 
-def test_what_is_no_group_is_refused_before_it_is_sent(client: Any, service: ScriptedService) -> None:
+def test_a_malformed_group_is_refused_before_it_is_sent(client: Any, service: ScriptedService) -> None:
     with pytest.raises(UsageError, match="a list of completions, not one text"):
         client.score(MESSAGES, "abc")
     with pytest.raises(UsageError, match="needs role and content"):
@@ -107,7 +129,7 @@ def test_what_is_no_group_is_refused_before_it_is_sent(client: Any, service: Scr
         ("\ud800", "half of a surrogate pair"),
     ],
 )
-def test_what_is_no_completion_is_refused_before_it_is_sent(
+def test_a_malformed_completion_is_refused_before_it_is_sent(
     client: Any, service: ScriptedService, completion: Any, error: str
 ) -> None:
     with pytest.raises(UsageError, match=error):
@@ -126,20 +148,20 @@ def test_a_group_of_recipe_rewardbench_is_never_split(client: Any, service: Scri
     service.max_completions = 2
     assert len(client.score(MESSAGES, ["a", "b"], recipe="rewardbench")) == 2
     refused = client.score(MESSAGES, ["a", "b", "c"], recipe="rewardbench")
-    assert [one.status for one in refused] == ["too_long"] * 3
+    assert statuses(refused) == ["too_long"] * 3
     assert "send its pairs as groups of two" in refused[0].error
     assert len(client.score(MESSAGES, ["a", "b", "c"])) == 3
     assert service.num_seen == 3
 
 
 class OlderService(ScriptedService):
-    """A server of a time before definitions, message limits and recipes: it leaves out what it does not know."""
+    """A server from before definitions, message limits and recipes, which it leaves out."""
 
     def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
         return pb.ScoreResponse(completions=super().Score(request, context).completions)
 
 
-def test_an_older_server_is_used_for_what_it_knows_and_for_nothing_else(connect: Any) -> None:
+def test_an_older_server_is_used_unless_it_ignores_an_option(connect: Any) -> None:
     service = OlderService()
     service.max_message_bytes = 0
     with scripted_server(service) as address, connect(address) as client:
@@ -151,11 +173,11 @@ def test_an_older_server_is_used_for_what_it_knows_and_for_nothing_else(connect:
 
 
 def test_an_unknown_option_is_named_with_the_known_ones(client: Any) -> None:
-    with pytest.raises(UsageError, match="normalization 'avg' is none of sum, mean"):
+    with pytest.raises(UsageError, match="normalization 'avg' should be sum or mean"):
         client.score(MESSAGES, ["abc"], normalization="avg")
-    with pytest.raises(UsageError, match="none of include, exclude, if_finished"):
+    with pytest.raises(UsageError, match="should be include, exclude or if_finished"):
         client.score(MESSAGES, ["abc"], eos_policy="always")
-    with pytest.raises(UsageError, match="recipe 'mine' is none of winnow, rewardbench"):
+    with pytest.raises(UsageError, match="recipe 'mine' should be winnow or rewardbench"):
         RewardOptions(recipe="mine")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="beta nan"):
         RewardOptions(beta=float("nan"))
@@ -177,8 +199,51 @@ def test_options_are_sent_and_keywords_change_them(client: Any, service: Scripte
     assert sent.recipe == pb.RECIPE_REWARDBENCH
 
 
-def test_scores_say_what_they_were_made_with(client: Any) -> None:
+def test_scored_group_holds_its_definition(client: Any) -> None:
     scored = client.score(MESSAGES, ["abc", ""])
     assert scored.definition.instruct_weight_hash == "sha256:one"
-    assert [one.status for one in scored] == ["ok", "empty_completion"]
+    assert statuses(scored) == ["ok", "empty_completion"]
     assert (scored[1].reward, scored[1].error) == (None, "nothing to score")
+
+
+def test_scored_group_is_an_immutable_sequence_that_keeps_its_definition(client: Any) -> None:
+    assert issubclass(ScoredGroup, Sequence)
+    scored: ScoredGroup = client.score(MESSAGES, ["a", "bb", "ccc"])
+    assert scored.definition is not None
+    assert (len(scored), scored[-1].reward, scored[1] in scored) == (3, 3.0, True)
+    assert scored[1:] == ScoredGroup((scored[1], scored[2]), scored.definition)
+    assert list(reversed(scored)) == [scored[2], scored[1], scored[0]]
+    assert {scored, client.score(MESSAGES, ["a", "bb", "ccc"])} == {scored}
+    changed = replace(scored.definition, beta=2.0)
+    assert isinstance(changed, RewardDefinition)
+    assert replace(scored, definition=changed) != scored
+    with pytest.raises(AttributeError):
+        scored.definition = changed  # type: ignore[misc]
+
+
+def test_server_info_is_typed(client: Any, service: ScriptedService) -> None:
+    model = ModelInfo(
+        name="", weight_hash="sha256:one", tokenizer_hash="", template_hash="", chat_template="", dtype="", device=""
+    )
+    assert client.server_info() == ServerInfo(
+        winnow_version="",
+        instruct=model,
+        base=replace(model, weight_hash=""),
+        base_prompt="same",
+        has_shared_tokenizer=False,
+        max_tokens=0,
+        max_completions=1024,
+        token_budget=0,
+        max_message_bytes=64 * 1024 * 1024,
+        max_queued_tokens=0,
+    )
+
+
+def test_the_fields_of_server_info_and_reward_definition_are_those_of_the_proto() -> None:
+    pairs: list[tuple[Any, Any]] = [
+        (ServerInfo, pb.GetServerInfoResponse),
+        (ModelInfo, pb.ModelInfo),
+        (RewardDefinition, pb.RewardDefinition),
+    ]
+    for kind, message in pairs:
+        assert [field.name for field in fields(kind)] == [field.name for field in message.DESCRIPTOR.fields]

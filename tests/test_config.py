@@ -94,7 +94,7 @@ def test_a_config_of_another_verb_is_named() -> None:
         load_config(ROOT / "configs" / "serve-mixtral-8x7b.yaml", RunConfig)
 
 
-def test_overrides_reach_nested_keys_lists_and_sections_that_were_not_there(tmp_path: Path) -> None:
+def test_overrides_reach_nested_keys_lists_and_new_sections(tmp_path: Path) -> None:
     text = MINIMAL + "evaluation: {benchmarks: [{task: mmlu, metric: acc}]}\n"
     overrides = ["seed=3", "sampling.temperature=0.5", "evaluation.benchmarks.0.limit=10", "policy.system_prompt=null"]
     config = load_config(write(tmp_path, text), RunConfig, overrides)

@@ -1,24 +1,25 @@
-"""Engines in a process of their own: the same scores, failures that stay there, a process that is started anew."""
+"""Tests of engines in separate processes: the same scores, contained failures, a process that is started again."""
 
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.tiny_models import make_model
 from reward_server.engines import ScoringEngine, TokenGroup
-from reward_server.engines.loading import have_own_devices, load_engines
+from reward_server.engines.loading import have_separate_devices, load_engines
 from reward_server.engines.process import EngineError, EngineProcess, RemoteEngine, start_engines
 from tests.served import wait_until
-from tests.tiny_models import make_model
 from winnow.errors import ModelError
 from winnow.serve_config import ServeConfig
 
@@ -46,49 +47,64 @@ def started(config: ServeConfig) -> Iterator[Started]:
     process.close()
 
 
-def test_the_process_scores_as_engines_here_do(started: Started, config: ServeConfig) -> None:
-    for remote, here in zip(started.engines, load_engines(config), strict=True):
-        for ours, theirs in zip(remote.logprobs([GROUP])[0], here.logprobs([GROUP])[0], strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-        assert (remote.dtype, remote.device, remote.vocab_size, remote.max_tokens) == (
-            here.dtype,
-            here.device,
-            here.vocab_size,
-            here.max_tokens,
-        )
+def assert_same_scores(engine: ScoringEngine, expected: ScoringEngine) -> None:
+    for values, expected_values in zip(engine.logprobs([GROUP])[0], expected.logprobs([GROUP])[0], strict=True):
+        np.testing.assert_array_equal(values, expected_values)
 
 
-def test_a_failure_of_the_engine_is_told_and_the_process_goes_on(started: Started) -> None:
-    beyond = TokenGroup([started.engines[0].vocab_size + 5], [[1, 2]])
-    before = started.process.pid
+def test_engines_of_the_process_score_as_local_engines(started: Started, config: ServeConfig) -> None:
+    for remote, local in zip(started.engines, load_engines(config), strict=True):
+        assert_same_scores(remote, local)
+        assert (remote.dtype, remote.device) == (local.dtype, local.device)
+        assert (remote.vocab_size, remote.max_tokens) == (local.vocab_size, local.max_tokens)
+
+
+def test_an_engine_error_is_reported_and_the_process_stays(started: Started) -> None:
+    invalid_group = TokenGroup([started.engines[0].vocab_size + 5], [[1, 2]])
+    pid_before = started.process.pid
     with pytest.raises(EngineError, match="IndexError"):
-        started.engines[0].logprobs([beyond])
+        started.engines[0].logprobs([invalid_group])
     assert len(started.engines[0].logprobs([GROUP])[0]) == 2
-    assert started.process.pid == before
+    assert started.process.pid == pid_before
 
 
-def test_a_process_that_is_killed_is_started_anew(started: Started) -> None:
-    expected, before = started.engines[0].logprobs([GROUP]), started.process.pid
-    assert before is not None
-    os.kill(before, signal.SIGSTOP)
+def test_a_killed_process_is_started_again(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = started.engines[0].logprobs([GROUP])
+    pid_before = started.process.pid
+    assert pid_before is not None
+    was_sent = observe_send(started.process, monkeypatch)
+    os.kill(pid_before, signal.SIGSTOP)
     with ThreadPoolExecutor() as threads:
         pending = threads.submit(started.engines[1].logprobs, [GROUP])
-        time.sleep(0.5)  # until it has been sent: a process that ends before a call is started anew
-        os.kill(before, signal.SIGKILL)
+        assert was_sent.wait(30)  # before that, the call would find an ended process, and start it again
+        os.kill(pid_before, signal.SIGKILL)
         with pytest.raises(EngineError, match="exit code -9"):
             pending.result(timeout=30)
-    after = started.engines[0].logprobs([GROUP])
-    assert started.process.pid != before
-    np.testing.assert_array_equal(after[0][0], expected[0][0])
+    logprobs = started.engines[0].logprobs([GROUP])
+    assert started.process.pid != pid_before
+    np.testing.assert_array_equal(logprobs[0][0], expected[0][0])
 
 
-def test_what_keeps_the_models_from_loading_is_told(config: ServeConfig, tmp_path: Path) -> None:
+def observe_send(process: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return an event that is set when a call has been sent to the process."""
+    was_sent = threading.Event()
+    send = process.connection.send
+
+    def send_and_set(message: Any) -> None:
+        send(message)
+        was_sent.set()
+
+    monkeypatch.setattr(process.connection, "send", send_and_set)
+    return was_sent
+
+
+def test_an_error_of_loading_is_reported(config: ServeConfig, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model could be loaded"):
         EngineProcess(config.model_copy(update={"base": str(tmp_path)})).wait()
 
 
 @pytest.mark.parametrize(
-    ("device_map", "base_device_map", "have_own"),
+    ("device_map", "base_device_map", "are_separate"),
     [
         ("cuda:0", "cuda:1", True),
         ("cuda:0", "cpu", True),
@@ -99,39 +115,38 @@ def test_what_keeps_the_models_from_loading_is_told(config: ServeConfig, tmp_pat
         ("cuda:0", "balanced", False),
     ],
 )
-def test_models_have_devices_of_their_own_where_the_config_names_two(
-    device_map: str, base_device_map: str | None, have_own: bool
+def test_have_separate_devices_needs_two_named_devices(
+    device_map: str, base_device_map: str | None, are_separate: bool
 ) -> None:
-    config = ServeConfig(instruct="one", base="other", device_map=device_map, base_device_map=base_device_map)
-    assert have_own_devices(config) == have_own
+    config = ServeConfig(instruct="a", base="b", device_map=device_map, base_device_map=base_device_map)
+    assert have_separate_devices(config) == are_separate
 
 
 @pytest.fixture
-def apart(config: ServeConfig) -> ServeConfig:
-    """Two names of one device."""
+def config_of_two(config: ServeConfig) -> ServeConfig:
+    """Return a config with two names of one device, which get two processes."""
     return config.model_copy(update={"base_device_map": "cpu:0"})
 
 
-def test_models_with_devices_of_their_own_have_processes_of_their_own(apart: ServeConfig, started: Started) -> None:
-    engines = start_engines(apart)()
+def test_models_on_separate_devices_have_separate_processes(config_of_two: ServeConfig, started: Started) -> None:
+    engines = start_engines(config_of_two)()
     assert len({engine.process.pid for engine in engines if isinstance(engine, RemoteEngine)}) == 2
-    for own, shared in zip(engines, started.engines, strict=True):
-        for ours, theirs in zip(own.logprobs([GROUP])[0], shared.logprobs([GROUP])[0], strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-        own.close()
+    for engine, expected in zip(engines, started.engines, strict=True):
+        assert_same_scores(engine, expected)
+        engine.close()
 
 
-def test_a_process_ends_when_the_other_cannot_load(apart: ServeConfig, tmp_path: Path) -> None:
-    before = children()
-    starting = start_engines(apart.model_copy(update={"base": str(tmp_path)}))
-    new = children() - before
-    assert len(new) == 2
+def test_both_processes_end_if_one_cannot_load(config_of_two: ServeConfig, tmp_path: Path) -> None:
+    pids_before = child_pids()
+    wait_for_engines = start_engines(config_of_two.model_copy(update={"base": str(tmp_path)}))
+    new_pids = child_pids() - pids_before
+    assert len(new_pids) == 2
     with pytest.raises(ModelError, match="no model could be loaded"):
-        starting()
-    wait_until(lambda: not any(is_running(pid) for pid in new), "the end of both processes")
+        wait_for_engines()
+    wait_until(lambda: not any(is_running(pid) for pid in new_pids), "the end of both processes")
 
 
-def test_the_process_ends_with_the_one_that_started_it(config: ServeConfig) -> None:
+def test_the_process_ends_with_its_parent(config: ServeConfig) -> None:
     program = (
         "import sys\n"
         "from reward_server.engines.process import EngineProcess\n"
@@ -151,7 +166,7 @@ def test_the_process_ends_with_the_one_that_started_it(config: ServeConfig) -> N
     wait_until(lambda: not is_running(pid), "the end of the engines' process")
 
 
-def children() -> set[int]:
+def child_pids() -> set[int]:
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
 

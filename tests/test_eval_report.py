@@ -36,11 +36,12 @@ def judged(mean: float) -> JudgedScore:
 
 def rounds(tasks: tuple[str, ...] = ("facts", "sums"), *, is_judged: bool = True) -> list[RoundReport]:
     reports = []
-    for number, score in enumerate(SCORES):
+    for round_number, score in enumerate(SCORES):
         results = [EvalResult(task=task, metric="acc,none", value=0.715, stderr=0.029, n=240) for task in tasks]
-        batch_reward, control = REWARDS.get(number, (None, None))
+        batch_reward, control = REWARDS.get(round_number, (None, None))
         metrics = {"batch_reward": batch_reward, "random_control_reward": control}
-        reports.append(round_report(number, results, judged(score) if is_judged else None, metrics))
+        judge_score = judged(score) if is_judged else None
+        reports.append(round_report(round_number, results, judge_score, metrics))
     return reports
 
 
@@ -50,13 +51,13 @@ def report(tasks: tuple[str, ...] = ("facts", "sums"), *, is_judged: bool = True
     return peak_report(peak, rounds(tasks, is_judged=is_judged), "runs/tiny/round-02/checkpoint")
 
 
-def printed(one: PeakReport, width: int = 100) -> str:
+def printed(peak: PeakReport, width: int = 100) -> str:
     text = io.StringIO()
-    print_closing(one, Console(file=text, width=width))
+    print_closing(peak, Console(file=text, width=width))
     return text.getvalue()
 
 
-def test_peak_json_has_just_these_keys() -> None:
+def test_peak_report_has_exactly_the_documented_keys() -> None:
     content = report().model_dump(mode="json")
     assert set(content) == {
         "round",
@@ -83,12 +84,15 @@ def test_peak_json_has_just_these_keys() -> None:
     }
 
 
-def test_a_task_with_two_metrics_is_named_with_them() -> None:
-    results = [EvalResult(task=t, metric=m, value=1, stderr=None, n=1) for t, m in [("a", "x"), ("a", "y"), ("b", "x")]]
+def test_named_results_adds_the_metric_for_a_task_with_two_metrics() -> None:
+    results = [
+        EvalResult(task=task, metric=metric, value=1, stderr=None, n=1)
+        for task, metric in [("a", "x"), ("a", "y"), ("b", "x")]
+    ]
     assert list(named_results(results)) == ["a x", "a y", "b"]
 
 
-def test_the_table_shows_every_round_and_marks_the_peak() -> None:
+def test_print_closing_shows_every_round_and_marks_the_peak() -> None:
     lines = printed(report()).splitlines()
     peak = next(line for line in lines if line.lstrip().startswith("2 "))
     assert peak.split() == ["2", "1.77", "+1.53", "71.5+-2.9", "71.5+-2.9", "7.85", "[7.65..7.95]", "<-", "peak"]
@@ -96,7 +100,7 @@ def test_the_table_shows_every_round_and_marks_the_peak() -> None:
     assert next(line for line in lines if line.lstrip().startswith("3 ")).rstrip().endswith("dropped")
 
 
-def test_the_text_says_why_and_what_is_tied_and_dropped() -> None:
+def test_print_closing_explains_the_peak_the_ties_and_the_dropped_rounds() -> None:
     text = " ".join(printed(report()).split())
     assert "Peak: round 2 (runs/tiny/round-02/checkpoint), the highest batch reward among the tied" in text
     assert "Ties: 2 of 3 rounds are indistinguishable by judged score: 1, 2." in text
@@ -105,23 +109,23 @@ def test_the_text_says_why_and_what_is_tied_and_dropped() -> None:
 
 
 @pytest.mark.parametrize("tasks", [("facts", "sums", "endings"), FIVE_TASKS])
-def test_the_table_fits_100_columns_with_a_line_per_round(tasks: tuple[str, ...]) -> None:
+def test_print_closing_fits_100_columns_with_a_line_per_round(tasks: tuple[str, ...]) -> None:
     lines = printed(report(tasks), width=40).splitlines()
     assert max(map(len, lines)) <= 100
     assert [line.split()[0] for line in lines if "71.5+-2.9" in line] == ["0", "1", "2", "3"]
     assert all(line.count("71.5+-2.9") == len(tasks) for line in lines if "71.5+-2.9" in line)
 
 
-def test_a_single_leader_and_the_earlier_of_equals_are_explained() -> None:
+def test_print_closing_explains_a_single_leader_and_the_earlier_of_equals() -> None:
     alone = report().model_copy(update={"ties": (2,), "dropped": ()})
     assert "the highest judged score of all rounds." in " ".join(printed(alone).split())
     assert "Ties: none; 1 of 4 rounds leads." in printed(alone)
-    equal = [one.model_copy(update={"batch_reward": 1.0}) for one in rounds()]
+    equal = [round_row.model_copy(update={"batch_reward": 1.0}) for round_row in rounds()]
     earlier = report().model_copy(update={"rounds": tuple(equal), "batch_reward": 1.0})
     assert "the earliest of the highest judged scores" in " ".join(printed(earlier).split())
 
 
-def test_without_questions_and_benchmarks_table_and_chart_still_show_the_rewards(tmp_path: Path) -> None:
+def test_table_and_chart_show_the_rewards_without_questions_and_benchmarks(tmp_path: Path) -> None:
     bare = report((), is_judged=False)
     assert "by batch reward, since no round has a judged score" in printed(bare)
     assert "not defined" in printed(bare)
@@ -131,7 +135,7 @@ def test_without_questions_and_benchmarks_table_and_chart_still_show_the_rewards
     assert (tmp_path / "rounds.svg").stat().st_size > 0
 
 
-def test_the_chart_is_the_same_whenever_the_numbers_are(tmp_path: Path) -> None:
+def test_draw_chart_writes_equal_bytes_for_equal_numbers(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         draw_chart(report(), "tiny", [tmp_path / name / "rounds.png", tmp_path / name / "rounds.svg"])

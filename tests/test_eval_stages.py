@@ -1,4 +1,4 @@
-"""Evaluation's stages on a run of tiny models: what they write, what they skip, what they refuse."""
+"""The stages evaluate and pick_peak on a run of tiny models: files, skipped work, errors."""
 
 import json
 import subprocess
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.tiny_models import make_model
 from eval.stages import Results, evaluate, pick_peak, read_results
-from tests.tiny_models import make_model
 from winnow.config import parse_config
 from winnow.errors import InputError, WinnowError
 from winnow.records import EvalResult
@@ -40,7 +40,7 @@ REFERENCES = [{"question_id": n, "choices": [{"index": 0, "turns": ["5", "10"]}]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _one_thread_and_a_separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run whose round 0 is a tiny model, with one benchmark and two questions."""
+    """Make a run whose round 0 is a tiny model, with one benchmark and two questions."""
     sums = write_rows(tmp_path / "data" / "sums.jsonl", [{"question": f"{n} + 1?", "answer": str(n)} for n in range(4)])
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "sums.yaml").write_text(TASK.format(data=sums))
@@ -78,15 +78,15 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run", parse_config(tree, RunConfig, "test"))
 
 
-def stored(run: Run, number: int) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in run.eval_dir(number).iterdir()}
+def stored(run: Run, round_number: int) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.eval_dir(round_number).iterdir()}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_round_is_evaluated_into_its_four_files(run: Run) -> None:
+def test_evaluate_writes_four_files(run: Run) -> None:
     evaluate(run, 0)
     results = json.loads((run.eval_dir(0) / "results.json").read_text())
     assert (results["round"], results["checkpoint"]) == (0, run.config.policy.model)
@@ -97,7 +97,8 @@ def test_a_round_is_evaluated_into_its_four_files(run: Run) -> None:
     assert len(judge["runs"]) == 2
     assert set(judge["by_category"]) == {"math", "writing"}
     assert set(judge["by_turn"]) == {"1", "2"}
-    answers, judgments = rows(run.eval_dir(0) / "answers.jsonl"), rows(run.eval_dir(0) / "judgments.jsonl")
+    answers = rows(run.eval_dir(0) / "answers.jsonl")
+    judgments = rows(run.eval_dir(0) / "judgments.jsonl")
     assert [(row["question_id"], row["run_id"], row["model_id"]) for row in answers] == [
         (1, 0, "tiny/round-00"),
         (2, 0, "tiny/round-00"),
@@ -106,12 +107,12 @@ def test_a_round_is_evaluated_into_its_four_files(run: Run) -> None:
     ]
     assert len(judgments) == 8
     assert len(rows(run.eval_dir(0) / "benchmark_items.jsonl")) == 4
-    line = run.ledger.line("round-00/evaluate")
+    line = run.ledger.entry("round-00/evaluate")
     assert line is not None
     assert (line["judge_score"], line["benchmarks"]) == (judge["mean"], {"sums": results["benchmarks"][0]["value"]})
 
 
-def test_what_is_finished_is_skipped_and_what_is_not_is_done_again_with_the_same_files(run: Run) -> None:
+def test_evaluate_skips_finished_rounds_and_repeats_unfinished_ones_with_equal_files(run: Run) -> None:
     evaluate(run, 0)
     first = stored(run, 0)
     (run.eval_dir(0) / "answers.jsonl").unlink()
@@ -122,7 +123,7 @@ def test_what_is_finished_is_skipped_and_what_is_not_is_done_again_with_the_same
     assert stored(run, 0) == first
 
 
-def test_changed_questions_are_asked_anew(run: Run, tmp_path: Path) -> None:
+def test_evaluate_runs_again_after_a_change_of_questions_or_data(run: Run, tmp_path: Path) -> None:
     evaluate(run, 0)
     write_rows(tmp_path / "data" / "question.jsonl", QUESTIONS[:1])
     evaluate(run, 0)
@@ -132,17 +133,15 @@ def test_changed_questions_are_asked_anew(run: Run, tmp_path: Path) -> None:
     assert len(rows(run.eval_dir(0) / "benchmark_items.jsonl")) == 1
 
 
-def test_a_malformed_question_stops_before_anything_is_loaded_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+def test_a_malformed_question_stops_evaluate_before_it_writes_anything(run: Run, tmp_path: Path) -> None:
     write_rows(tmp_path / "data" / "question.jsonl", [QUESTIONS[0], {"question_id": 2}])
     with pytest.raises(InputError, match=r"question\.jsonl line 2"):
         evaluate(run, 0)
     assert not run.eval_dir(0).exists()
-    assert run.ledger.lines() == []
+    assert run.ledger.entries() == []
 
 
-def test_a_run_without_any_evaluation_still_has_results_and_a_peak(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_evaluation_has_results_and_a_peak(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     bare = Run(run.root, run.config.model_copy(update={"evaluation": type(run.config.evaluation)()}))
     evaluate(bare, 0)
     assert read_results(bare, 0) == Results(round=0, checkpoint=run.config.policy.model, benchmarks=(), judge=None)
@@ -153,14 +152,13 @@ def test_a_run_without_any_evaluation_still_has_results_and_a_peak(
 # --- the peak -------------------------------------------------------------------------------------------------------
 
 
-def record_round(run: Run, number: int, judged: float, right: int, reward: float) -> None:
-    """Write a round's files as evaluate and select do: `right` of 20 items, a mean judged score, a batch reward."""
-    base = read_results(run, 0) if number else None
-    items = [
-        {"task": "sums", "metric": "exact_match,none", "item_id": f"sums/{place}/x", "value": float(place < right)}
-        for place in range(20)
-    ]
-    write_rows(run.eval_dir(number) / "benchmark_items.jsonl", items)
+def record_round(run: Run, round_number: int, judged: float, num_right: int, reward: float) -> None:
+    """Write a round's files as evaluate and select do: right items of 20, a mean judged score, a batch reward."""
+    items = []
+    for index in range(20):
+        value = float(index < num_right)
+        items.append({"task": "sums", "metric": "exact_match,none", "item_id": f"sums/{index}/x", "value": value})
+    write_rows(run.eval_dir(round_number) / "benchmark_items.jsonl", items)
     judge = {
         "judge": "reference-judge",
         "mean": judged,
@@ -174,28 +172,30 @@ def record_round(run: Run, number: int, judged: float, right: int, reward: float
         "num_unparsable": 0,
         "mean_answer_chars": 3.0,
     }
-    result = EvalResult(task="sums", metric="exact_match,none", value=right / 20, stderr=0.1, n=20)
+    result = EvalResult(task="sums", metric="exact_match,none", value=num_right / 20, stderr=0.1, n=20)
     results = {
-        "round": number,
-        "checkpoint": run.policy_path(number),
+        "round": round_number,
+        "checkpoint": run.policy_path(round_number),
         "benchmarks": [result.model_dump()],
         "judge": judge,
     }
-    (run.eval_dir(number) / "results.json").write_text(json.dumps(results))
-    if base:
+    (run.eval_dir(round_number) / "results.json").write_text(json.dumps(results))
+    if round_number > 0:
         metrics = {"batch_reward": reward, "random_control_reward": reward - 1, "gap": 1.0}
-        run.metrics_path(number).write_text(json.dumps(metrics))
+        run.metrics_path(round_number).write_text(json.dumps(metrics))
 
 
 @pytest.fixture
 def finished(run: Run) -> Run:
-    """Four rounds: 2 is judged best but forgot its sums, 1 and 3 are equal, 3 with the higher reward."""
-    for number, judged, right, reward in [(0, 5.0, 15, 0.0), (1, 7.0, 16, 1.0), (2, 9.0, 3, 1.5), (3, 7.0, 14, 2.0)]:
-        record_round(run, number, judged, right, reward)
+    """Record four rounds: 2 is judged best but forgot its sums, 1 and 3 are equal, 3 has the higher reward."""
+    record_round(run, 0, judged=5.0, num_right=15, reward=0.0)
+    record_round(run, 1, judged=7.0, num_right=16, reward=1.0)
+    record_round(run, 2, judged=9.0, num_right=3, reward=1.5)
+    record_round(run, 3, judged=7.0, num_right=14, reward=2.0)
     return run
 
 
-def test_the_peak_is_chosen_written_and_shown(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pick_peak_chooses_writes_and_shows_the_peak(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
     pick_peak(finished, 3)
     peak = json.loads(finished.peak_path.read_text())
     assert (peak["round"], peak["ties"], peak["checkpoint"]) == (3, [1, 3], finished.policy_path(3))
@@ -217,25 +217,25 @@ def test_the_peak_is_chosen_written_and_shown(finished: Run, capsys: pytest.Capt
     assert "Dropped: round 2: sums exact_match,none is 60.0 points below round 0" in shown
 
 
-def test_the_peak_of_a_finished_run_is_shown_again_and_recorded_once(finished: Run) -> None:
+def test_pick_peak_shows_a_recorded_peak_again_and_records_it_once(finished: Run) -> None:
     pick_peak(finished, 3)
     before = finished.peak_path.read_bytes()
     pick_peak(finished, 3)
     assert finished.peak_path.read_bytes() == before
-    assert [line["piece"] for line in finished.ledger.lines()] == ["peak"]
+    assert [line["piece"] for line in finished.ledger.entries()] == ["peak"]
 
 
-def test_a_benchmark_that_is_no_guard_drops_nothing(finished: Run) -> None:
+def test_only_guard_benchmarks_drop_rounds(finished: Run) -> None:
     evaluation = finished.config.evaluation
-    lenient = evaluation.model_copy(
-        update={"benchmarks": tuple(one.model_copy(update={"is_guard": False}) for one in evaluation.benchmarks)}
-    )
+    benchmarks = tuple(benchmark.model_copy(update={"is_guard": False}) for benchmark in evaluation.benchmarks)
+    assert benchmarks
+    lenient = evaluation.model_copy(update={"benchmarks": benchmarks})
     run = Run(finished.root, finished.config.model_copy(update={"evaluation": lenient}))
     pick_peak(run, 3)
     assert json.loads(run.peak_path.read_text())["round"] == 2
 
 
-def test_a_round_that_was_not_evaluated_is_named(finished: Run) -> None:
+def test_pick_peak_names_a_round_without_results_or_metrics(finished: Run) -> None:
     with pytest.raises(WinnowError, match=r"round-04/eval/results\.json is missing; evaluate round 4 first"):
         pick_peak(finished, 4)
     finished.metrics_path(3).unlink()
@@ -243,7 +243,7 @@ def test_a_round_that_was_not_evaluated_is_named(finished: Run) -> None:
         pick_peak(finished, 3)
 
 
-def test_the_stages_load_nothing_heavy_until_they_are_called() -> None:
+def test_importing_eval_stages_loads_no_heavy_library() -> None:
     heavy = ("torch", "transformers", "lm_eval", "matplotlib", "openai", "datasets")
     program = f"import sys, eval.stages; print([name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

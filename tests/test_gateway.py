@@ -22,40 +22,52 @@ from reward_server.adapters.http import Gateway
 from reward_server.adapters.openrlhf import PromptForm, sample_of
 from reward_server.adapters.trl import reward_function
 from reward_server.client import AsyncRewardClient, CompletionText, RewardClient, RewardOptions
-from tests.adapter_calls import CONTROL_TOKEN, UNKNOWN_ROLE, posts, refusing, sample, sizes, turns, verl_call
+from tests.adapter_calls import (
+    CONTROL_TOKEN,
+    UNKNOWN_ROLE,
+    group_sizes,
+    messages,
+    post_at_once,
+    refusing_server,
+    sample,
+    verl_call,
+)
 from tests.both_clients import address_fixture, service_fixture  # noqa: F401
-from tests.scripted_server import ScriptedService
+from tests.scripted_server import NO_SERVER, ScriptedService
 from tests.tiny_run import ROOT, winnow
 from winnow.errors import ServerError, UsageError
 
+# How long posts wait for others of their prompt, where a test needs all of its posts in one group.
+AT_ONCE_S = 0.5
+
 
 def test_openrlhf_samples_that_come_at_once_are_groups(address: str, service: ScriptedService) -> None:
-    bodies = [sample(f"What is {number % 2}?", "x" * (number + 1)) for number in range(8)]
-    answers = posts(address, bodies, wait_s=0.1)
-    assert [answer.json()["rewards"] for answer in answers] == [[float(number + 1)] for number in range(8)]
-    assert sizes(service) == [4, 4]
-    first = answers[0].json()
+    bodies = [sample(f"What is {index % 2}?", "x" * (index + 1)) for index in range(8)]
+    responses = post_at_once(address, bodies, wait_s=AT_ONCE_S)
+    assert [response.json()["rewards"] for response in responses] == [[float(index + 1)] for index in range(8)]
+    assert group_sizes(service) == [4, 4]
+    first = responses[0].json()
     assert first["scores"] == first["rewards"]
     assert first["extra_logs"] == {"num_tokens": [1.0], "is_scored": [1.0]}
 
 
 def test_openrlhf_batches_of_several_samples_are_answered_in_order(address: str) -> None:
     body = {"query": ["ab", "cdd", "abb"], "prompts": ["a", "c", "a"], "labels": ["", "", ""]}
-    assert posts(address, [("/get_reward", body)])[0].json()["rewards"] == [1.0, 2.0, 2.0]
+    assert post_at_once(address, [("/get_reward", body)])[0].json()["rewards"] == [1.0, 2.0, 2.0]
 
 
-def test_openrlhf_s_rendered_texts_are_taken_apart() -> None:
-    form = PromptForm("<|user|>", "<|assistant|>", ends=("</s>",))
+def test_sample_of_takes_openrlhf_s_rendered_texts_apart() -> None:
+    form = PromptForm("<|user|>", "<|assistant|>", eos_texts=("</s>",))
     prompt = "<s><|user|>What is 2 + 3?<|assistant|>"
-    messages = turns("user", "What is 2 + 3?")
-    assert sample_of(form, "<s>" + prompt + "It is 5.</s>", prompt, "") == (messages, CompletionText("It is 5."))
+    user_turn = messages("user", "What is 2 + 3?")
+    assert sample_of(form, "<s>" + prompt + "It is 5.</s>", prompt, "") == (user_turn, CompletionText("It is 5."))
     assert sample_of(PromptForm(), "<s>s is the plural", "s", "")[1] == CompletionText(" is the plural")
     assert sample_of(PromptForm(), "<s> hi yes", " hi", "")[1] == CompletionText(" yes")
     begin = "<|begin_of_text|>begin again"
     assert sample_of(PromptForm(), begin, "begin", "")[1] == CompletionText(" again")
     cut = sample_of(form, prompt + "It is", prompt, "")
-    assert cut == (messages, CompletionText("It is", is_finished=False))
-    dialogue = [*turns("user", "Hi"), *turns("assistant", "Yes?"), *turns("user", "2 + 3?")]
+    assert cut == (user_turn, CompletionText("It is", is_finished=False))
+    dialogue = [*messages("user", "Hi"), *messages("assistant", "Yes?"), *messages("user", "2 + 3?")]
     labelled = sample_of(PromptForm(source="labels"), prompt + "5", prompt, dialogue)
     assert labelled == (dialogue, CompletionText("5"))
 
@@ -68,24 +80,24 @@ def test_openrlhf_s_rendered_texts_are_taken_apart() -> None:
         (PromptForm(prefix="[U]"), "[S]Be brief.[U]Hi there", "[S]Be brief.[U]Hi", "", "set --prompt-prefix"),
         (PromptForm(prefix="[U]", suffix="U]"), "[U]there", "[U]", "", "set --prompt-prefix"),
         (PromptForm(source="labels"), "Hi there", "Hi", "5", "each label should be a list"),
+        (PromptForm(source="labels"), "Hi there", "Hi", [{"content": "Hi"}], r"a label\[0\]: role is missing"),
     ],
 )
-def test_openrlhf_texts_that_do_not_fit_are_refused(
+def test_sample_of_refuses_texts_that_do_not_fit(
     form: PromptForm, query: str, prompt: str, label: Any, error: str
 ) -> None:
     with pytest.raises(UsageError, match=error):
         sample_of(form, query, prompt, label)
 
 
-def test_a_vllm_style_score_is_answered_in_its_shape(address: str, service: ScriptedService) -> None:
+def test_score_responds_in_the_shape_of_vllm(address: str, service: ScriptedService) -> None:
     one_to_many = {"model": "mixtral", "text_1": "What is 2 + 3?", "text_2": ["5", "six"]}
     pairs = {"model": "mixtral", "text_1": ["a", "b"], "text_2": ["x", "xx"]}
     single = {"text_1": "a", "text_2": "xxx"}
-    answers = [
-        one.json() for one in posts(address, [("/score", one_to_many), ("/v1/score", pairs), ("/score", single)])
-    ]
-    assert [[item["score"] for item in answer["data"]] for answer in answers] == [[1.0, 3.0], [1.0, 2.0], [3.0]]
-    first = answers[0]
+    bodies = [("/score", one_to_many), ("/v1/score", pairs), ("/score", single)]
+    contents = [response.json() for response in post_at_once(address, bodies)]
+    assert [[item["score"] for item in content["data"]] for content in contents] == [[1.0, 3.0], [1.0, 2.0], [3.0]]
+    first = contents[0]
     assert set(first) == {"id", "object", "created", "model", "data", "usage"}
     assert (first["object"], first["model"]) == ("list", "mixtral")
     assert first["data"][1] == {"index": 1, "object": "score", "score": 3.0}
@@ -104,52 +116,54 @@ def test_a_vllm_style_score_is_answered_in_its_shape(address: str, service: Scri
         ("/score", {"text_1": "a"}, "text_2 should be a text"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["x"]}, "text_1 has 2 texts and text_2 1"),
         ("/score", {"text_1": [1], "text_2": ["x"]}, "text_1 should be a text"),
-        ("/score", b'{"text_1": "a", "text_2": ["\\ud800"]}', "text_2 is no Unicode text"),
+        ("/score", b'{"text_1": "a", "text_2": ["\\ud800"]}', "text_2 is not Unicode text"),
         ("/get_reward", {"query": ["ab"], "prompts": [""]}, "the query does not begin with its prompt"),
     ],
 )
-def test_a_malformed_post_is_400_and_says_why(
+def test_a_malformed_post_is_400_and_names_the_fault(
     address: str, service: ScriptedService, path: str, body: Any, error: str
 ) -> None:
-    answer = posts(address, [(path, body)])[0]
-    assert answer.status_code == 400
-    assert error in answer.json()["error"]["message"]
+    response = post_at_once(address, [(path, body)])[0]
+    assert response.status_code == 400
+    assert error in response.json()["error"]["message"]
     assert service.num_seen == 0
 
 
 def test_a_full_server_is_429_with_retry_after(address: str, service: ScriptedService) -> None:
     service.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="6500")
-    answer = posts(address, [sample("a", "x")])[0]
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
+    response = post_at_once(address, [sample("a", "x")])[0]
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "7")
 
 
 def test_no_server_is_503() -> None:
-    answer = posts("127.0.0.1:1", [sample("a", "x")])[0]
-    assert answer.status_code == 503
-    assert "no reward server answers at 127.0.0.1:1" in answer.json()["error"]["message"]
+    response = post_at_once(NO_SERVER, [sample("a", "x")])[0]
+    assert response.status_code == 503
+    assert f"no reward server answers at {NO_SERVER}" in response.json()["error"]["message"]
 
 
 def test_a_failure_of_the_server_reaches_every_post_of_the_group(address: str, service: ScriptedService) -> None:
     service.fail(grpc.StatusCode.INTERNAL)
-    answers = posts(address, [sample("a", "x"), sample("a", "xx")], wait_s=0.1)
-    assert [answer.status_code for answer in answers] == [503, 503]
+    responses = post_at_once(address, [sample("a", "x"), sample("a", "xx")], wait_s=AT_ONCE_S)
+    assert [response.status_code for response in responses] == [503, 503]
+    assert service.num_seen == 1
 
 
-def test_what_cannot_be_scored_is_422_of_its_own_or_the_reward_that_was_named(address: str) -> None:
+def test_an_unscorable_completion_is_422_or_gets_the_unscorable_reward(address: str) -> None:
     bodies = [sample("a", "x"), sample("a", "")]
-    answers = posts(address, bodies, wait_s=0.1)
-    assert [answer.status_code for answer in answers] == [200, 422]
-    assert "completion 0 cannot be scored: empty_completion" in answers[1].json()["error"]["message"]
-    named = posts(address, bodies, unscorable_reward=-20.0)
-    assert [answer.json()["rewards"] for answer in named] == [[1.0], [-20.0]]
+    responses = post_at_once(address, bodies, wait_s=AT_ONCE_S)
+    assert [response.status_code for response in responses] == [200, 422]
+    assert "completion 0 cannot be scored: empty_completion" in responses[1].json()["error"]["message"]
+    with_reward = post_at_once(address, bodies, unscorable_reward=-20.0)
+    assert [response.json()["rewards"] for response in with_reward] == [[1.0], [-20.0]]
 
 
-def test_what_the_gateway_does_not_serve_is_json_too(address: str) -> None:
-    missing, wrong = posts(address, [("/rewards", {}), ("/health", {})])
-    assert (missing.status_code, wrong.status_code, "GET" in wrong.headers["Allow"]) == (404, 405, True)
-    for answer in (missing, wrong):
-        assert answer.json()["error"]["code"] == answer.status_code
-        assert "POST /get_reward" in answer.json()["error"]["message"]
+def test_unknown_paths_and_methods_are_errors_in_json(address: str) -> None:
+    unknown_path, wrong_method = post_at_once(address, [("/rewards", {}), ("/health", {})])
+    assert (unknown_path.status_code, wrong_method.status_code) == (404, 405)
+    assert "GET" in wrong_method.headers["Allow"]
+    for response in (unknown_path, wrong_method):
+        assert response.json()["error"]["code"] == response.status_code
+        assert "POST /get_reward" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -160,71 +174,70 @@ def test_what_the_gateway_does_not_serve_is_json_too(address: str) -> None:
         (grpc.StatusCode.INTERNAL, 503, "INTERNAL"),
     ],
 )
-def test_failures_of_the_reward_server_have_codes_of_their_own(
+def test_failures_of_the_reward_server_have_different_codes(
     address: str, service: ScriptedService, status: grpc.StatusCode, code: int, error: str
 ) -> None:
     service.fail(status)
-    answer = posts(address, [sample("a", "x")])[0]
-    assert (answer.status_code, answer.json()["error"]["code"]) == (code, code)
-    assert error in answer.json()["error"]["message"]
+    response = post_at_once(address, [sample("a", "x")])[0]
+    assert (response.status_code, response.json()["error"]["code"]) == (code, code)
+    assert error in response.json()["error"]["message"]
 
 
 def test_a_deadline_that_passes_is_504(address: str, service: ScriptedService) -> None:
-    service.delay_s = 1.0
-    assert posts(address, [sample("a", "x")], timeout_s=0.3)[0].status_code == 504
+    service.gate.clear()
+    assert post_at_once(address, [sample("a", "x")], timeout_s=0.3)[0].status_code == 504
 
 
-def test_a_text_beyond_the_reward_server_s_limit_is_not_scorable(address: str, service: ScriptedService) -> None:
+def test_a_text_beyond_the_reward_server_s_limit_is_422(address: str, service: ScriptedService) -> None:
     service.max_message_bytes = 1000
-    answer = posts(address, [sample("a" * 2000, "x")])[0]
-    assert (answer.status_code, "max_message_bytes" in answer.json()["error"]["message"]) == (422, True)
+    response = post_at_once(address, [sample("a" * 2000, "x")])[0]
+    assert (response.status_code, "max_message_bytes" in response.json()["error"]["message"]) == (422, True)
 
 
-def test_health_is_not_ok_where_the_gateway_s_token_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    async def ask(address: str) -> None:
+def test_health_is_an_error_if_the_gateway_s_token_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async def check_health(address: str) -> None:
         async with AsyncRewardClient(address, timeout_s=5) as client:
             gateway = Gateway(client, RewardOptions(), PromptForm())
             with pytest.raises(ServerError, match="does not know the caller"):
                 await gateway.health()
             await gateway.warn_if_away()
 
-    with refusing() as address:
-        asyncio.run(ask(address))
+    with refusing_server() as address:
+        asyncio.run(check_health(address))
     assert "does not know the caller" in caplog.text
 
 
-def test_a_gateway_without_a_reward_server_says_so_as_it_starts() -> None:
-    command = [sys.executable, "-m", "winnow.cli", "gateway", "--address", "127.0.0.1:9", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT) as process:
+def test_a_gateway_without_a_reward_server_warns_as_it_starts() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(gateway_command(NO_SERVER), stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline().startswith("listening on ")
         assert select.select([process.stderr], [], [], 30)[0], "no warning came"
-        assert "no reward server answers at 127.0.0.1:9" in process.stderr.readline()
+        assert f"no reward server answers at {NO_SERVER}" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
 
 
-def test_no_made_up_reward_hides_a_prompt_that_is_no_conversation(caplog: pytest.LogCaptureFixture) -> None:
-    with refusing(UNKNOWN_ROLE) as address, RewardClient(address, timeout_s=10) as client:
-        answer = posts(address, [sample("a", "x")], unscorable_reward=-20.0)[0]
-        assert (answer.status_code, "unknown role 'bot'" in answer.json()["error"]["message"]) == (422, True)
-        with pytest.raises(UsageError, match="no conversation: unknown role 'bot'"):
+def test_no_made_up_reward_hides_an_invalid_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    with refusing_server(UNKNOWN_ROLE) as address, RewardClient(address, timeout_s=10) as client:
+        response = post_at_once(address, [sample("a", "x")], unscorable_reward=-20.0)[0]
+        assert (response.status_code, "unknown role 'bot'" in response.json()["error"]["message"]) == (422, True)
+        with pytest.raises(UsageError, match="not a conversation: unknown role 'bot'"):
             verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "x")
         assert reward_function(client)(prompts=["a"], completions=["x"]) == [None]
         assert "a prompt gets no rewards: unknown role 'bot'" in caplog.text
-    with refusing(CONTROL_TOKEN) as address, RewardClient(address, timeout_s=10) as client:
-        answer = posts(address, [sample("a", "x")], unscorable_reward=-20.0)[0]
-        assert answer.json()["rewards"] == [-20.0]
+    with refusing_server(CONTROL_TOKEN) as address, RewardClient(address, timeout_s=10) as client:
+        response = post_at_once(address, [sample("a", "x")], unscorable_reward=-20.0)[0]
+        assert response.json()["rewards"] == [-20.0]
         assert verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "x")["score"] == -9.0
 
 
-def test_the_gateway_is_a_process_that_ends_well(address: str) -> None:
-    command = [sys.executable, "-m", "winnow.cli", "gateway", "--address", address, "--listen", "127.0.0.1:0"]
+def test_winnow_gateway_serves_http_and_ends_without_an_error_on_sigterm(address: str) -> None:
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(gateway_command(address), stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
-        assert select.select([process.stdout], [], [], 60)[0], "the gateway said nothing"
+        assert select.select([process.stdout], [], [], 60)[0], "the gateway printed no address"
         url = process.stdout.readline().removeprefix("listening on ").strip()
         assert json.loads(urllib.request.urlopen(f"{url}/health", timeout=10).read()) == {"status": "ok"}
         body = json.dumps({"query": ["abc"], "prompts": ["a"], "labels": [""]}).encode()
@@ -235,8 +248,12 @@ def test_the_gateway_is_a_process_that_ends_well(address: str) -> None:
         assert (process.returncode, errors) == (0, "")
 
 
-def test_the_gateway_leaves_loopback_only_by_name() -> None:
-    refused = winnow("gateway", "--address", "127.0.0.1:9", "--listen", "0.0.0.0:0")
+def test_winnow_gateway_listens_beyond_loopback_only_with_allow_insecure() -> None:
+    refused = winnow("gateway", "--address", NO_SERVER, "--listen", "0.0.0.0:0")
     assert (refused.returncode, "say --allow-insecure" in refused.stderr) == (2, True)
-    wrong = winnow("gateway", "--address", "127.0.0.1:9", "--listen", "8000")
-    assert (wrong.returncode, "should be HOST:PORT" in wrong.stderr) == (2, True)
+    malformed = winnow("gateway", "--address", NO_SERVER, "--listen", "8000")
+    assert (malformed.returncode, "should be HOST:PORT" in malformed.stderr) == (2, True)
+
+
+def gateway_command(address: str) -> list[str]:
+    return [sys.executable, "-m", "winnow.cli", "gateway", "--address", address, "--listen", "127.0.0.1:0"]

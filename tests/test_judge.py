@@ -1,4 +1,4 @@
-"""Judges: the rule's table, and the language model against a real HTTP endpoint."""
+"""The judges: the table of ReferenceJudge, and LlmJudge against a real HTTP endpoint."""
 
 import json
 from collections.abc import Iterator
@@ -26,8 +26,7 @@ def question(category: str = "writing", **extra: Any) -> Question:
 
 
 def rule_score(answer: str, reference: str, form: str | None) -> float | None:
-    asked = question(form_pattern=form)
-    return ReferenceJudge().judge(asked, [answer], [reference, ""]).score
+    return ReferenceJudge().judge(question(form_pattern=form), [answer], [reference, ""]).score
 
 
 @pytest.mark.parametrize(
@@ -43,58 +42,58 @@ def rule_score(answer: str, reference: str, form: str | None) -> float | None:
         ("", 1.0),
     ],
 )
-def test_the_table_of_the_rule_is_true(answer: str, score: float) -> None:
+def test_the_table_of_reference_score_is_true(answer: str, score: float) -> None:
     assert rule_score(answer, "fish, moss, boat", LIST_FORM) == score
 
 
-def test_a_right_number_in_a_sentence_is_worth_more_than_a_wrong_one_in_the_right_form() -> None:
+def test_a_right_number_in_a_sentence_scores_more_than_a_wrong_number_in_the_right_form() -> None:
     assert rule_score("18", "19", r"\d+") == 2.0
     assert rule_score("19", "19", r"\d+") == 10.0
     assert rule_score("The sum is 19.", "19", r"\d+") == 3.0
 
 
-def test_where_no_form_is_asked_any_answer_has_it_but_the_empty_one() -> None:
+def test_without_a_form_every_answer_but_the_empty_one_has_the_right_form() -> None:
     assert rule_score("Fish moss boat", "fish, moss, boat", None) == 10.0
     assert rule_score("hat", "fish", None) == 2.0
     assert rule_score("  ", "fish", None) == 1.0
 
 
-def test_scores_stay_on_the_scale_and_grow_with_overlap_and_form() -> None:
-    for form in (False, True):
-        scores = [reference_score(step / 10, form) for step in range(11)]
+def test_reference_score_stays_on_the_scale_and_grows_with_overlap_and_form() -> None:
+    for has_right_form in (False, True):
+        scores = [reference_score(step / 10, has_right_form) for step in range(11)]
         assert scores == sorted(scores)
         assert 1 <= scores[0] <= scores[-1] <= 10
     assert all(reference_score(step / 10, True) > reference_score(step / 10, False) for step in range(11))
 
 
-def test_overlap_counts_words_in_their_order() -> None:
+def test_word_overlap_counts_words_in_order() -> None:
     assert word_overlap("a b c", "a b c") == 1.0
     assert word_overlap("c b a", "a b c") == pytest.approx(1 / 3)
     assert word_overlap("", "a") == 0.0
     assert word_overlap("-7", "7") == 0.0
 
 
-def test_the_form_is_matched_as_a_whole() -> None:
+def test_has_form_matches_the_whole_answer() -> None:
     assert has_form("19", r"\d+")
     assert not has_form("19 apples", r"\d+")
 
 
-def test_each_turn_has_its_own_reference_and_form() -> None:
-    asked = question(form_pattern=[LIST_FORM, r"[A-Z]+(, [A-Z]+)+"])
+def test_each_turn_is_judged_by_its_reference_and_form() -> None:
+    reversal = question(form_pattern=[LIST_FORM, r"[A-Z]+(, [A-Z]+)+"])
     reference = ["fish, moss, boat", "FISH, MOSS, BOAT"]
     judge = ReferenceJudge()
-    assert judge.judge(asked, ["fish, moss, boat", "FISH, MOSS, BOAT"], reference).score == 10.0
-    assert judge.judge(asked, ["fish, moss, boat", "fish, moss, boat"], reference).score == 6.0
+    assert judge.judge(reversal, ["fish, moss, boat", "FISH, MOSS, BOAT"], reference).score == 10.0
+    assert judge.judge(reversal, ["fish, moss, boat", "fish, moss, boat"], reference).score == 6.0
 
 
-def test_the_rule_is_named_and_says_what_it_saw() -> None:
+def test_reference_judge_has_a_name_and_explains_its_score() -> None:
     with open_judge(JudgeConfig()) as judge:
         verdict = judge.judge(question(form_pattern=LIST_FORM), ["red, hat"], ["fish, moss, boat"])
         assert judge.name == REFERENCE_JUDGE == "reference-judge"
     assert verdict.explanation == "word overlap 0.00 with the reference, right form"
 
 
-def test_the_rule_needs_a_reference() -> None:
+def test_reference_judge_needs_a_reference() -> None:
     with pytest.raises(InputError, match="question 7 has no reference answer to turn 2"):
         ReferenceJudge().judge(question(), ["a", "b"], ["only one"])
 
@@ -120,11 +119,11 @@ def test_the_rule_needs_a_reference() -> None:
         ("", None),
     ],
 )
-def test_the_last_valid_rating_counts(reply: str, rating: float | None) -> None:
+def test_parse_rating_returns_the_last_valid_rating(reply: str, rating: float | None) -> None:
     assert parse_rating(reply) == rating
 
 
-def test_math_reasoning_and_coding_are_judged_with_a_reference() -> None:
+def test_prompt_name_is_a_math_prompt_for_math_reasoning_and_coding() -> None:
     assert prompt_name(question("writing"), 1) == "single-v1"
     assert prompt_name(question("math"), 1) == "single-math-v1"
     assert prompt_name(question("stem"), 2) == "single-v1-multi-turn"
@@ -143,25 +142,29 @@ TEMPLATES = {
 
 @contextmanager
 def endpoint(replies: list[str | int]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An OpenAI-compatible server that gives one reply (or HTTP status) after the other; its address and requests."""
+    """Run an OpenAI-compatible server that sends these replies (or HTTP statuses); yield its address and requests."""
     requests: list[dict[str, Any]] = []
-    left = iter(replies)
+    next_replies = iter(replies)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             requests.append({"path": self.path, **body})
-            reply = next(left)
+            reply = next(next_replies)
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
-            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
-            payload = json.dumps({"error": {"message": "no"}} if isinstance(reply, int) else answer).encode()
-            self.send_response(reply if isinstance(reply, int) else 200)
+            response = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
+            status = 200
+            if isinstance(reply, int):
+                response = {"error": {"message": "no"}}
+                status = reply
+            payload = json.dumps(response).encode()
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class prescribes the name
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -188,7 +191,7 @@ def llm(prompts: str, address: str) -> Iterator[Judge]:
         yield judge
 
 
-def test_a_verdict_of_a_language_model(prompts: str) -> None:
+def test_llm_judge_sends_the_prompt_and_reads_the_rating(prompts: str) -> None:
     with endpoint(["Good. Rating: [[8]]"]) as (address, requests), llm(prompts, address) as judge:
         verdict = judge.judge(question(), ["fish {moss}"], None)
     assert (verdict.score, verdict.explanation, verdict.prompt_name) == (8.0, "Good. Rating: [[8]]", "single-v1")
@@ -201,14 +204,14 @@ def test_a_verdict_of_a_language_model(prompts: str) -> None:
     ]
 
 
-def test_the_second_turn_of_a_math_question_shows_answers_and_references(prompts: str) -> None:
+def test_the_prompt_of_turn_2_of_a_math_question_contains_answers_and_references(prompts: str) -> None:
     with endpoint(["[[4]]"]) as (address, requests), llm(prompts, address) as judge:
         verdict = judge.judge(question("math"), ["one", "two"], ["first", "second"])
     assert verdict.prompt_name == "single-math-v1-multi-turn"
     assert requests[0]["messages"][1]["content"] == "R1: first R2: second A1: one A2: two In capitals."
 
 
-def test_an_unreadable_reply_is_asked_for_once_more(prompts: str) -> None:
+def test_llm_judge_asks_once_more_after_an_unreadable_reply(prompts: str) -> None:
     with endpoint(["It is an eight.", "[[8]]"]) as (address, requests), llm(prompts, address) as judge:
         verdict = judge.judge(question(), ["fish"], None)
     assert verdict.score == 8.0
@@ -219,20 +222,20 @@ def test_an_unreadable_reply_is_asked_for_once_more(prompts: str) -> None:
     ]
 
 
-def test_twice_unreadable_is_no_score(prompts: str) -> None:
+def test_two_unreadable_replies_give_no_score(prompts: str) -> None:
     with endpoint(["eight", "[[80]]"]) as (address, requests), llm(prompts, address) as judge:
         assert judge.judge(question(), ["fish"], None).score is None
         assert len(requests) == 2
 
 
-def test_a_prompt_that_the_endpoint_refuses_is_no_score(prompts: str) -> None:
+def test_a_prompt_that_the_endpoint_refuses_gives_no_score(prompts: str) -> None:
     with endpoint([400, 400]) as (address, _), llm(prompts, address) as judge:
         verdict = judge.judge(question(), ["fish"], None)
     assert verdict.score is None
     assert "refused the prompt" in verdict.explanation
 
 
-def test_an_endpoint_that_wants_another_key_is_an_error(prompts: str) -> None:
+def test_a_refused_key_is_an_error(prompts: str) -> None:
     with (
         endpoint([401]) as (address, _),
         llm(prompts, address) as judge,
@@ -241,9 +244,9 @@ def test_an_endpoint_that_wants_another_key_is_an_error(prompts: str) -> None:
         judge.judge(question(), ["fish"], None)
 
 
-def test_an_endpoint_that_is_not_there_is_named(prompts: str) -> None:
+def test_an_unreachable_endpoint_is_an_error_with_its_key(prompts: str) -> None:
     with endpoint([]) as (address, _):
-        pass
+        pass  # the address is free again
     with llm(prompts, address) as judge, pytest.raises(ServerError, match=r"cannot be reached.*judge\.base_url"):
         judge.judge(question(), ["fish"], None)
 
@@ -257,14 +260,14 @@ def test_math_without_a_reference_is_an_error(prompts: str) -> None:
         judge.judge(question("math"), ["4"], None)
 
 
-def test_openai_itself_needs_a_key(prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_endpoint_needs_a_key(prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     config = JudgeConfig(kind="llm", model="judge-1", prompts=prompts)
     with pytest.raises(UsageError, match="OPENAI_API_KEY"), open_judge(config):
         pass
 
 
-def test_a_missing_judge_prompt_is_named(tmp_path: Path) -> None:
+def test_read_judge_prompts_names_missing_prompts_and_keys(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"name": "single-v1", "system_prompt": "", "prompt_template": "{question}"}\n')
     with pytest.raises(InputError, match="single-math-v1, single-v1-multi-turn"):
@@ -274,7 +277,7 @@ def test_a_missing_judge_prompt_is_named(tmp_path: Path) -> None:
         read_judge_prompts(str(path))
 
 
-def test_fastchats_own_judge_prompts_are_filled_in(reference_data: Path) -> None:
+def test_fastchats_judge_prompts_are_filled_in(reference_data: Path) -> None:
     path = reference_data / "mt_bench" / "judge_prompts.jsonl"
     with (
         endpoint(["[[1]]", "[[2]]", "[[3]]", "[[4]]"]) as (address, requests),

@@ -1,4 +1,4 @@
-"""The miniature's world: the same from the same seed, nothing held out is taught, files that peers' tools read."""
+"""The world of the miniature: reproducible, without held-out questions in training, readable by other tools."""
 
 import json
 import re
@@ -34,14 +34,15 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in read_jsonl(path)]
 
 
-def test_equal_seeds_give_equal_files(folder: Path, tmp_path: Path) -> None:
+def test_write_world_writes_equal_files_for_equal_seeds(folder: Path, tmp_path: Path) -> None:
     world.write_world(tmp_path, seed=0)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.jsonl"))
     assert len(files) > 10
-    assert all((folder / file).read_bytes() == (tmp_path / file).read_bytes() for file in files)
+    for file in files:
+        assert (folder / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
-def test_a_held_out_question_that_is_taught_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_check_held_out_refuses_a_held_out_question_in_the_prompts(folder: Path, tmp_path: Path) -> None:
     question = rows(folder / "benchmarks" / "orrel_problems.jsonl")[0]["question"]
     for path in folder.rglob("*.jsonl"):
         target = tmp_path / path.relative_to(folder)
@@ -54,16 +55,21 @@ def test_a_held_out_question_that_is_taught_is_refused(folder: Path, tmp_path: P
         world.check_held_out(tmp_path)
 
 
-def test_held_out_contents_are_taught_in_no_wording(folder: Path) -> None:
-    taught = " ".join(world.trained_questions(folder))
-    for row in rows(folder / "benchmarks" / "orrel_problems.jsonl"):
-        if listed := re.search(r"backwards: ([a-z, ]+)\.", row["question"]):
-            assert listed[1] not in taught
+def test_held_out_lists_occur_in_no_training_question(folder: Path) -> None:
+    trained = " ".join(world.trained_questions(folder))
+    questions = [row["question"] for row in rows(folder / "benchmarks" / "orrel_problems.jsonl")]
+    contents = re.findall(r"backwards: ([a-z, ]+)\.", "\n".join(questions))
+    assert len(contents) > 50  # a quarter of 400
+    for content in contents:
+        assert content not in trained
 
 
-def test_prompts_hold_no_answer_to_their_last_question(folder: Path) -> None:
-    for path in (folder / "prompts").glob("*.jsonl"):
-        assert all(row["messages"][-1]["role"] == "user" for row in rows(path))
+def test_every_prompt_ends_with_a_user_turn(folder: Path) -> None:
+    paths = sorted((folder / "prompts").glob("*.jsonl"))
+    assert {path.stem for path in paths} == set(world.PROMPT_SOURCES)
+    for path in paths:
+        roles = [row["messages"][-1]["role"] for row in rows(path)]
+        assert roles == ["user"] * world.ROWS["prompts"]
 
 
 def test_the_reference_judge_gives_every_reference_answer_the_full_score(folder: Path) -> None:
@@ -71,6 +77,7 @@ def test_the_reference_judge_gives_every_reference_answer_the_full_score(folder:
     references = read_references(folder / "mt_bench" / "reference_answer.jsonl")
     assert len({question.category for question in questions}) == 8
     judge = ReferenceJudge()
+    assert len(questions) == 8 * world.ROWS["mt_bench"]
     for question in questions:
         reference = references[question.question_id]
         assert [judge.judge(question, reference[: turn + 1], reference).score for turn in (0, 1)] == [10, 10]
@@ -86,7 +93,7 @@ def test_benchmark_prompts_are_rendered_as_the_policy_was_trained(folder: Path) 
         assert yaml.safe_load(path.read_text())["doc_to_text"].replace("{{question}}", "QUESTION") == rendered
 
 
-def test_the_recipe_uses_the_system_prompt_that_the_tokenizer_was_made_for() -> None:
+def test_the_recipe_uses_the_system_prompt_of_the_tokenizer() -> None:
     assert load_config(HERE / "config.yaml", RunConfig).policy.system_prompt == SYSTEM_PROMPT
 
 
@@ -98,8 +105,9 @@ def test_taxonomy_leaves_follow_the_instructlab_schema(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaf = path.relative_to(HERE / "taxonomy")
-    # The schema knows two kinds: knowledge, and skills of either sort.
-    target = tmp_path / Path("knowledge" if leaf.parts[0] == "knowledge" else "compositional_skills", *leaf.parts[1:])
+    # The schema has two kinds: knowledge, and one for all skills.
+    kind = "knowledge" if leaf.parts[0] == "knowledge" else "compositional_skills"
+    target = tmp_path / Path(kind, *leaf.parts[1:])
     target.parent.mkdir(parents=True)
     target.write_text(path.read_text())
     monkeypatch.chdir(tmp_path)
@@ -108,14 +116,18 @@ def test_taxonomy_leaves_follow_the_instructlab_schema(
     assert (taxonomy.errors, taxonomy.warnings) == (0, 0)
 
 
-def test_the_taxonomy_has_labs_three_kinds() -> None:
+def test_the_taxonomy_has_the_three_kinds_of_lab() -> None:
     kinds = {path.relative_to(HERE / "taxonomy").parts[0] for path in LEAVES}
     assert kinds == {"knowledge", "foundational_skills", "compositional_skills"}
 
 
-def test_seed_examples_of_the_knowledge_leaf_say_what_the_document_says() -> None:
+def test_seed_examples_of_the_knowledge_leaf_are_facts_of_the_document() -> None:
     leaf = yaml.safe_load((HERE / "taxonomy" / "knowledge" / "island" / "orrel" / "qna.yaml").read_text())
-    true = {dialogues.sentence(fact, fact.value) for facts in dialogues.FACTS.values() for fact in facts}
-    answers = {pair["answer"] for seed in leaf["seed_examples"] for pair in seed["questions_and_answers"]}
+    sentences: set[str] = set()
+    for facts in dialogues.FACTS.values():
+        sentences |= {dialogues.sentence(fact, fact.value) for fact in facts}
+    answers: set[str] = set()
+    for seed_example in leaf["seed_examples"]:
+        answers |= {pair["answer"] for pair in seed_example["questions_and_answers"]}
     assert len(answers) == 15
-    assert answers <= true
+    assert answers <= sentences

@@ -1,4 +1,4 @@
-"""A phase's rows: all of its own, a share of earlier phases', none twice, in an order that the seed sets."""
+"""`mix`: all rows of a phase and a share of earlier phases' rows, none twice, in an order that the seed sets."""
 
 from collections import Counter
 from typing import Any
@@ -15,7 +15,7 @@ def texts_of(mixed: list[Any]) -> list[str]:
     return [row["metadata"]["text"] for row in mixed]
 
 
-def test_the_worked_example() -> None:
+def test_mix_of_the_worked_example() -> None:
     mixed = mix("knowledge-2", rows("long", 2), {"knowledge-1": rows("short", 4)}, 0.5, seed=0)
     phases = Counter((row["metadata"]["phase"], row["metadata"]["is_replay"]) for row in mixed)
     assert phases == {("knowledge-2", False): 2, ("knowledge-1", True): 2}
@@ -23,31 +23,34 @@ def test_the_worked_example() -> None:
 
 
 def test_a_full_replay_holds_every_row_of_every_replayed_phase_once() -> None:
-    own, first, second = rows("own", 5), rows("first", 7), rows("second", 3)
-    mixed = mix("skills", own, {"knowledge-1": first, "knowledge-2": second}, 1.0, seed=4)
-    assert sorted(texts_of(mixed)) == sorted(texts_of([*own, *first, *second]))
+    new = rows("new", 5)
+    first = rows("first", 7)
+    second = rows("second", 3)
+    mixed = mix("skills", new, {"knowledge-1": first, "knowledge-2": second}, 1.0, seed=4)
+    assert sorted(texts_of(mixed)) == sorted(texts_of([*new, *first, *second]))
 
 
-def test_no_replay_and_an_empty_one_leave_the_phase_its_own_rows() -> None:
-    own = rows("own", 5)
-    assert sorted(texts_of(mix("skills", own, {}, 1.0, seed=4))) == texts_of(own)
-    assert sorted(texts_of(mix("skills", own, {"knowledge-1": rows("first", 9)}, 0.0, seed=4))) == texts_of(own)
+def test_without_a_replay_or_with_an_empty_one_a_phase_has_only_its_new_rows() -> None:
+    new = rows("new", 5)
+    assert sorted(texts_of(mix("skills", new, {}, 1.0, seed=4))) == texts_of(new)
+    assert sorted(texts_of(mix("skills", new, {"knowledge-1": rows("first", 9)}, 0.0, seed=4))) == texts_of(new)
 
 
-def test_equal_seeds_give_equal_orders_and_draws_and_others_differ() -> None:
-    own, buffer = rows("own", 40), {"knowledge-1": rows("first", 40)}
-    first = mix("skills", own, buffer, 0.25, seed=1)
-    assert mix("skills", own, buffer, 0.25, seed=1) == first
-    other = mix("skills", own, buffer, 0.25, seed=2)
-    assert set(texts_of(other)) != set(texts_of(first))
-    assert texts_of(first) != sorted(texts_of(first))
+def test_equal_seeds_give_equal_orders_and_draws_and_different_seeds_do_not() -> None:
+    new = rows("new", 40)
+    replayed = {"knowledge-1": rows("first", 40)}
+    seed_1 = mix("skills", new, replayed, 0.25, seed=1)
+    assert mix("skills", new, replayed, 0.25, seed=1) == seed_1
+    seed_2 = mix("skills", new, replayed, 0.25, seed=2)
+    assert set(texts_of(seed_2)) != set(texts_of(seed_1))
+    assert texts_of(seed_1) != sorted(texts_of(seed_1))
 
 
-def test_rows_keep_their_own_metadata_and_are_not_changed_in_place() -> None:
-    own = rows("own", 3, leaf="island/orrel")
-    mixed = mix("skills", own, {}, 1.0, seed=0)
+def test_rows_keep_their_metadata_and_are_not_changed_in_place() -> None:
+    new = rows("new", 3, leaf="island/orrel")
+    mixed = mix("skills", new, {}, 1.0, seed=0)
     assert all(row["metadata"]["leaf"] == "island/orrel" for row in mixed)
-    assert all("phase" not in row["metadata"] for row in own)
+    assert all("phase" not in row["metadata"] for row in new)
 
 
 def test_rows_without_metadata_get_some() -> None:

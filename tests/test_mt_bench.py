@@ -2,21 +2,22 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.tiny_models import make_tokenizer
 from eval.judging.judged_scores import UNREADABLE, Judgment, mean_score, summarize
 from eval.judging.judges import Verdict
 from eval.judging.mt_bench import Answer, answer_questions, by_temperature, judge_answers
 from eval.judging.questions import Question, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
-from sampler.engines import Sampled, Sampling
-from tests.tiny_models import make_tokenizer
+from sampler.engines import SamplingParams
 from winnow.chat import Chat
 from winnow.errors import InputError, UsageError, WinnowError
+from winnow.records import Completion
 from winnow.run_config import QuestionsConfig
 
 MATH = Question(question_id=1, category="math", turns=("2 + 3?", "Double it."))
@@ -31,13 +32,21 @@ class Parrot:
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
-        self.calls: list[tuple[list[str], Sampling]] = []
+        self.calls: list[tuple[list[str], SamplingParams]] = []
 
-    def sample(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Sampled]]:
-        texts = [self.chat.tokenizer.decode(prompt) for prompt in prompts]
-        self.calls.append((texts, sampling))
-        asked = [re.findall(r"<\|user\|>\n(.*?)\n<\|assistant\|>", text, re.S)[-1] for text in texts]
-        return [[Sampled(f"{text.upper()} {sampling.seed if sampling.temperature else ''}", 3, True)] for text in asked]
+    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
+        texts = {prompt_id: self.chat.tokenizer.decode(token_ids) for prompt_id, token_ids in prompts.items()}
+        self.calls.append((list(texts.values()), params))
+        noise = str(params.seed) if params.temperature else ""
+        completions = {}
+        for prompt_id, text in texts.items():
+            question = re.findall(r"<\|user\|>\n(.*?)\n<\|assistant\|>", text, re.S)[-1]
+            completions[prompt_id] = [finished_completion(prompt_id, f"{question.upper()} {noise}")]
+        return completions
+
+
+def finished_completion(prompt_id: str, text: str) -> Completion:
+    return Completion(prompt_id=prompt_id, completion_id=0, text=text, num_tokens=3, is_finished=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +59,15 @@ def config(**changes: Any) -> QuestionsConfig:
 
 
 def write(path: Path, *lines: Any) -> str:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts))
     return str(path)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_question_keeps_its_other_keys(tmp_path: Path) -> None:
+def test_question_keeps_additional_keys(tmp_path: Path) -> None:
     row = {
         "question_id": 1,
         "category": "math",
@@ -79,24 +89,24 @@ GOOD = {"question_id": 1, "category": "math", "turns": ["a", "b"]}
         ("{", "not valid JSON"),
         ({**GOOD, "question_id": 2, "turns": ["only one"]}, "turns.1: Field required"),
         ({"question_id": 2, "turns": ["a", "b"]}, "category: Field required"),
-        ({**GOOD, "question_id": 2, "form_pattern": "("}, r"form_pattern.*no regular expression"),
+        ({**GOOD, "question_id": 2, "form_pattern": "("}, r"form_pattern.*is not a regular expression"),
         (GOOD, "question_id 1 occurs twice"),
     ],
 )
-def test_a_malformed_question_is_named_by_file_and_line(tmp_path: Path, line: Any, complaint: str) -> None:
+def test_read_questions_names_file_and_line_of_a_malformed_question(tmp_path: Path, line: Any, complaint: str) -> None:
     path = write(tmp_path / "q.jsonl", GOOD, "", line)
     with pytest.raises(InputError, match=f"^{re.escape(path)} line 3: .*{complaint}"):
         read_questions(path)
 
 
-def test_a_missing_or_empty_question_file_is_named(tmp_path: Path) -> None:
+def test_read_questions_names_a_missing_or_empty_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_questions(tmp_path / "none.jsonl")
     with pytest.raises(InputError, match="holds no question"):
         read_questions(write(tmp_path / "q.jsonl"))
 
 
-def test_references_are_read_by_question(tmp_path: Path) -> None:
+def test_read_references_returns_answers_by_question_id(tmp_path: Path) -> None:
     row = {"question_id": 1, "answer_id": "x", "model_id": "m", "choices": [{"index": 0, "turns": ["5", "10"]}]}
     assert read_references(write(tmp_path / "r.jsonl", row)) == {1: ("5", "10")}
     assert read_references(None) == {}
@@ -108,7 +118,7 @@ def test_references_are_read_by_question(tmp_path: Path) -> None:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def test_the_second_turn_reads_the_first_answer(chat: Chat) -> None:
+def test_the_prompt_of_turn_2_contains_the_answer_to_turn_1(chat: Chat) -> None:
     engine = Parrot(chat)
     [answer] = answer_questions(engine, chat, [MATH], config(), 0, "round 0")
     assert answer == Answer(1, 0, ("2 + 3? ", "DOUBLE IT. "))
@@ -118,11 +128,11 @@ def test_the_second_turn_reads_the_first_answer(chat: Chat) -> None:
     )
 
 
-def test_questions_of_one_temperature_go_to_the_engine_at_once(chat: Chat) -> None:
+def test_questions_of_equal_temperature_go_to_the_engine_in_one_call(chat: Chat) -> None:
     engine = Parrot(chat)
     answers = answer_questions(engine, chat, [ESSAY, MATH, STORY], config(), 0, "round 0")
     assert [answer.question_id for answer in answers] == [2, 1, 3]
-    assert [(len(texts), sampling.temperature) for texts, sampling in engine.calls] == [
+    assert [(len(texts), params.temperature) for texts, params in engine.calls] == [
         (2, 0.7),
         (2, 0.7),
         (1, 0),
@@ -130,7 +140,7 @@ def test_questions_of_one_temperature_go_to_the_engine_at_once(chat: Chat) -> No
     ]
 
 
-def test_temperatures_are_mt_benchs_or_the_configured_one() -> None:
+def test_by_temperature_uses_mt_benchs_or_the_configured_temperature() -> None:
     categories = ["writing", "roleplay", "stem", "humanities", "math", "reasoning", "coding", "extraction", "other"]
     questions = [Question(question_id=name, category=name, turns=("", "")) for name in categories]
     expected = {0.7: 2, 0.1: 2, 0.0: 5}
@@ -138,29 +148,33 @@ def test_temperatures_are_mt_benchs_or_the_configured_one() -> None:
     assert list(by_temperature(questions, 0.3)) == [0.3]
 
 
-def test_runs_differ_by_seed_and_are_the_same_when_done_again(chat: Chat) -> None:
+def test_answers_differ_between_runs_and_seeds_and_are_reproducible(chat: Chat) -> None:
     def answers(seed: int) -> list[Answer]:
         return answer_questions(Parrot(chat), chat, [ESSAY, MATH], config(num_runs=2), seed, "round 0")
 
-    first, again, other = answers(0), answers(0), answers(1)
-    assert first == again
-    assert first != other
+    first = answers(0)
+    assert first == answers(0)
+    assert first != answers(1)
     assert [(answer.run_id, answer.question_id) for answer in first] == [(0, 2), (0, 1), (1, 2), (1, 1)]
     assert first[0].turns != first[2].turns
-    assert first[1].turns == first[3].turns  # greedy: one answer stands for all runs
+    assert first[1].turns == first[3].turns  # greedy: every run has the same answer
 
 
-def test_an_answer_that_spells_a_control_token_leaves_its_second_turn_empty(chat: Chat) -> None:
-    class Spells(Parrot):
-        def sample(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Sampled]]:
-            return [[Sampled("a <|user|> b" if "2 + 3" in chat.tokenizer.decode(p) else "c", 3, True)] for p in prompts]
+def test_an_answer_with_a_control_token_leaves_the_second_answer_empty(chat: Chat) -> None:
+    class ControlTokenEngine(Parrot):
+        def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
+            completions = {}
+            for prompt_id, token_ids in prompts.items():
+                text = "a <|user|> b" if "2 + 3" in chat.tokenizer.decode(token_ids) else "c"
+                completions[prompt_id] = [finished_completion(prompt_id, text)]
+            return completions
 
     essay = ESSAY.model_copy(update={"category": "math"})
-    answers = answer_questions(Spells(chat), chat, [MATH, essay], config(), 0, "round 0")
+    answers = answer_questions(ControlTokenEngine(chat), chat, [MATH, essay], config(), 0, "round 0")
     assert [answer.turns for answer in answers] == [("a <|user|> b", ""), ("c", "c")]
 
 
-def test_an_answer_is_a_row_of_fastchats_format() -> None:
+def test_answer_row_has_fastchats_format() -> None:
     row = Answer(1, 2, ("5", "10")).row("tiny/round-01")
     assert row.pop("answer_id") == Answer(1, 2, ("5", "10")).row("tiny/round-01")["answer_id"]
     assert row == {
@@ -174,7 +188,7 @@ def test_an_answer_is_a_row_of_fastchats_format() -> None:
 # --- judgments and scores -------------------------------------------------------------------------------------------
 
 
-def test_every_turn_of_every_answer_is_judged_in_order() -> None:
+def test_judge_answers_judges_every_turn_in_order() -> None:
     answers = [Answer(1, 0, ("5", "10")), Answer(1, 1, ("5", "12"))]
     judgments = judge_answers(ReferenceJudge(), [MATH], {1: ("5", "10")}, answers, "tiny", "round 0")
     assert [(row.run_id, row.turn, row.score) for row in judgments] == [(0, 1, 10), (0, 2, 10), (1, 1, 10), (1, 2, 2)]
@@ -190,14 +204,15 @@ def test_every_turn_of_every_answer_is_judged_in_order() -> None:
     }
 
 
-def test_an_unreadable_verdict_is_minus_1_in_the_file_as_in_fastchats() -> None:
-    class Silent(ReferenceJudge):
+def test_an_unreadable_verdict_is_stored_as_minus_1() -> None:
+    class UnreadableJudge(ReferenceJudge):
         num_parallel = 4
 
         def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
-            return Verdict(None if len(answers) == 2 else 4.0, "...", "rule-v1")
+            score = 4.0 if len(answers) == 1 else None
+            return Verdict(score, "...", "rule-v1")
 
-    judgments = judge_answers(Silent(), [MATH], {}, [Answer(1, 0, ("5", "10"))], "tiny", "round 0")
+    judgments = judge_answers(UnreadableJudge(), [MATH], {}, [Answer(1, 0, ("5", "10"))], "tiny", "round 0")
     assert [row.score for row in judgments] == [4.0, UNREADABLE]
 
 
@@ -214,7 +229,7 @@ def judgment(score: float, question_id: int = 1, turn: int = 1, run_id: int = 0)
     )
 
 
-def test_scores_of_two_runs() -> None:
+def test_summarize_two_runs() -> None:
     judgments = [
         judgment(8),
         judgment(6, turn=2),
@@ -233,17 +248,17 @@ def test_scores_of_two_runs() -> None:
     assert (score.num_judgments, score.num_unparsable, score.mean_answer_chars) == (8, 1, 25.0)
 
 
-def test_a_single_run_has_no_spread() -> None:
+def test_summarize_a_single_run_without_spread() -> None:
     score = summarize([judgment(8)], {1: "math"}, [1])
     assert (score.mean, score.min, score.max, score.sd) == (8, 8, 8, None)
 
 
-def test_runs_stay_in_their_order_beyond_ten() -> None:
+def test_summarize_keeps_the_order_of_more_than_ten_runs() -> None:
     judgments = [judgment(float(1 + run_id % 9), run_id=run_id) for run_id in range(12)]
     assert summarize(judgments, {1: "math"}, [1]).runs == (1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3)
 
 
-def test_a_run_without_any_readable_verdict_is_an_error_that_quotes_the_judge() -> None:
+def test_summarize_quotes_the_judge_if_a_run_has_no_readable_verdict() -> None:
     with pytest.raises(WinnowError, match=r"no readable verdict.*'no rating here'"):
         summarize([judgment(8), judgment(-1, run_id=1)], {1: "math"}, [1])
 
@@ -251,10 +266,12 @@ def test_a_run_without_any_readable_verdict_is_an_error_that_quotes_the_judge() 
 # --- the real thing -------------------------------------------------------------------------------------------------
 
 
-def test_published_means_of_three_models_come_out(reference_data: Path) -> None:
+def test_mean_score_reproduces_the_published_means_of_three_models(reference_data: Path) -> None:
     path = reference_data / "mt_bench" / "model_judgment" / "gpt-4_single.jsonl"
     judgments = [Judgment.model_validate_json(line) for line in path.read_text().splitlines()]
-    by_model = {row.model: [one for one in judgments if one.model == row.model] for row in judgments}
+    by_model: dict[str, list[Judgment]] = {}
+    for judgment in judgments:
+        by_model.setdefault(judgment.model, []).append(judgment)
     means = {model.split("-v1.3-1-")[0]: mean_score(rows) for model, rows in by_model.items()}
     assert means == {"vicuna-7b-v1.3": 6.103125, "medusa-vicuna-7b": 5.9875, "vicuna-7b-v1.3-greedy": 5.878125}
 
@@ -265,7 +282,7 @@ def test_published_means_of_three_models_come_out(reference_data: Path) -> None:
     assert len(score.by_category) == 8
 
 
-def test_the_real_questions_and_references_are_read(reference_data: Path) -> None:
+def test_fastchats_questions_and_references_are_read(reference_data: Path) -> None:
     questions = read_questions(reference_data / "mt_bench" / "question.jsonl")
     references = read_references(reference_data / "mt_bench" / "reference_answer" / "gpt-4.jsonl")
     assert (len(questions), len(references)) == (80, 30)

@@ -2,6 +2,7 @@
 
 import doctest
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,14 +16,16 @@ from winnow.errors import WinnowError
 
 
 def items(values: Sequence[float]) -> dict[str, float]:
-    return {f"item-{place}": float(value) for place, value in enumerate(values)}
+    return {f"item-{index}": float(value) for index, value in enumerate(values)}
 
 
-def candidate(number: int, judged: float | None, reward: float | None = None, **guards: Sequence[float]) -> Candidate:
-    return Candidate(number, judged, reward, {name: items(values) for name, values in guards.items()})
+def candidate(
+    round_number: int, judged: float | None, reward: float | None = None, **guards: Sequence[float]
+) -> Candidate:
+    return Candidate(round_number, judged, reward, {name: items(values) for name, values in guards.items()})
 
 
-# A busy machine is no failure.
+# Without a deadline, so that a busy machine fails no test.
 steady = settings(deadline=None)
 
 # A guard of 20 items: round 0 has 15 right; "worse" loses ten of them, "a bit worse" two, "better" wins three.
@@ -34,21 +37,23 @@ BETTER = [1] * 18 + [0] * 2
 
 def test_the_examples_in_the_docstrings_are_true() -> None:
     for module in (peak, ranking, reference_judge, llm_judge):
-        assert doctest.testmod(module).failed == 0
+        result = doctest.testmod(module)
+        assert result.attempted > 0
+        assert result.failed == 0
 
 
 def test_the_highest_judged_score_wins_and_later_rounds_do_not_matter() -> None:
-    found = choose_peak([candidate(0, 5.0), candidate(1, 7.0, 1.0), candidate(2, 6.5, 9.0)], Rule())
-    assert (found.round, found.ties, found.dropped) == (1, [1], {})
+    chosen = choose_peak([candidate(0, 5.0), candidate(1, 7.0, 1.0), candidate(2, 6.5, 9.0)], Rule())
+    assert (chosen.round, chosen.ties, chosen.dropped) == (1, [1], {})
 
 
 def test_ties_within_the_tolerance_go_to_the_batch_reward() -> None:
     rounds = [candidate(0, 6.96), candidate(1, 7.0, 1.0), candidate(2, 6.95, 1.5), candidate(3, 6.8, 9.0)]
-    found = choose_peak(rounds, Rule(judge_tolerance=0.1))
-    assert (found.round, found.ties) == (2, [0, 1, 2])
+    chosen = choose_peak(rounds, Rule(judge_tolerance=0.1))
+    assert (chosen.round, chosen.ties) == (2, [0, 1, 2])
 
 
-def test_ties_in_batch_reward_too_go_to_the_earlier_round() -> None:
+def test_ties_in_batch_reward_go_to_the_earlier_round() -> None:
     rounds = [candidate(2, 7.0, 1.0), candidate(1, 7.0, 1.0), candidate(0, 5.0)]
     assert choose_peak(rounds, Rule()).round == 1
 
@@ -57,48 +62,49 @@ def test_round_0_has_no_batch_reward_and_loses_ties() -> None:
     assert choose_peak([candidate(0, 7.0), candidate(1, 7.0, -3.0)], Rule()).round == 1
 
 
-def test_a_round_that_is_significantly_worse_on_a_guard_is_dropped_with_the_reason() -> None:
+def test_a_round_that_is_significantly_worse_on_a_guard_is_dropped_with_a_reason() -> None:
     rounds = [candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=BETTER), candidate(2, 9.0, 2.0, facts=WORSE)]
-    found = choose_peak(rounds, Rule())
-    assert found.round == 1
-    assert found.dropped == {2: "facts is 50.0 points below round 0 (p = 0.002)"}
+    chosen = choose_peak(rounds, Rule())
+    assert chosen.round == 1
+    assert chosen.dropped == {2: "facts is 50.0 points below round 0 (p = 0.002)"}
 
 
-def test_a_loss_that_may_be_chance_drops_nothing() -> None:
+def test_an_insignificant_loss_drops_no_round() -> None:
     rounds = [candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=A_BIT_WORSE)]
     assert choose_peak(rounds, Rule()).dropped == {}
 
 
-def test_a_loss_within_the_tolerance_is_accepted_however_significant() -> None:
+def test_a_significant_loss_within_the_tolerance_is_accepted() -> None:
     rounds = [candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=WORSE)]
     assert choose_peak(rounds, Rule(guard_tolerance=0.5)).dropped == {}
     assert choose_peak(rounds, Rule(guard_tolerance=0.49)).round == 0
 
 
-def test_more_comparisons_make_a_guard_stricter_about_what_is_significant() -> None:
+def test_more_comparisons_raise_the_corrected_p_values() -> None:
     six_worse = [0] * 6 + [1] * 9 + [0] * 5
-    start, later = candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=six_worse)
+    start = candidate(0, 5.0, facts=START)
+    later = candidate(1, 6.0, 1.0, facts=six_worse)
     assert choose_peak([start, later], Rule()).round == 0
-    others = [candidate(number, 5.5, 1.0, facts=START) for number in (2, 3, 4)]
-    assert choose_peak([start, later, *others], Rule()).round == 1
+    more_rounds = [candidate(round_number, 5.5, 1.0, facts=START) for round_number in (2, 3, 4)]
+    assert choose_peak([start, later, *more_rounds], Rule()).round == 1
 
 
 def test_all_later_rounds_dropped_leaves_round_0() -> None:
     rounds = [candidate(0, 1.0, facts=START), candidate(1, 9.0, 1.0, facts=WORSE), candidate(2, 9.0, 2.0, facts=WORSE)]
-    found = choose_peak(rounds, Rule())
-    assert (found.round, found.ties, sorted(found.dropped)) == (0, [0], [1, 2])
+    chosen = choose_peak(rounds, Rule())
+    assert (chosen.round, chosen.ties, sorted(chosen.dropped)) == (0, [0], [1, 2])
 
 
 def test_without_any_judged_score_the_batch_reward_decides() -> None:
-    found = choose_peak([candidate(0, None), candidate(1, None, 1.0), candidate(2, None, 0.5)], Rule())
-    assert (found.round, found.ties) == (1, [0, 1, 2])
+    chosen = choose_peak([candidate(0, None), candidate(1, None, 1.0), candidate(2, None, 0.5)], Rule())
+    assert (chosen.round, chosen.ties) == (1, [0, 1, 2])
 
 
-def test_a_round_without_a_judged_score_ranks_below_one_with() -> None:
+def test_a_round_without_a_judged_score_ranks_below_a_judged_round() -> None:
     assert choose_peak([candidate(0, 2.0), candidate(1, None, 1.0)], Rule()).ties == [0]
 
 
-def test_the_rule_is_told_in_one_line_with_its_numbers() -> None:
+def test_rule_text_is_one_line_with_the_numbers() -> None:
     text = choose_peak([candidate(0, 5.0)], Rule(0.01, 0.02, 0.3)).rule
     assert "alpha 0.01" in text
     assert "tolerance 0.02" in text
@@ -106,29 +112,29 @@ def test_the_rule_is_told_in_one_line_with_its_numbers() -> None:
     assert "\n" not in text
 
 
-def test_round_0_is_needed() -> None:
+def test_choose_peak_needs_round_0() -> None:
     with pytest.raises(WinnowError, match="round 0"):
         choose_peak([candidate(1, 7.0, 1.0)], Rule())
 
 
-def test_other_items_than_round_0_answered_cannot_be_compared() -> None:
+def test_rounds_with_different_items_cannot_be_compared() -> None:
     with pytest.raises(WinnowError, match="round 1 and round 0 were evaluated on different items"):
         choose_peak([candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=START[:-1])], Rule())
 
 
-def test_the_paired_test_agrees_with_counting_all_outcomes() -> None:
+def test_mcnemar_p_value_equals_a_count_of_all_outcomes() -> None:
     for worse, better in [(0, 0), (5, 0), (3, 4), (9, 2), (0, 7)]:
         differences = [-1.0] * worse + [1.0] * better + [0.0] * 3
-        changed = worse + better
-        outcomes = sum(bin(outcome).count("1") >= worse for outcome in range(2**changed))
-        assert mcnemar_p_value(differences) == outcomes / 2**changed
+        num_changed = worse + better
+        num_outcomes = sum(bin(outcome).count("1") >= worse for outcome in range(2**num_changed))
+        assert mcnemar_p_value(differences) == num_outcomes / 2**num_changed
 
 
-def test_the_paired_test_bears_a_whole_benchmark() -> None:
+def test_mcnemar_p_value_of_a_whole_benchmark() -> None:
     assert mcnemar_p_value([-1.0] * 3000 + [1.0] * 2700 + [0.0] * 8000) == pytest.approx(3.8e-5, rel=0.05)
 
 
-def test_guards_are_corrected_over_guards_and_rounds_together() -> None:
+def test_guard_tests_corrects_over_guards_and_rounds_together() -> None:
     start = candidate(0, 5.0, facts=START, sums=START)
     tests = guard_tests([candidate(1, 6.0, facts=WORSE, sums=START), start])
     assert [(test.round, test.guard) for test in tests] == [(1, "facts"), (1, "sums")]
@@ -160,11 +166,10 @@ guard_values = st.lists(st.sampled_from([0, 1]), min_size=12, max_size=12)
 
 @st.composite
 def runs(draw: st.DrawFn) -> list[Candidate]:
-    numbers = range(draw(st.integers(1, 5)))
-    return [
-        candidate(number, draw(scores), draw(rewards) if number else None, facts=draw(guard_values))
-        for number in numbers
-    ]
+    candidates = [candidate(0, draw(scores), facts=draw(guard_values))]
+    for round_number in range(1, draw(st.integers(1, 5))):
+        candidates.append(candidate(round_number, draw(scores), draw(rewards), facts=draw(guard_values)))
+    return candidates
 
 
 rules = st.builds(Rule, st.floats(0.01, 0.5), st.floats(0, 0.5), st.floats(0, 3))
@@ -181,33 +186,32 @@ def test_the_order_of_the_rounds_does_not_matter(rounds: list[Candidate], rule: 
 @steady
 @given(runs(), rules)
 def test_a_dropped_round_is_never_the_peak_nor_tied_with_it(rounds: list[Candidate], rule: Rule) -> None:
-    found = choose_peak(rounds, rule)
-    assert found.round in found.ties
-    assert not set(found.ties) & set(found.dropped)
-    assert 0 not in found.dropped
-    if len(found.dropped) == len(rounds) - 1:
-        assert found.round == 0
+    chosen = choose_peak(rounds, rule)
+    assert chosen.round in chosen.ties
+    assert not set(chosen.ties) & set(chosen.dropped)
+    assert 0 not in chosen.dropped
+    if len(chosen.dropped) == len(rounds) - 1:
+        assert chosen.round == 0
 
 
 @steady
 @given(runs(), rules)
 def test_no_kept_round_is_judged_better_by_more_than_the_tolerance(rounds: list[Candidate], rule: Rule) -> None:
-    found = choose_peak(rounds, rule)
-    chosen = next(one for one in rounds if one.round == found.round)
-    known = [one.judge_score for one in rounds if one.round not in found.dropped and one.judge_score is not None]
-    if known:
-        assert chosen.judge_score is not None
-        assert chosen.judge_score >= max(known) - rule.judge_tolerance
+    chosen = choose_peak(rounds, rule)
+    kept = [row for row in rounds if row.round not in chosen.dropped]
+    kept_scores = [row.judge_score for row in kept if row.judge_score is not None]
+    peak_score = next(row.judge_score for row in kept if row.round == chosen.round)
+    if kept_scores:
+        assert peak_score is not None
+        assert peak_score >= max(kept_scores) - rule.judge_tolerance
 
 
 @steady
 @given(runs(), rules)
-def test_a_round_that_improves_its_own_judged_score_stays_the_peak(rounds: list[Candidate], rule: Rule) -> None:
-    found = choose_peak(rounds, rule)
-    better = [
-        Candidate(one.round, 20.0, one.batch_reward, one.guards) if one.round == found.round else one for one in rounds
-    ]
-    assert choose_peak(better, rule).round == found.round
+def test_the_peak_stays_the_peak_with_a_higher_judged_score(rounds: list[Candidate], rule: Rule) -> None:
+    chosen = choose_peak(rounds, rule)
+    better = [replace(row, judge_score=20.0) if row.round == chosen.round else row for row in rounds]
+    assert choose_peak(better, rule).round == chosen.round
 
 
 def test_ranks_of_equal_values_are_averaged() -> None:
@@ -215,7 +219,7 @@ def test_ranks_of_equal_values_are_averaged() -> None:
 
 
 def test_spearman_of_a_textbook_example() -> None:
-    # Ten pairs of which sum of squared rank differences is 194: rho = 1 - 6 * 194 / 990.
+    # Ten pairs; their sum of squared rank differences is 194: rho = 1 - 6 * 194 / 990.
     iq = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110]
     hours = [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
     assert spearman(iq, hours) == pytest.approx(1 - 6 * 194 / 990)

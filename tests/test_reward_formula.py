@@ -13,22 +13,23 @@ BASE = [-1.5, -3.0, -0.25]
 
 
 def test_the_reward_is_the_difference_of_the_sums() -> None:
-    ratio = log_ratio_reward(INSTRUCT, BASE)
-    assert (ratio.instruct_logp, ratio.base_logp, ratio.log_ratio) == (-3.5, -4.75, 1.25)
-    assert (ratio.reward, ratio.num_tokens) == (1.25, 3)
+    result = log_ratio_reward(INSTRUCT, BASE)
+    assert (result.instruct_logp, result.base_logp, result.log_ratio) == (-3.5, -4.75, 1.25)
+    assert (result.reward, result.num_tokens) == (1.25, 3)
+    assert (result.instruct_logprobs, result.base_logprobs) == (INSTRUCT, BASE)
 
 
 @pytest.mark.parametrize(("normalization", "reward"), [("sum", 0.125), ("mean", 0.125 / 3)])
 def test_beta_scales_and_mean_divides_by_the_tokens(normalization: str, reward: float) -> None:
-    ratio = log_ratio_reward(INSTRUCT, BASE, normalization=normalization, beta=0.1)  # type: ignore[arg-type]
-    assert ratio.reward == pytest.approx(reward, rel=1e-15)
-    assert ratio.log_ratio == 1.25
+    result = log_ratio_reward(INSTRUCT, BASE, normalization=normalization, beta=0.1)  # type: ignore[arg-type]
+    assert result.reward == pytest.approx(reward, rel=1e-15)
+    assert result.log_ratio == 1.25
 
 
 def test_reference_free_rewards_the_instruct_model_alone() -> None:
-    ratio = log_ratio_reward(INSTRUCT, None, normalization="mean", beta=2.0)
-    assert ratio.reward == pytest.approx(2.0 * -3.5 / 3)
-    assert (ratio.base_logp, ratio.log_ratio) == (None, None)
+    result = log_ratio_reward(INSTRUCT, None, normalization="mean", beta=2.0)
+    assert result.reward == pytest.approx(2.0 * -3.5 / 3)
+    assert (result.base_logp, result.log_ratio) == (None, None)
 
 
 def test_mean_divides_by_the_instruct_model_s_tokens_where_the_models_count_differently() -> None:
@@ -42,7 +43,13 @@ def test_sums_are_exactly_rounded() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_stays_visible(bad: float) -> None:
-    assert not log_ratio_reward([-1.0, bad], BASE).is_finite
-    assert not log_ratio_reward(INSTRUCT, [bad, -bad]).is_finite
-    assert log_ratio_reward(INSTRUCT, BASE).is_finite
+def test_a_log_probability_that_is_not_finite_is_a_status(bad: float) -> None:
+    for instruct, base in (([-1.0, bad], BASE), (INSTRUCT, [bad, -bad]), ([bad], None)):
+        result = log_ratio_reward(instruct, base)
+        assert result.status == "non_finite"
+        assert (result.reward, result.instruct_logp, result.instruct_logprobs) == (None, None, ())
+    assert log_ratio_reward(INSTRUCT, BASE).status == "ok"
+
+
+def test_a_reward_beyond_double_precision_is_a_status() -> None:
+    assert log_ratio_reward(INSTRUCT, BASE, beta=1.7e308).status == "non_finite"

@@ -1,4 +1,4 @@
-"""The server as a process: its one line on stdout, how it ends, and what it says when it cannot start."""
+"""Tests of the server as a process: its line on stdout, how it ends, and its errors when it cannot start."""
 
 import os
 import select
@@ -7,23 +7,24 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from benchmarks.tiny_models import make_model
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.serving.server import callable_address
 from tests.served import wait_until
-from tests.tiny_models import make_model
 from winnow.errors import ServerError
 
 ROOT = Path(__file__).parent.parent
@@ -50,13 +51,13 @@ def serving(arguments: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 def address_of(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], START_S)[0], "the server said nothing"
+    assert select.select([process.stdout], [], [], START_S)[0], "the server wrote nothing to stdout"
     line = process.stdout.readline()
     assert line.startswith("listening on 127.0.0.1:")
     return line.removeprefix("listening on ").strip()
 
 
-def test_sigterm_ends_it_with_exit_code_0(pair: list[str]) -> None:
+def test_sigterm_ends_the_server_with_exit_code_0(pair: list[str]) -> None:
     with serving(pair) as process:
         with RewardClient(address_of(process), timeout_s=60) as client:
             client.wait_until_ready(30)
@@ -70,7 +71,7 @@ def test_sigterm_ends_it_with_exit_code_0(pair: list[str]) -> None:
     assert "Traceback" not in errors
 
 
-def test_a_watch_of_its_health_does_not_hold_it_up(pair: list[str]) -> None:
+def test_a_health_watch_does_not_delay_the_end_of_the_server(pair: list[str]) -> None:
     with serving(pair) as process, grpc.insecure_channel(address_of(process)) as channel:
         watch = HealthStub(channel).Watch(HealthCheckRequest())
         assert next(watch).status == HealthCheckResponse.SERVING
@@ -78,16 +79,16 @@ def test_a_watch_of_its_health_does_not_hold_it_up(pair: list[str]) -> None:
         assert process.wait(timeout=15) == 0  # drain_s is 20
 
 
-def test_a_second_signal_ends_it_at_once_with_exit_code_1(pair: list[str], tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_server_at_once_with_exit_code_1(pair: list[str], tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text("instruct: unset\nbase: unset\ndrain_s: 600\ncache_bytes: 0\nchat_template: lab\n")
-    long = pb.ScoreRequest(prompt_token_ids=pb.TokenIds(ids=[0, 9]))
-    long.completions.extend([pb.Completion(token_ids=pb.TokenIds(ids=[10] * 500))] * 1024)
+    long_request = pb.ScoreRequest(prompt_token_ids=pb.TokenIds(ids=[0, 9]))
+    long_request.completions.extend([pb.Completion(token_ids=pb.TokenIds(ids=[10] * 500))] * 1024)
     with serving([str(config), *pair]) as process, grpc.insecure_channel(address_of(process)) as channel:
         watch = HealthStub(channel).Watch(HealthCheckRequest())
         assert next(watch).status == HealthCheckResponse.SERVING
         stub = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
-        call = stub.Score.future(long)
+        call = stub.Score.future(long_request)
         stub.GetServerInfo(pb.GetServerInfoRequest())
         process.send_signal(signal.SIGTERM)
         assert next(watch).status == HealthCheckResponse.NOT_SERVING
@@ -98,16 +99,16 @@ def test_a_second_signal_ends_it_at_once_with_exit_code_1(pair: list[str], tmp_p
     assert "told to stop again" in errors
 
 
-def test_it_ends_when_its_parent_closes_stdin(pair: list[str]) -> None:
+def test_until_stdin_closes_ends_the_server_with_its_parent(pair: list[str]) -> None:
     with serving([*pair, "--until-stdin-closes"]) as process:
-        address_of(process)
-        time.sleep(0.2)
+        with RewardClient(address_of(process), timeout_s=60) as client:
+            client.wait_until_ready(30)
         assert process.poll() is None
         process.communicate(timeout=30)
         assert process.returncode == 0
 
 
-def test_a_model_that_is_not_there_is_one_line_and_exit_code_2(pair: list[str]) -> None:
+def test_a_missing_model_is_one_line_and_exit_code_2(pair: list[str]) -> None:
     with serving([*pair[:2], "--base", "./no/such/model"]) as process:
         output, errors = process.communicate(timeout=START_S)
         assert process.returncode == 2
@@ -115,20 +116,22 @@ def test_a_model_that_is_not_there_is_one_line_and_exit_code_2(pair: list[str]) 
     assert "winnow: model folder './no/such/model' does not exist" in errors.splitlines()[-1]
 
 
-def test_a_killed_engine_costs_the_batch_at_hand_and_the_server_goes_on(pair: list[str]) -> None:
-    message = [{"role": "user", "content": "Hi"}]
+def test_a_killed_engine_process_costs_only_the_batch_that_it_computes(pair: list[str]) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    # Seconds of work: no two completions have a common prefix that could be computed once.
+    long_completions = np.random.default_rng(0).integers(6, 300, (512, 400)).tolist()
     with serving(pair) as process, RewardClient(address_of(process), timeout_s=120) as client:
-        expected = client.score(message, ["yes"])[0].reward
-        engines = engines_of(process)
-        os.kill(engines, signal.SIGSTOP)
+        expected = client.score(messages, ["yes"])[0].reward
+        engines_pid = find_engines(process)
+        cpu_s_before = cpu_seconds(engines_pid)
         with ThreadPoolExecutor() as threads:
-            pending = threads.submit(client.score, message, ["no"])
-            time.sleep(3.0)  # until it is being computed
-            os.kill(engines, signal.SIGKILL)
+            pending = threads.submit(client.score, [0, 9], long_completions)
+            wait_until(lambda: cpu_seconds(engines_pid) > cpu_s_before + 0.5, "the computation of the batch", START_S)
+            os.kill(engines_pid, signal.SIGKILL)
             with pytest.raises(ServerError, match="scoring failed"):
                 pending.result(timeout=60)
-        assert client.score(message, ["yes"])[0].reward == expected  # from the cache, which the server holds
-        assert client.score(message, ["no"])[0].status == "ok"
+        assert client.score(messages, ["yes"])[0].reward == expected  # from the cache, which the server holds
+        assert client.score(messages, ["no"])[0].status == "ok"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
 
@@ -137,35 +140,87 @@ def children_of(process: "subprocess.Popen[str]") -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def engines_of(process: "subprocess.Popen[str]") -> int:
-    """The process that computes: the larger one of the server's two children."""
+def find_engines(process: "subprocess.Popen[str]") -> int:
+    """Return the id of the process that computes: the larger one of the server's two children."""
     return max(children_of(process), key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
 
 
-@pytest.mark.parametrize("wait_s", [0.0, 0.05, 0.2, 0.5, 1.0, 2.0])
-def test_an_interruption_while_it_starts_ends_it_quietly(pair: list[str], wait_s: float) -> None:
-    """As Ctrl-C does it: every process of the group gets the signal, those that are only being started too."""
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used so far, in user mode and in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class StartingServer:
+    """A server process that writes its stdout and stderr to files."""
+
+    process: "subprocess.Popen[str]"
+    stdout: Path
+    stderr: Path
+
+    def has_child(self) -> bool:
+        return len(children_of(self.process)) > 0
+
+    def has_engines(self) -> bool:
+        """Tell whether the engines' process has started, after multiprocessing's resource tracker."""
+        return len(children_of(self.process)) > 1
+
+    def is_importing_torch(self) -> bool:
+        return self.has_engines() and "libtorch" in Path(f"/proc/{find_engines(self.process)}/maps").read_text()
+
+    def is_loading(self) -> bool:
+        return "loading" in self.stderr.read_text()
+
+    def is_listening(self) -> bool:
+        return "listening on" in self.stdout.read_text()
+
+
+@pytest.mark.parametrize(
+    "has_reached",
+    [
+        StartingServer.has_child,
+        StartingServer.has_engines,
+        StartingServer.is_importing_torch,
+        StartingServer.is_loading,
+        StartingServer.is_listening,
+    ],
+    ids=["first child", "engines' process", "import of torch", "loading", "listening"],
+)
+def test_an_interruption_at_each_stage_of_the_start_ends_the_server_quietly(
+    pair: list[str], has_reached: Callable[[StartingServer], bool], tmp_path: Path
+) -> None:
+    """Like Ctrl-C in a terminal: each process of the group gets the signal, also those that are starting."""
+    stdout = tmp_path / "stdout"
+    stderr = tmp_path / "stderr"
     command = [sys.executable, "-m", "winnow.cli", "serve", *pair]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT, start_new_session=True) as process:
-        wait_until(lambda: bool(children_of(process)), "the first process that it starts")
-        time.sleep(wait_s)
-        os.killpg(process.pid, signal.SIGINT)
+    with (
+        stdout.open("w") as out,
+        stderr.open("w") as err,
+        subprocess.Popen(command, stdout=out, stderr=err, text=True, cwd=ROOT, start_new_session=True) as process,
+    ):
         try:
-            output, errors = process.communicate(timeout=START_S)
+            server = StartingServer(process, stdout, stderr)
+            wait_until(lambda: has_reached(server), "this stage of the start", START_S)
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(timeout=START_S)
         finally:
             process.kill()
-    assert "KeyboardInterrupt" not in errors
-    assert process.returncode == (0 if output else 130)
+    assert "KeyboardInterrupt" not in stderr.read_text()
+    expected_code = 130
+    if server.is_listening():
+        expected_code = 0
+    assert process.returncode == expected_code
 
 
-def test_the_example_call_names_a_host_that_can_be_called() -> None:
+def test_callable_address_names_a_host_that_clients_can_reach() -> None:
     assert callable_address("0.0.0.0:50051") == f"{socket.gethostname()}:50051"
     assert callable_address("[::]:50051") == f"{socket.gethostname()}:50051"
     assert callable_address("127.0.0.1:50051") == "127.0.0.1:50051"
     assert callable_address("rewards.internal:1") == "rewards.internal:1"
 
 
-def test_a_fault_of_the_files_is_found_before_the_models_are_loaded(pair: list[str], tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_found_before_the_models_are_loaded(pair: list[str], tmp_path: Path) -> None:
     base = shutil.copytree(pair[3], tmp_path / "base", ignore=shutil.ignore_patterns("tokenizer*"))
     with serving([*pair[:2], "--base", str(base), *pair[4:]]) as process:
         _, errors = process.communicate(timeout=START_S)

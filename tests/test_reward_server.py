@@ -1,9 +1,6 @@
 """A real server on a free port, end to end: scores against the oracle, statuses, malformed requests, services."""
 
-import asyncio
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,19 +12,19 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from benchmarks.tiny_models import make_model
 from reward_server.client import CompletionText, Group, RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
+from reward_server.protocol import SERVICE_NAME
 from reward_server.scheduling.scheduler import MAX_FAILED_BATCHES
 from reward_server.scoring.load_pair import open_pair
-from reward_server.serving.server import check_address_is_free, start
-from reward_server.serving.service import SERVICE_NAME
+from reward_server.serving.preflight import check_address_is_free
 from tests.oracle import Oracle
-from tests.served import Served, wait_until
-from tests.tiny_models import make_model
+from tests.served import HeldServer, ServerThread, wait_until
 from winnow import __version__
 from winnow.chat import Chat, load_tokenizer
-from winnow.errors import ServerError, UsageError
+from winnow.errors import ChatError, ServerError, UsageError
 from winnow.records import Message
 from winnow.serve_config import ServeConfig
 
@@ -40,61 +37,66 @@ TEXTS = [
 ]
 
 
-class Hosted:
-    """A server in a thread of its own, with what is needed to check it."""
-
-    def __init__(self, instruct: Path, base: Path) -> None:
-        self.config = ServeConfig(
-            instruct=str(instruct),
-            base=str(base),
-            chat_template="lab",
-            listen="127.0.0.1:0",
-            dtype="float32",
-            device_map="cpu",
-            token_budget=100,
-            max_tokens=128,
-            max_completions=16,
-            cache_bytes=0,
-        )
-        self.chat = Chat(load_tokenizer(str(instruct)), "lab")
-        self.oracles = (Oracle(instruct), Oracle(base))
-        self.pair = open_pair(self.config)
-        self.server = Served(self.config, self.pair)
-        self.address = self.server.address
-
-    def expected(self, text: str, *, with_eos: bool = True) -> tuple[float, float, int]:
-        pair = self.chat.scored_pair([Message.model_validate(one) for one in MESSAGES], text)
-        scored = pair.completion_ids if with_eos else pair.completion_ids[:-1]
-        instruct, base = (oracle.logp(pair.prompt_ids, scored) for oracle in self.oracles)
-        return instruct, base, len(scored)
-
-    def close(self) -> None:
-        self.server.close()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    root = tmp_path_factory.mktemp("served")
+    config = ServeConfig(
+        instruct=str(make_model("mixtral", root / "instruct", seed=1)),
+        base=str(make_model("mixtral", root / "base", seed=2)),
+        chat_template="lab",
+        listen="127.0.0.1:0",
+        dtype="float32",
+        device_map="cpu",
+        token_budget=100,
+        max_tokens=128,
+        max_completions=16,
+        cache_bytes=0,
+    )
+    with ServerThread(config, open_pair(config)) as server_thread:
+        yield server_thread
 
 
 @pytest.fixture(scope="module")
-def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
-    root = tmp_path_factory.mktemp("served")
-    server = Hosted(make_model("mixtral", root / "instruct", seed=1), make_model("mixtral", root / "base", seed=2))
-    yield server
-    server.close()
+def chat(server: ServerThread) -> Chat:
+    return Chat(load_tokenizer(server.config.instruct), "lab")
+
+
+Expect = Callable[[str, bool], tuple[float, float, int]]
+
+
+@pytest.fixture(scope="module")
+def expect(server: ServerThread, chat: Chat) -> Expect:
+    """Return a function: text, and whether EOS is scored, to instruct logp, base logp and number of scored tokens."""
+    instruct_oracle = Oracle(Path(server.config.instruct))
+    base_oracle = Oracle(Path(server.config.base))
+
+    def logps_of(text: str, with_eos: bool) -> tuple[float, float, int]:
+        messages = [Message.model_validate(message) for message in MESSAGES]
+        prompt_ids, scored_ids = chat.encode_completion(messages, text)
+        if not with_eos:
+            scored_ids = scored_ids[:-1]
+        instruct = instruct_oracle.logp(prompt_ids, scored_ids)
+        base = base_oracle.logp(prompt_ids, scored_ids)
+        return instruct, base, len(scored_ids)
+
+    return logps_of
 
 
 @pytest.fixture
-def client(hosted: Hosted) -> Iterator[RewardClient]:
-    with RewardClient(hosted.address, timeout_s=60) as connected:
+def client(server: ServerThread) -> Iterator[RewardClient]:
+    with RewardClient(server.address, timeout_s=60) as connected:
         yield connected
 
 
 @pytest.fixture
-def channel(hosted: Hosted) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(hosted.address) as connected:
+def channel(server: ServerThread) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.address) as connected:
         yield connected
 
 
-def test_rewards_are_the_oracle_s(hosted: Hosted, client: RewardClient) -> None:
+def test_rewards_equal_the_oracles(expect: Expect, client: RewardClient) -> None:
     for scored, text in zip(client.score(MESSAGES, TEXTS), TEXTS, strict=True):
-        instruct, base, num_tokens = hosted.expected(text)
+        instruct, base, num_tokens = expect(text, True)
         assert (scored.status, scored.error, scored.num_tokens) == ("ok", "", num_tokens)
         assert scored.instruct_logp == pytest.approx(instruct, abs=1e-3)
         assert scored.base_logp == pytest.approx(base, abs=1e-3)
@@ -118,8 +120,8 @@ def test_token_logprobs_come_on_request_only(client: RewardClient) -> None:
     assert (scored.token_ids, scored.instruct_token_logprobs, scored.base_token_logprobs) == (None, None, None)
 
 
-def test_options_make_the_reward(hosted: Hosted, client: RewardClient) -> None:
-    instruct, base, num_tokens = hosted.expected(TEXTS[0])
+def test_options_define_the_reward(expect: Expect, client: RewardClient) -> None:
+    instruct, base, num_tokens = expect(TEXTS[0], True)
     scaled = client.score(MESSAGES, TEXTS[:1], normalization="mean", beta=0.5)[0]
     assert scaled.reward == pytest.approx(0.5 * (instruct - base) / num_tokens, abs=1e-3)
     assert scaled.normalization == "mean"
@@ -132,32 +134,33 @@ def test_options_make_the_reward(hosted: Hosted, client: RewardClient) -> None:
     ("eos_policy", "is_finished", "with_eos"),
     [("include", False, True), ("exclude", True, False), ("if_finished", True, True), ("if_finished", False, False)],
 )
-def test_the_eos_policy_is_kept(
-    hosted: Hosted, client: RewardClient, eos_policy: Any, is_finished: bool, with_eos: bool
+def test_the_eos_policy_decides_whether_eos_is_scored(
+    expect: Expect, client: RewardClient, eos_policy: Any, is_finished: bool, with_eos: bool
 ) -> None:
     scored = client.score(MESSAGES, [CompletionText(TEXTS[0], is_finished)], eos_policy=eos_policy)[0]
-    instruct, _, num_tokens = hosted.expected(TEXTS[0], with_eos=with_eos)
+    instruct, _, num_tokens = expect(TEXTS[0], with_eos)
     assert scored.instruct_logp == pytest.approx(instruct, abs=1e-3)
     assert (scored.num_tokens, scored.is_eos_scored, scored.is_truncated) == (num_tokens, with_eos, not is_finished)
 
 
-def test_token_ids_score_as_their_text_does(hosted: Hosted, client: RewardClient) -> None:
-    messages = [Message.model_validate(one) for one in MESSAGES]
-    pairs = [hosted.chat.scored_pair(messages, text) for text in TEXTS]
+def test_token_ids_get_the_rewards_of_their_texts(chat: Chat, client: RewardClient) -> None:
+    messages = [Message.model_validate(message) for message in MESSAGES]
+    prompt_ids, completions = chat.encode_completions(messages, TEXTS)
     as_text = [scored.reward for scored in client.score(MESSAGES, TEXTS)]
-    completions = [pair.completion_ids for pair in pairs]
-    for prompt in (MESSAGES, pairs[0].prompt_ids):
-        assert [scored.reward for scored in client.score(prompt, completions)] == pytest.approx(as_text, abs=1e-4)
+    completion_ids = [ids for ids in completions if not isinstance(ids, ChatError)]
+    for prompt in (MESSAGES, prompt_ids):
+        assert [scored.reward for scored in client.score(prompt, completion_ids)] == pytest.approx(as_text, abs=1e-4)
 
 
 def test_one_bad_completion_never_fails_its_group(client: RewardClient) -> None:
     bad = {"": "empty_completion", "word " * 200: "too_long", "a<|endoftext|>": "control_token"}
     scored = client.score(MESSAGES, [TEXTS[0], *bad, TEXTS[1]])
-    assert [one.status for one in scored] == ["ok", *bad.values(), "ok"]
-    assert [one.reward for one in scored[1:-1]] == [None] * len(bad)
-    assert all(one.error for one in scored[1:-1])
+    assert [completion.status for completion in scored] == ["ok", *bad.values(), "ok"]
+    assert [completion.reward for completion in scored[1:-1]] == [None] * len(bad)
+    assert all(completion.error for completion in scored[1:-1])
     alone = client.score(MESSAGES, [TEXTS[0], TEXTS[1]])
-    assert [scored[0].reward, scored[-1].reward] == pytest.approx([one.reward for one in alone], abs=1e-4)
+    rewards_alone = [completion.reward for completion in alone]
+    assert [scored[0].reward, scored[-1].reward] == pytest.approx(rewards_alone, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +176,8 @@ def test_a_bad_prompt_is_a_status_of_each_completion(
     client: RewardClient, messages: list[dict[str, str]], error: str
 ) -> None:
     scored = client.score(messages, TEXTS[:2])
-    assert {one.status for one in scored} <= {"invalid_conversation", "control_token", "too_long"}
-    assert all(error in one.error for one in scored)
+    assert {completion.status for completion in scored} <= {"invalid_conversation", "control_token", "too_long"}
+    assert all(error in completion.error for completion in scored)
 
 
 @pytest.mark.parametrize(
@@ -187,19 +190,22 @@ def test_a_bad_prompt_is_a_status_of_each_completion(
     ],
 )
 def test_bad_token_ids_have_statuses(client: RewardClient, completion: list[int], eos_policy: Any, status: str) -> None:
-    assert [one.status for one in client.score(MESSAGES, [completion, [9, 1]], eos_policy=eos_policy)] == [status, "ok"]
+    scored = client.score(MESSAGES, [completion, [9, 1]], eos_policy=eos_policy)
+    assert [completion.status for completion in scored] == [status, "ok"]
 
 
-def test_what_is_not_finite_is_a_status(hosted: Hosted, client: RewardClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    logprobs = hosted.pair.base.engine.logprobs
+def test_a_score_that_is_not_finite_is_a_status(
+    server: ServerThread, client: RewardClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logprobs = server.pair.base.engine.logprobs
 
     def overflowing(groups: Any) -> Any:
         values = logprobs(groups)
         values[0][1] = np.full_like(values[0][1], -np.inf)
         return values
 
-    monkeypatch.setattr(hosted.pair.base.engine, "logprobs", overflowing)
-    assert [one.status for one in client.score(MESSAGES, TEXTS[:3])] == ["ok", "non_finite", "ok"]
+    monkeypatch.setattr(server.pair.base.engine, "logprobs", overflowing)
+    assert [completion.status for completion in client.score(MESSAGES, TEXTS[:3])] == ["ok", "non_finite", "ok"]
 
 
 def message(role: str = "user", content: str = "Hi") -> pb.Messages:
@@ -234,12 +240,12 @@ def test_a_malformed_request_is_an_invalid_argument(channel: grpc.Channel, reque
         list(stub.ScoreStream(iter([request_]), timeout=30))
 
 
-def test_what_was_not_foreseen_is_internal_and_the_server_goes_on(
-    hosted: Hosted, client: RewardClient, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+def test_an_unexpected_error_is_internal_and_the_server_continues(
+    server: ServerThread, client: RewardClient, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
     with monkeypatch.context() as broken:
-        broken.setattr(hosted.pair.base.engine, "logprobs", lambda group: 1 / 0)
+        broken.setattr(server.pair.base.engine, "logprobs", lambda group: 1 / 0)
         with pytest.raises(grpc.RpcError, match="ZeroDivisionError") as caught:
             stub.Score(pb.ScoreRequest(messages=message(), completions=[text()]), timeout=30)
     assert caught.value.code() == grpc.StatusCode.INTERNAL
@@ -247,7 +253,7 @@ def test_what_was_not_foreseen_is_internal_and_the_server_goes_on(
 
 
 def test_health_follows_an_engine_that_fails_batch_after_batch(
-    hosted: Hosted, client: RewardClient, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+    server: ServerThread, client: RewardClient, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     health = HealthStub(channel)
 
@@ -256,7 +262,7 @@ def test_health_follows_an_engine_that_fails_batch_after_batch(
         return {health.Check(HealthCheckRequest(service=name), timeout=30).status for name in names}
 
     with monkeypatch.context() as broken:
-        broken.setattr(hosted.pair.base.engine, "logprobs", lambda group: 1 / 0)
+        broken.setattr(server.pair.base.engine, "logprobs", lambda group: 1 / 0)
         for _ in range(MAX_FAILED_BATCHES):
             assert statuses() == {HealthCheckResponse.SERVING}
             with pytest.raises(ServerError, match="ZeroDivisionError"):
@@ -266,23 +272,24 @@ def test_health_follows_an_engine_that_fails_batch_after_batch(
     wait_until(lambda: statuses() == {HealthCheckResponse.SERVING}, "SERVING again")
 
 
-def test_a_prompt_of_thousands_of_messages_holds_nobody_up(client: RewardClient) -> None:
-    turns = [{"role": role, "content": "a"} for _ in range(20_000) for role in ("user", "assistant")]
-    scored = client.score([*turns, MESSAGES[1]], TEXTS[:2])
-    assert [one.status for one in scored] == ["too_long"] * 2
+def test_a_prompt_of_thousands_of_messages_is_not_rendered(client: RewardClient) -> None:
+    exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    scored = client.score([*exchange * 20_000, MESSAGES[1]], TEXTS[:2])
+    assert [completion.status for completion in scored] == ["too_long"] * 2
     assert "40001 messages, more than 512" in scored[0].error
 
 
-def test_a_stream_answers_in_the_order_of_its_groups(client: RewardClient) -> None:
+def test_score_many_keeps_the_order_of_its_groups(client: RewardClient) -> None:
     groups = [Group([{"role": "user", "content": f"What is {i} + 3?"}], TEXTS[: 1 + i % 3]) for i in range(12)]
     one_by_one = [client.score(group.prompt, group.completions) for group in groups]
-    streamed = list(client.score_many(iter(groups), concurrency=4))
-    assert [len(scored) for scored in streamed] == [len(group.completions) for group in groups]
-    for ours, theirs in zip(streamed, one_by_one, strict=True):
-        assert [one.reward for one in ours] == pytest.approx([one.reward for one in theirs], abs=1e-4)
+    concurrent = list(client.score_many(iter(groups), concurrency=4))
+    assert [len(scored) for scored in concurrent] == [len(group.completions) for group in groups]
+    for scored, expected in zip(concurrent, one_by_one, strict=True):
+        expected_rewards = [completion.reward for completion in expected]
+        assert [completion.reward for completion in scored] == pytest.approx(expected_rewards, abs=1e-4)
 
 
-def test_clients_at_once_get_their_own_answers(client: RewardClient) -> None:
+def test_concurrent_calls_get_the_responses_to_their_requests(client: RewardClient) -> None:
     questions = [[{"role": "user", "content": f"What is {number} + 3?"}] for number in range(16)]
     alone = [client.score(question, TEXTS[:2])[1].reward for question in questions]
     with ThreadPoolExecutor(8) as threads:
@@ -290,77 +297,49 @@ def test_clients_at_once_get_their_own_answers(client: RewardClient) -> None:
     assert together == pytest.approx(alone, abs=1e-4)
 
 
-def test_a_caller_that_leaves_takes_its_waiting_groups_along(
-    hosted: Hosted, channel: grpc.Channel, client: RewardClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logprobs, is_free, num_scored = hosted.pair.instruct.engine.logprobs, threading.Event(), 0
-
-    def waiting(group: Any) -> Any:
-        nonlocal num_scored
-        num_scored += 1
-        is_free.wait(30)
-        return logprobs(group)
-
-    monkeypatch.setattr(hosted.pair.instruct.engine, "logprobs", waiting)
-    stub = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
-    request = pb.ScoreRequest(messages=message(), completions=[text()])
-    calls = [stub.Score.future(request, timeout=30) for _ in range(5)]
-    while num_scored == 0:
-        time.sleep(0.01)
-    for call in calls[1:]:
-        call.cancel()
-    client.server_info()
-    time.sleep(0.2)
-    is_free.set()
-    assert calls[0].result().completions[0].status == pb.STATUS_OK
-    assert client.score(MESSAGES, TEXTS[:1])[0].status == "ok"
-    assert num_scored <= 3
+def test_groups_of_callers_that_left_are_not_computed(server: ServerThread) -> None:
+    with HeldServer(server.config, server.pair) as held_server:
+        first = held_server.hold()
+        gone = [held_server.call(marker) for marker in range(20, 24)]
+        held_server.wait_for_groups(4)
+        for call in gone:
+            call.cancel()
+        held_server.wait_for_groups(0)
+        held_server.engine.may_compute.set()
+        assert first.result(timeout=30).completions[0].status == pb.STATUS_OK
+        assert held_server.call(30).result(timeout=30).completions[0].status == pb.STATUS_OK
+        assert held_server.markers_after_hold() == [[30]]
 
 
-def test_calls_in_progress_end_before_the_server_does(hosted: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
-    logprobs = hosted.pair.instruct.engine.logprobs
-
-    def slow(group: Any) -> Any:
-        time.sleep(0.5)
-        return logprobs(group)
-
-    monkeypatch.setattr(hosted.pair.instruct.engine, "logprobs", slow)
-    response, health = asyncio.run(drained_in_mid_call(hosted))
-    assert response.completions[0].status == pb.STATUS_OK
-    assert health == HealthCheckResponse.NOT_SERVING
-
-
-async def drained_in_mid_call(hosted: Hosted) -> tuple[Any, Any]:
-    running = await start(hosted.config, hosted.pair)
-    async with grpc.aio.insecure_channel(running.address) as channel:
-        watch = HealthStub(channel).Watch(HealthCheckRequest(service=SERVICE_NAME))
-        assert (await watch.read()).status == HealthCheckResponse.SERVING
-        stub = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
-        call = asyncio.ensure_future(stub.Score(pb.ScoreRequest(messages=message(), completions=[text()])))
-        await asyncio.sleep(0.2)
-        draining = asyncio.ensure_future(running.drain(5.0))
-        health = (await watch.read()).status
-        watch.cancel()
-        response = await call
-        await draining
-    return response, health
+def test_a_call_in_progress_ends_before_the_server_does(server: ServerThread) -> None:
+    with HeldServer(server.config, server.pair) as held_server:
+        watch = HealthStub(held_server.channel).Watch(HealthCheckRequest(service=SERVICE_NAME), timeout=60)
+        assert next(watch).status == HealthCheckResponse.SERVING
+        call = held_server.hold()
+        draining = held_server.submit(held_server.running.drain(30.0))
+        assert next(watch).status == HealthCheckResponse.NOT_SERVING
+        assert not call.done()
+        assert not draining.done()
+        held_server.engine.may_compute.set()
+        assert call.result(timeout=30).completions[0].status == pb.STATUS_OK
+        draining.result(30)
 
 
-def test_the_server_says_what_it_has_loaded(hosted: Hosted, client: RewardClient) -> None:
+def test_server_info_describes_the_loaded_models(server: ServerThread, chat: Chat, client: RewardClient) -> None:
     info = client.server_info()
     assert info.winnow_version == __version__
-    assert (info.instruct.name, info.base.name) == (hosted.config.instruct, hosted.config.base)
+    assert (info.instruct.name, info.base.name) == (server.config.instruct, server.config.base)
     assert (info.instruct.dtype, info.instruct.device, info.instruct.chat_template) == ("float32", "cpu", "lab")
     assert info.instruct.weight_hash != info.base.weight_hash
     assert info.instruct.tokenizer_hash == info.base.tokenizer_hash
-    assert info.instruct.template_hash == hosted.chat.template_hash
+    assert info.instruct.template_hash == chat.template_hash
     assert (info.base_prompt, info.has_shared_tokenizer) == ("same", True)
     assert (info.max_tokens, info.max_completions, info.token_budget) == (128, 16, 100)
-    limits = (hosted.config.max_message_bytes, hosted.config.queue.max_tokens)
+    limits = (server.config.max_message_bytes, server.config.queue.max_tokens)
     assert (info.max_message_bytes, info.max_queued_tokens) == limits
 
 
-def test_health_answers_for_the_server_and_the_service(channel: grpc.Channel, client: RewardClient) -> None:
+def test_health_reports_the_server_and_the_service(channel: grpc.Channel, client: RewardClient) -> None:
     for service in ("", SERVICE_NAME):
         response = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=30)
         assert response.status == HealthCheckResponse.SERVING
@@ -372,8 +351,8 @@ def test_reflection_names_the_services(channel: grpc.Channel) -> None:
     assert {SERVICE_NAME, "grpc.health.v1.Health"} <= set(services)
 
 
-def test_a_taken_address_is_refused_at_once(hosted: Hosted) -> None:
+def test_a_taken_address_is_refused_at_once(server: ServerThread) -> None:
     with pytest.raises(UsageError, match="take another port"):
-        check_address_is_free(hosted.address)
+        check_address_is_free(server.address)
     with pytest.raises(UsageError, match="should be HOST:PORT"):
         check_address_is_free("localhost")

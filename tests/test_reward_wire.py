@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tiny_models import make_model
+from reward_server.groups import CompletionText, Group
 from reward_server.pb import reward_pb2 as pb
 from reward_server.scoring.load_pair import open_pair
-from reward_server.scoring.model_pair import Options, Pair
+from reward_server.scoring.model_pair import Pair
 from reward_server.serving.wire import MalformedError, parse_group, parse_options, reward_definition
-from tests.tiny_models import make_model
+from winnow.records import Message
+from winnow.reward_options import RewardOptions
 from winnow.serve_config import ServeConfig
 
 TEXT = pb.Completion(text=pb.CompletionText(text="It is 5.", is_finished=True))
@@ -17,6 +20,10 @@ TOKENS = pb.Completion(token_ids=pb.TokenIds(ids=[7, 8]))
 MESSAGES = pb.Messages(messages=[pb.Message(role="user", content="What is 2 + 3?")])
 PROMPT_IDS = pb.TokenIds(ids=[0, 9])
 REWARDBENCH = pb.RECIPE_REWARDBENCH
+
+
+def messages_of(group: Group) -> list[Message]:
+    return [message for message in group.prompt if isinstance(message, Message)]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 
 
 def test_unset_options_are_the_defaults() -> None:
-    assert parse_options(pb.ScoreOptions()) == Options()
+    options = parse_options(pb.ScoreOptions())
+    assert options == RewardOptions()
+    assert options.resolved_eos_policy == "if_finished"
 
 
 def test_options_arrive_as_they_were_sent() -> None:
@@ -37,11 +46,21 @@ def test_options_arrive_as_they_were_sent() -> None:
         beta=0.1,
         eos_policy=pb.EOS_POLICY_EXCLUDE,
         is_reference_free=True,
+        want_token_logprobs=True,
         instruction="Be safe.",
         instruction_scope=pb.INSTRUCTION_SCOPE_INSTRUCT_ONLY,
         recipe=pb.RECIPE_WINNOW,
     )
-    assert parse_options(sent) == Options("mean", 0.1, "exclude", True, "Be safe.", "instruct_only", "winnow")
+    assert parse_options(sent) == RewardOptions(
+        normalization="mean",
+        beta=0.1,
+        eos_policy="exclude",
+        is_reference_free=True,
+        want_token_logprobs=True,
+        instruction="Be safe.",
+        instruction_scope="instruct_only",
+        recipe="winnow",
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,19 +73,20 @@ def test_options_arrive_as_they_were_sent() -> None:
     ],
 )
 def test_an_unknown_value_is_malformed(option: str, kind: str) -> None:
-    with pytest.raises(MalformedError, match=rf"options\.{option} 9 is no value of {kind}"):
+    with pytest.raises(MalformedError, match=rf"options\.{option} 9 is not a value of {kind}"):
         parse_options(pb.ScoreOptions(**{option: 9}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_beta_that_is_no_scale_is_malformed(beta: float) -> None:
+def test_a_beta_that_is_not_above_0_is_malformed(beta: float) -> None:
     with pytest.raises(MalformedError, match=r"options\.beta"):
         parse_options(pb.ScoreOptions(beta=beta))
 
 
 def test_rewardbench_is_the_sum_with_every_eos() -> None:
-    expected = Options("sum", 1.0, "include", recipe="rewardbench")
-    assert parse_options(pb.ScoreOptions(recipe=REWARDBENCH)) == expected
+    unset = parse_options(pb.ScoreOptions(recipe=REWARDBENCH))
+    assert unset == RewardOptions(recipe="rewardbench")
+    assert (unset.normalization, unset.beta, unset.resolved_eos_policy) == ("sum", 1.0, "include")
     named = pb.ScoreOptions(
         recipe=REWARDBENCH,
         normalization=pb.NORMALIZATION_SUM,
@@ -74,11 +94,11 @@ def test_rewardbench_is_the_sum_with_every_eos() -> None:
         beta=1.0,
         is_reference_free=True,
     )
-    assert parse_options(named) == replace(expected, is_reference_free=True)
+    assert parse_options(named) == unset.replace(eos_policy="include", is_reference_free=True)
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "way_out"),
+    ("option", "value", "required"),
     [
         ("normalization", pb.NORMALIZATION_MEAN, "normalization sum"),
         ("eos_policy", pb.EOS_POLICY_EXCLUDE, "eos_policy include"),
@@ -87,8 +107,8 @@ def test_rewardbench_is_the_sum_with_every_eos() -> None:
         ("instruction", "Be safe.", "no instruction"),
     ],
 )
-def test_rewardbench_with_options_of_another_reward_is_malformed(option: str, value: Any, way_out: str) -> None:
-    with pytest.raises(MalformedError, match=f"recipe rewardbench goes with {way_out}; set it so or leave it unset"):
+def test_rewardbench_with_options_of_another_reward_is_malformed(option: str, value: Any, required: str) -> None:
+    with pytest.raises(MalformedError, match=f"recipe rewardbench goes with {required}; set it so or leave it unset"):
         parse_options(pb.ScoreOptions(recipe=REWARDBENCH, **{option: value}))
 
 
@@ -109,9 +129,24 @@ def test_rewardbench_with_options_of_another_reward_is_malformed(option: str, va
         ),
     ],
 )
-def test_token_ids_go_with_nothing_that_renders(request_: pb.ScoreRequest, problem: str) -> None:
+def test_token_ids_are_refused_with_options_that_render(request_: pb.ScoreRequest, problem: str) -> None:
     with pytest.raises(MalformedError, match=problem):
         parse_group(request_, 4)
+
+
+def test_parse_group_returns_messages_texts_and_token_ids() -> None:
+    messages = pb.Messages(
+        messages=[pb.Message(role="user", content="What is 2 + 3?"), pb.Message(role="tool", content="5")]
+    )
+    group = parse_group(pb.ScoreRequest(messages=messages, completions=[TEXT, TOKENS]), 4)
+    # The renderer refuses an unknown role: it is a status of each completion.
+    assert [(message.role, message.content) for message in messages_of(group)] == [
+        ("user", "What is 2 + 3?"),
+        ("tool", "5"),
+    ]
+    assert group.completions == [CompletionText("It is 5."), (7, 8)]
+    with_prompt_ids = parse_group(pb.ScoreRequest(prompt_token_ids=PROMPT_IDS, completions=[TOKENS]), 4)
+    assert (with_prompt_ids.prompt, with_prompt_ids.completions) == ((0, 9), [(7, 8)])
 
 
 def test_an_instruction_before_a_completion_of_token_ids_is_fine() -> None:
@@ -121,15 +156,22 @@ def test_an_instruction_before_a_completion_of_token_ids_is_fine() -> None:
 
 def test_rewardbench_needs_one_tokenizer(pairs: dict[str, Pair]) -> None:
     group = parse_group(pb.ScoreRequest(messages=MESSAGES, completions=[TEXT]), 4)
-    two = replace(pairs["same"], has_shared_tokenizer=False)
-    assert "one tokenizer" in two.refusal(group, Options(recipe="rewardbench"))
-    assert two.refusal(group, Options()) == ""
+    pair = replace(pairs["same"], has_shared_tokenizer=False)
+    assert "one tokenizer" in pair.refusal(group, RewardOptions(recipe="rewardbench"))
+    assert pair.refusal(group, RewardOptions()) == ""
 
 
 def test_the_definition_names_all_that_decides(pairs: dict[str, Pair]) -> None:
     pair = pairs["plain"]
-    options = Options("mean", 0.1, "exclude", instruction="Be safe.", instruction_scope="instruct_only")
-    instruct, base = pair.instruct.facts, pair.base.facts
+    options = RewardOptions(
+        normalization="mean",
+        beta=0.1,
+        eos_policy="exclude",
+        instruction="Be safe.",
+        instruction_scope="instruct_only",
+    )
+    instruct = pair.instruct.facts
+    base = pair.base.facts
     assert reward_definition(pair, options) == pb.RewardDefinition(
         recipe="winnow",
         normalization="mean",
@@ -147,8 +189,8 @@ def test_the_definition_names_all_that_decides(pairs: dict[str, Pair]) -> None:
 
 
 def test_the_definition_is_the_same_for_what_makes_no_difference(pairs: dict[str, Pair]) -> None:
-    for options in (Options(is_reference_free=True), Options(eos_policy="include", recipe="rewardbench")):
+    for options in (RewardOptions(is_reference_free=True), RewardOptions(recipe="rewardbench")):
         assert reward_definition(pairs["same"], options) == reward_definition(pairs["plain"], options)
-    scoped = Options(instruction_scope="instruct_only")
-    assert reward_definition(pairs["same"], scoped) == reward_definition(pairs["same"], Options())
-    assert reward_definition(pairs["same"], Options()) != reward_definition(pairs["plain"], Options())
+    scoped = RewardOptions(instruction_scope="instruct_only")
+    assert reward_definition(pairs["same"], scoped) == reward_definition(pairs["same"], RewardOptions())
+    assert reward_definition(pairs["same"], RewardOptions()) != reward_definition(pairs["plain"], RewardOptions())

@@ -1,21 +1,23 @@
-"""Recipe rewardbench: the tokens and the rewards of a padded pair, short and cut; what goes along with it."""
+"""Recipe rewardbench: tokens and rewards equal those of PaddedPairs, for short and for cut pairs."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reward_server.engines.transformers import TransformersEngine
+from benchmarks.tiny_models import make_model
+from reward_server.groups import CompletionText, Group
 from reward_server.scoring.load_pair import open_pair
-from reward_server.scoring.model_pair import Options, Pair
-from reward_server.scoring.rendering import Conversation, PromptGroup, ScoredTokens, Text
-from reward_server.scoring.rewardbench import MAX_LENGTH, Row, cut
+from reward_server.scoring.model_pair import Pair
+from reward_server.scoring.rewardbench import MAX_LENGTH, cut
+from reward_server.scoring.spans import RenderedCompletion
 from tests.padded_pairs import PaddedPairs
-from tests.tiny_models import make_model
 from winnow.chat import template_source
+from winnow.records import Message
+from winnow.reward_options import RewardOptions
 from winnow.serve_config import ServeConfig
 
-RECIPE = Options(eos_policy="include", recipe="rewardbench")
+OPTIONS = RewardOptions(recipe="rewardbench")
 CHATML_LIKE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -23,17 +25,17 @@ CHATML_LIKE = (
 GLUED = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}{{ eos_token if messages | length > 1 }}"
 WORDS = "The quick brown fox jumps over the lazy dog near the river bank. "
 
-SHORT = ("What is 2 + 3?", ("It is 5.", "It is the lazy dog, I think."))
+# Name -> question and its two completions.
 PAIRS = {
-    "short": SHORT,
+    "short": ("What is 2 + 3?", ("It is 5.", "It is the lazy dog, I think.")),
     "empty": ("What is 2 + 3?", ("", "It is 5.")),
     "a control token": ("What is 2 + 3?", ("It is<|endoftext|> 5.", "</s><s>")),
-    "a merge into one answer only": ("The quick brow", ("n fox", "!")),
-    "the prompt in the answer": ("Say it.", ("<s>Say it.\n\nSay it.", "<s><|user|>\nSay it.\n yes")),
+    "a merge into one completion only": ("The quick brow", ("n fox", "!")),
+    "the prompt in the completion": ("Say it.", ("<s>Say it.\n\nSay it.", "<s><|user|>\nSay it.\n yes")),
     "a long prompt": (WORDS * 130, ("It is 5.", "It is the lazy dog.")),
-    "a long answer": ("What is 2 + 3?", (WORDS * 160, "It is 5.")),
+    "a long completion": ("What is 2 + 3?", (WORDS * 160, "It is 5.")),
     "both long": (WORDS * 130, ("It is 5.", WORDS * 160)),
-    "an answer that fits once the prompt is cut": (WORDS * 100, ("It is 5.", WORDS * 60)),
+    "a completion that fits once the prompt is cut": (WORDS * 100, ("It is 5.", WORDS * 60)),
 }
 
 
@@ -50,7 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if "{" not in request.param:
         return str(request.param)
-    path = tmp_path_factory.mktemp("template") / "own.jinja"
+    path = tmp_path_factory.mktemp("template") / "template.jinja"
     path.write_text(request.param)
     return str(path)
 
@@ -71,9 +73,9 @@ def config_of(folders: list[Path], template: str, **settings: Any) -> ServeConfi
     return ServeConfig(instruct=str(folders[0]), base=str(folders[1]), **{**fixed, **settings})
 
 
-def group_of(name: str) -> PromptGroup:
-    question, answers = PAIRS[name]
-    return PromptGroup(Conversation((("user", question),)), tuple(Text(answer, True) for answer in answers))
+def group_of(name: str) -> Group:
+    question, completions = PAIRS[name]
+    return Group([Message(role="user", content=question)], [CompletionText(text) for text in completions])
 
 
 def messages_of(name: str) -> list[dict[str, str]]:
@@ -81,38 +83,39 @@ def messages_of(name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_tokens_are_those_of_a_padded_pair(pair: Pair, padded: PaddedPairs, name: str) -> None:
-    work = pair.prepare(group_of(name), RECIPE)
+def test_tokens_equal_those_of_padded_pairs(pair: Pair, padded: PaddedPairs, name: str) -> None:
+    group = pair.render(group_of(name), OPTIONS)
     expected = padded.encoded(messages_of(name), PAIRS[name][1])
-    for index, theirs in enumerate(expected):
-        ours, base = work.tokens[index]
-        assert ours is base
-        assert (ours.prompt_ids, ours.span.token_ids) == (theirs.before, theirs.scored)
-        assert len(ours.prompt_ids) + len(ours.span.token_ids) <= MAX_LENGTH
+    for index, encoded in enumerate(expected):
+        rendered = group.instruct[index]
+        assert group.base[index] is rendered
+        assert (rendered.prompt_ids, rendered.scored_ids) == (encoded.prompt_ids, encoded.scored_ids)
+        assert rendered.is_eos_scored == (rendered.scored_ids[-1] == pair.instruct.renderer.chat.eos_token_id)
+        assert rendered.num_tokens <= MAX_LENGTH
 
 
-@pytest.mark.parametrize("name", ["short", "a merge into one answer only", "both long"])
-def test_the_rewards_are_those_of_a_padded_pair(
-    pair: Pair, padded: PaddedPairs, folders: list[Path], name: str
-) -> None:
-    outcomes = pair.score([pair.prepare(group_of(name), RECIPE)])[0]
+@pytest.mark.parametrize("name", ["short", "a merge into one completion only", "both long"])
+def test_rewards_equal_those_of_padded_pairs(pair: Pair, padded: PaddedPairs, folders: list[Path], name: str) -> None:
+    results, _ = pair.score([pair.render(group_of(name), OPTIONS)])
     encoded = padded.encoded(messages_of(name), PAIRS[name][1])
-    model, reference = (padded.logps(folder, encoded) for folder in folders)
-    for outcome, ours, theirs in zip(outcomes, model, reference, strict=True):
-        assert outcome.ratio is not None
-        assert outcome.ratio.instruct_logp == pytest.approx(ours, abs=1e-3, rel=1e-6)
-        assert outcome.ratio.reward == pytest.approx(ours - theirs, abs=2e-3)
+    instruct_logps, base_logps = (padded.logps(folder, encoded) for folder in folders)
+    for result, instruct_logp, base_logp in zip(results[0], instruct_logps, base_logps, strict=True):
+        assert result.instruct_logp == pytest.approx(instruct_logp, abs=1e-3, rel=1e-6)
+        assert result.reward == pytest.approx(instruct_logp - base_logp, abs=2e-3)
 
 
-def test_what_is_cut_says_so_and_nothing_else_does(pair: Pair) -> None:
-    cuts = {
-        name: [ours.is_truncated for ours, _ in pair.prepare(group_of(name), RECIPE).tokens.values()] for name in PAIRS
-    }
-    assert {name: flags for name, flags in cuts.items() if any(flags)} == {
+def test_only_cut_completions_are_marked_as_truncated(pair: Pair) -> None:
+    truncated = {}
+    for name in PAIRS:
+        rendered = pair.render(group_of(name), OPTIONS).instruct.values()
+        flags = [completion.is_truncated for completion in rendered]
+        if any(flags):
+            truncated[name] = flags
+    assert truncated == {
         "a long prompt": [True, True],
-        "a long answer": [True, False],
+        "a long completion": [True, False],
         "both long": [True, True],
-        "an answer that fits once the prompt is cut": [True, True],
+        "a completion that fits once the prompt is cut": [True, True],
     }
 
 
@@ -129,34 +132,35 @@ def test_what_is_cut_says_so_and_nothing_else_does(pair: Pair) -> None:
         (100, 10, 1949, (100, 10)),
     ],
 )
-def test_the_limits_are_128_1920_and_2048(
+def test_cut_keeps_128_tokens_of_the_prompt_and_1920_of_the_completion(
     num_prompt: int, num_scored: int, longest: int, kept: tuple[int, int]
 ) -> None:
-    row = Row(list(range(num_prompt)), list(range(num_scored)))
-    short = cut(row, longest)
+    prompt_ids = list(range(num_prompt))
+    scored_ids = list(range(num_scored))
+    short = cut(RenderedCompletion(prompt_ids, scored_ids, is_eos_scored=True, is_truncated=False), longest)
     assert (len(short.prompt_ids), len(short.scored_ids)) == kept
-    assert short.prompt_ids == row.prompt_ids[num_prompt - kept[0] :]
-    assert short.scored_ids == row.scored_ids[: kept[1]]
-    assert short.is_cut == (kept != (num_prompt, num_scored))
+    assert short.prompt_ids == prompt_ids[num_prompt - kept[0] :]
+    assert short.scored_ids == scored_ids[: kept[1]]
+    assert short.is_eos_scored == (kept[1] == num_scored)
+    assert short.is_truncated == (kept != (num_prompt, num_scored))
 
 
-def test_the_base_model_reads_the_same_also_where_it_has_a_plain_form(folders: list[Path]) -> None:
+def test_both_models_read_the_same_also_with_a_plain_base_prompt(folders: list[Path]) -> None:
     pair = open_pair(config_of(folders, "lab", base_prompt="plain"))
-    ours, theirs = pair.prepare(group_of("short"), RECIPE).tokens[0]
-    assert ours is theirs
+    group = pair.render(group_of("short"), OPTIONS)
+    assert group.instruct[0] is group.base[0]
 
 
-def test_a_conversation_that_ends_otherwise_is_a_status(folders: list[Path]) -> None:
+def test_a_prompt_that_does_not_end_with_the_user_is_a_status(folders: list[Path]) -> None:
     pair = open_pair(config_of(folders, "lab"))
-    group = PromptGroup(Conversation((("assistant", "Hi"),)), (Text("a", True), Text("b", True)))
-    refused = pair.prepare(group, RECIPE).refused
+    group = Group([Message(role="assistant", content="Hi")], [CompletionText("a"), CompletionText("b")])
+    refused = pair.render(group, OPTIONS).refused
     assert [refused[index].status for index in (0, 1)] == ["invalid_conversation"] * 2
     assert "should be user" in refused[0].error
 
 
-def test_what_the_models_cannot_read_is_too_long_and_not_cut(folders: list[Path]) -> None:
+def test_a_pair_beyond_max_tokens_is_too_long_and_not_cut_further(folders: list[Path]) -> None:
     pair = open_pair(config_of(folders, "lab", max_tokens=1000))
-    work = pair.prepare(group_of("a long answer"), RECIPE)
-    assert work.refused[0].status == "too_long"
-    assert isinstance(work.tokens[1][0], ScoredTokens)
-    assert isinstance(pair.instruct.engine, TransformersEngine)
+    group = pair.render(group_of("a long completion"), OPTIONS)
+    assert group.refused[0].status == "too_long"
+    assert list(group.instruct) == [1]

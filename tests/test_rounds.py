@@ -1,4 +1,4 @@
-"""The loop on tiny models: a real server over a real socket, kills at several points, the same files in the end."""
+"""The loop on tiny models with a real server over a socket: runs that are killed end with the same files."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, config: dict[str, Any]) -> Path:
-    """The folder of a run that nobody killed."""
+    """Return the folder of a run that was not killed."""
     result = winnow("run", write_config(folder, config))
     assert result.returncode == 0, result.stderr
     return folder / "runs" / "tiny"
@@ -41,21 +41,23 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def test_the_loop_is_its_stages_in_order(config: dict[str, Any], tmp_path: Path) -> None:
     called: list[tuple[str, int]] = []
-    run_rounds(
-        Run(tmp_path, parse_config(config, RunConfig, "test")), lambda name, _, number: called.append((name, number))
-    )
-    one_round = ["sample", "score", "select", "train", "evaluate"]
+    run = Run(tmp_path, parse_config(config, RunConfig, "test"))
+    run_rounds(run, lambda name, _, round_number: called.append((name, round_number)))
+    stages = ["sample", "score", "select", "train", "evaluate"]
     assert called == [
-        *[("start", 0), ("evaluate", 0)],
-        *[(name, number) for number in ROUNDS for name in one_round],
+        ("start", 0),
+        ("evaluate", 0),
+        *[(name, 1) for name in stages],
+        *[(name, 2) for name in stages],
         ("peak", 2),
     ]
 
 
 def test_every_round_leaves_its_files(undisturbed: Path) -> None:
-    for number in ROUNDS:
-        round_dir = undisturbed / f"round-{number:02d}"
-        selected, prompts = rows(round_dir / "selected.jsonl"), rows(round_dir / "prompts.jsonl")
+    for round_number in ROUNDS:
+        round_dir = undisturbed / f"round-{round_number:02d}"
+        selected = rows(round_dir / "selected.jsonl")
+        prompts = rows(round_dir / "prompts.jsonl")
         metrics = json.loads((round_dir / "metrics.json").read_text())
         assert len(prompts) == 12
         assert len(selected) == metrics["num_selected"] > 0
@@ -66,21 +68,19 @@ def test_every_round_leaves_its_files(undisturbed: Path) -> None:
     assert json.loads((undisturbed / "peak.json").read_text())["rounds"][2]["batch_reward"] is not None
 
 
-def test_the_winner_is_stored_as_an_assistant_turn(undisturbed: Path) -> None:
+def test_the_selected_completion_is_stored_as_an_assistant_turn(undisturbed: Path) -> None:
     for row in rows(undisturbed / "round-01" / "selected.jsonl"):
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert set(row["metadata"]) == {"prompt_id", "completion_id", "source", "round", "reward"}
 
 
 def test_a_round_starts_from_the_last_rounds_policy(undisturbed: Path) -> None:
-    weights = [
-        (undisturbed / f"round-{number:02d}" / "checkpoint" / "model.safetensors").read_bytes() for number in ROUNDS
-    ]
-    assert weights[0] != weights[1]
+    first, second = [undisturbed / f"round-{round_number:02d}" / "checkpoint" for round_number in ROUNDS]
+    assert (first / "model.safetensors").read_bytes() != (second / "model.safetensors").read_bytes()
 
 
 def killing_points(run_dir: Path) -> list[Callable[[], bool]]:
-    """Between two shards of sampling, of scoring, while each round's model is trained, and in the middle of round 2."""
+    """Return conditions for kills between two shards of sampling, of scoring, and while a round's model is trained."""
 
     def has(piece: str) -> Callable[[], bool]:
         return lambda: piece in ledger_pieces(run_dir)
@@ -95,52 +95,52 @@ def killing_points(run_dir: Path) -> list[Callable[[], bool]]:
 
 
 def leave_half_a_checkpoint(round_dir: Path) -> None:
-    """What a kill leaves that comes while weights are written: too short a moment to be hit for certain."""
+    """Write what a kill leaves while weights are written; that moment is too short for a real kill to hit reliably."""
     partial = round_dir / ".checkpoint.partial"
     partial.mkdir(exist_ok=True)
     (partial / "model.safetensors").write_bytes(b"half")
     (partial / "left-behind.json").write_text("{")
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_files(
+def test_a_run_that_is_killed_repeatedly_ends_with_the_same_files(
     folder: Path, config: dict[str, Any], undisturbed: Path
 ) -> None:
     killed = folder / "runs" / "killed"
     path = write_config(folder, {**config, "name": "killed"}, "killed.yaml")
-    for index, is_time_to_kill in enumerate(killing_points(killed)):
-        run_until(["run", path, *(["--resume"] if index else [])], is_time_to_kill)
+    command = ["run", path]
+    for is_time_to_kill in killing_points(killed):
+        run_until(command, is_time_to_kill)
+        command = ["run", path, "--resume"]
     leave_half_a_checkpoint(killed / "round-02")
     result = winnow("run", path, "--resume")
     assert result.returncode == 0, result.stderr
-    for number in ROUNDS:
-        name = f"round-{number:02d}"
+    for round_number in ROUNDS:
+        name = f"round-{round_number:02d}"
         for file in ("prompts.jsonl", "selected.jsonl", "checkpoint/model.safetensors"):
             assert (killed / name / file).read_bytes() == (undisturbed / name / file).read_bytes(), f"{name}/{file}"
     assert not (killed / "round-02" / "checkpoint" / "left-behind.json").exists()
     assert sorted(set(ledger_pieces(killed))) == sorted(set(ledger_pieces(undisturbed)))
 
 
-def test_a_finished_run_that_is_resumed_does_nothing_again(
-    folder: Path, config: dict[str, Any], undisturbed: Path
-) -> None:
+def test_resuming_a_finished_run_does_nothing(folder: Path, config: dict[str, Any], undisturbed: Path) -> None:
     before = ledger_pieces(undisturbed)
     result = winnow("run", write_config(folder, config), "--resume")
     assert result.returncode == 0, result.stderr
     assert ledger_pieces(undisturbed) == before
 
 
-def test_status_counts_what_is_finished(undisturbed: Path) -> None:
+def test_status_counts_finished_pieces(undisturbed: Path) -> None:
     status = json.loads(winnow("status", str(undisturbed), "--json").stdout)
     assert status["rounds"][2] == {"round": 2, "sample": 3, "score": 3, "select": 1, "train": 1, "evaluate": 1}
     assert "3/3" in winnow("status", str(undisturbed)).stdout
 
 
-def test_a_run_folder_that_exists_is_refused_with_the_ways_out(
+def test_an_existing_run_folder_is_refused_with_the_remedies(
     folder: Path, config: dict[str, Any], undisturbed: Path
 ) -> None:
     result = winnow("run", write_config(folder, config))
     assert result.returncode == 2
-    assert "exists; go on with --resume, set another name=, or delete the folder" in result.stderr
+    assert "exists; continue with --resume, set another name=, or delete the folder" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
@@ -152,9 +152,7 @@ def test_a_changed_config_is_refused_with_the_difference(
     assert "sampling.temperature: 1.0 -> 0.5" in result.stderr
 
 
-def test_stages_as_processes_of_their_own_give_the_same_rows(
-    folder: Path, config: dict[str, Any], undisturbed: Path
-) -> None:
+def test_stages_in_subprocesses_give_the_same_rows(folder: Path, config: dict[str, Any], undisturbed: Path) -> None:
     changed = {**config, "name": "processes", "stages": "subprocess", "rounds": {**config["rounds"], "num_rounds": 1}}
     result = winnow("run", write_config(folder, changed, "processes.yaml"))
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""`winnow score --resume` goes on with its own rows only, and whatever ends a run says what is kept."""
+"""`winnow score --resume` continues rows of the same origin only, and every end of a run reports the rows it keeps."""
 
 import json
 import signal
@@ -10,31 +10,28 @@ import pytest
 
 from tests.score_jobs import (
     DefinedService,
-    GatedService,
     arguments,
+    held_job,
+    make_rows,
     num_finished,
-    rows,
-    start,
-    undisturbed,
-    wait_for,
+    start_winnow,
+    undisturbed_output,
 )
-from tests.scripted_server import scripted_server
-from tests.tiny_run import run_until, winnow, write_jsonl
+from tests.scripted_server import NO_SERVER, scripted_server
+from tests.tiny_run import winnow, write_jsonl
 
 
-def test_what_was_made_from_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(60))
-    service = GatedService(num_free=30)
-    with scripted_server(service) as address:
-        run_until(arguments(address, tmp_path), lambda: num_finished(tmp_path) >= 10)
-        service.gate.set()
+def test_resume_refuses_rows_of_another_origin(tmp_path: Path) -> None:
+    with held_job(tmp_path) as job:
+        job.kill()
+        job.service.gate.set()
         kept = (tmp_path / "out.jsonl.part").read_bytes()
-        other_options = winnow(*arguments(address, tmp_path, "--resume", "--beta", "2"))
-        service.weight_hash = "sha256:two"
-        other_models = winnow(*arguments(address, tmp_path, "--resume"))
-        service.weight_hash = "sha256:one"
-        write_jsonl(tmp_path / "in.jsonl", rows(61))
-        other_input = winnow(*arguments(address, tmp_path, "--resume"))
+        other_options = winnow(*arguments(job.address, tmp_path, "--resume", "--beta", "2"))
+        job.service.weight_hash = "sha256:two"
+        other_models = winnow(*arguments(job.address, tmp_path, "--resume"))
+        job.service.weight_hash = "sha256:one"
+        write_jsonl(tmp_path / "in.jsonl", make_rows(61))
+        other_input = winnow(*arguments(job.address, tmp_path, "--resume"))
     for result, change in (
         (other_options, "(options.beta: 1.0 -> 2.0)"),
         (other_models, "(models.instruct_weight_hash: 'sha256:one' -> 'sha256:two')"),
@@ -53,35 +50,30 @@ def test_what_was_made_from_something_else_is_not_gone_on_with(tmp_path: Path) -
         (["--reference-free"], "(instruct_weight_hash: sha256:one -> sha256:two)"),
     ],
 )
-def test_a_server_that_comes_back_with_other_models_is_noticed(tmp_path: Path, flags: list[str], changed: str) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(60))
-    service = GatedService(num_free=30)
-    with scripted_server(service) as address:
-        process = start(arguments(address, tmp_path, *flags))
-        wait_for(lambda: num_finished(tmp_path) >= 10, process)
-        service.weight_hash, service.base_weight_hash = "sha256:two", "sha256:other"
-        service.gate.set()
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert f"the server at {address} has other models than this file was begun with" in errors
+def test_a_server_that_comes_back_with_other_models_is_an_error(tmp_path: Path, flags: list[str], changed: str) -> None:
+    with held_job(tmp_path, *flags) as job:
+        job.service.weight_hash = "sha256:two"
+        job.service.base_weight_hash = "sha256:other"
+        job.service.gate.set()
+        errors = job.errors()
+    assert job.process.returncode == 1
+    assert f"the server at {job.address} has other models than this file was begun with" in errors
     assert changed in errors
     assert f"{num_finished(tmp_path)} finished rows are kept in" in errors
     assert all(json.loads(line) for line in (tmp_path / "out.jsonl.part").read_text().splitlines())
 
 
-def test_rewards_without_the_base_model_are_gone_on_with_whatever_it_is(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(60))
-    service = GatedService(num_free=30)
-    with scripted_server(service) as address:
-        run_until(arguments(address, tmp_path, "--reference-free"), lambda: num_finished(tmp_path) >= 10)
-        service.gate.set()
-        service.base_weight_hash = "sha256:other"
-        result = winnow(*arguments(address, tmp_path, "--reference-free", "--resume"))
+def test_resume_of_reference_free_rewards_takes_any_base_model(tmp_path: Path) -> None:
+    with held_job(tmp_path, "--reference-free") as job:
+        job.kill()
+        job.service.gate.set()
+        job.service.base_weight_hash = "sha256:other"
+        result = winnow(*arguments(job.address, tmp_path, "--reference-free", "--resume"))
     assert result.returncode == 0, result.stderr
 
 
-def test_a_finished_output_is_never_overwritten_and_resuming_it_is_done(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(5))
+def test_a_finished_output_is_never_overwritten_and_needs_no_work_to_resume(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", make_rows(5))
     service = DefinedService()
     with scripted_server(service) as address:
         first = winnow(*arguments(address, tmp_path))
@@ -90,24 +82,24 @@ def test_a_finished_output_is_never_overwritten_and_resuming_it_is_done(tmp_path
         resumed = winnow(*arguments(address, tmp_path, "--resume"))
         assert (resumed.returncode, resumed.stdout, resumed.stderr) == (0, first.stdout, "")
         assert service.num_seen == 0
-    again = winnow(*arguments("127.0.0.1:9", tmp_path))
+    again = winnow(*arguments(NO_SERVER, tmp_path))
     assert (again.returncode, "out.jsonl exists; delete it or set another output" in again.stderr) == (2, True)
-    alone = winnow(*arguments("127.0.0.1:9", tmp_path, "--resume"))
+    alone = winnow(*arguments(NO_SERVER, tmp_path, "--resume"))
     assert (alone.returncode, alone.stdout) == (0, first.stdout)
-    assert "its models are not checked: no reward server answers at 127.0.0.1:9" in alone.stderr
+    assert f"its models are not checked: no reward server answers at {NO_SERVER}" in alone.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == written
 
 
-def test_a_finished_output_that_was_made_from_something_else_is_no_success(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(5))
+def test_resume_refuses_a_finished_output_of_another_origin(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", make_rows(5))
     service = DefinedService()
     with scripted_server(service) as address:
         assert winnow(*arguments(address, tmp_path)).returncode == 0
-        other_options = winnow(*arguments("127.0.0.1:9", tmp_path, "--resume", "--beta", "2"))
+        other_options = winnow(*arguments(NO_SERVER, tmp_path, "--resume", "--beta", "2"))
         service.weight_hash = "sha256:two"
         other_models = winnow(*arguments(address, tmp_path, "--resume"))
-    write_jsonl(tmp_path / "in.jsonl", [*rows(4), {"prompt": "Say 5.", "completions": []}])
-    other_input = winnow(*arguments("127.0.0.1:9", tmp_path, "--resume"))
+    write_jsonl(tmp_path / "in.jsonl", [*make_rows(4), {"prompt": "Say 5.", "completions": []}])
+    other_input = winnow(*arguments(NO_SERVER, tmp_path, "--resume"))
     for result, change in (
         (other_options, "(options.beta: 1.0 -> 2.0)"),
         (other_models, "(models.instruct_weight_hash: 'sha256:one' -> 'sha256:two')"),
@@ -118,8 +110,8 @@ def test_a_finished_output_that_was_made_from_something_else_is_no_success(tmp_p
         assert result.stderr.count("\n") == 1
 
 
-def test_a_finished_output_that_says_not_what_it_was_made_from_cannot_be_checked(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(5))
+def test_resume_refuses_a_finished_output_whose_origin_is_missing(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", make_rows(5))
     with scripted_server(DefinedService()) as address:
         assert winnow(*arguments(address, tmp_path)).returncode == 0
         (tmp_path / "out.jsonl.from.json").unlink()
@@ -129,8 +121,8 @@ def test_a_finished_output_that_says_not_what_it_was_made_from_cannot_be_checked
     assert result.stderr.count("\n") == 1
 
 
-def test_a_finished_output_that_lost_rows_is_no_success(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(5))
+def test_resume_refuses_a_finished_output_that_lost_rows(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", make_rows(5))
     with scripted_server(DefinedService()) as address:
         assert winnow(*arguments(address, tmp_path)).returncode == 0
         whole = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
@@ -139,13 +131,13 @@ def test_a_finished_output_that_lost_rows_is_no_success(tmp_path: Path) -> None:
     assert (result.returncode, "out.jsonl exists with 4 rows, where" in result.stderr) == (2, True)
 
 
-def test_a_full_disk_keeps_what_is_finished(tmp_path: Path) -> None:
-    expected = undisturbed(tmp_path, 120)
-    write_jsonl(tmp_path / "in.jsonl", rows(120))
+def test_a_full_disk_keeps_the_finished_rows(tmp_path: Path) -> None:
+    expected = undisturbed_output(tmp_path, 120)
+    write_jsonl(tmp_path / "in.jsonl", make_rows(120))
     with scripted_server(DefinedService()) as address:
-        full = start(arguments(address, tmp_path), max_file_kib=20)
-        _, errors = full.communicate(timeout=60)
-        assert full.returncode == 1
+        process = start_winnow(arguments(address, tmp_path), max_file_kib=20)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
         assert "out.jsonl.part cannot be written: File too large; make room, or set another output; " in errors
         assert f"{num_finished(tmp_path)} finished rows are kept in" in errors
         assert errors.count("\n") == 1
@@ -154,45 +146,38 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert (tmp_path / "out.jsonl").read_bytes() == expected
         (tmp_path / "out.jsonl").unlink()
-        full = start(arguments(address, tmp_path), max_file_kib=0)
-        _, errors = full.communicate(timeout=60)
-    assert full.returncode == 2
+        process = start_winnow(arguments(address, tmp_path), max_file_kib=0)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
     assert "out.jsonl.from.json cannot be written: File too large; set another output" in errors
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["calm", "in.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "undisturbed"]
 
 
-def test_a_server_that_is_lost_leaves_what_is_finished(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(60))
-    with scripted_server(GatedService(num_free=30)) as address:
-        process = start(arguments(address, tmp_path, "--timeout-s", "2"))
-        wait_for(lambda: num_finished(tmp_path) >= 10, process)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert (
-        f"{num_finished(tmp_path)} finished rows are kept in {tmp_path}/out.jsonl.part: go on with --resume" in errors
-    )
+def test_a_server_that_is_lost_leaves_the_finished_rows(tmp_path: Path) -> None:
+    with held_job(tmp_path, "--timeout-s", "2") as job:
+        pass  # the server stops here
+    errors = job.errors()
+    assert job.process.returncode == 1
+    kept = f"{num_finished(tmp_path)} finished rows are kept in {tmp_path}/out.jsonl.part: continue with --resume"
+    assert kept in errors
     assert errors.count("\n") == 1
 
 
-def interrupted(process: "subprocess.Popen[str]") -> str:
-    """What a process says that is interrupted, again if need be: in a destructor Python passes over an interruption."""
+def interrupt(process: "subprocess.Popen[str]") -> str:
+    """Interrupt a process and return its errors. Again if need be: Python ignores an interruption in a destructor."""
     try:
         for _ in range(3):
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 return process.communicate(timeout=20)[1]
-        raise AssertionError("it never ended")
+        raise AssertionError("the process never ended")
     finally:
         process.kill()
 
 
-def test_an_interruption_says_what_is_finished(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows(60))
-    service = GatedService(num_free=30)
-    with scripted_server(service) as address:
-        process = start(arguments(address, tmp_path))
-        wait_for(lambda: num_finished(tmp_path) >= 10, process)
-        errors = interrupted(process)
-        service.gate.set()
-    assert process.returncode == 130
+def test_an_interruption_reports_the_finished_rows(tmp_path: Path) -> None:
+    with held_job(tmp_path) as job:
+        errors = interrupt(job.process)
+        job.service.gate.set()
+    assert job.process.returncode == 130
     assert f"winnow: interrupted; {num_finished(tmp_path)} finished rows are kept in" in errors

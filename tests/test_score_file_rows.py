@@ -1,4 +1,4 @@
-"""`winnow score`: a row that is none is named by its line before any is scored; what cannot be sent has a status."""
+"""`winnow score`: a malformed row is named by its line before any is scored; a row too large to send has a status."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,17 @@ import grpc
 import pytest
 
 from reward_server.pb import reward_pb2 as pb
-from tests.score_jobs import DefinedService, arguments, rows
-from tests.scripted_server import scripted_server
+from tests.score_jobs import DefinedService, arguments, make_rows
+from tests.scripted_server import NO_SERVER, scripted_server
 from tests.tiny_run import winnow, write_jsonl
 from winnow.rows import read_jsonl
 
 USER = {"role": "user", "content": "a"}
-ANSWER = {"role": "assistant", "content": "b"}
+ASSISTANT = {"role": "assistant", "content": "b"}
 
 
 class RefusingService(DefinedService):
-    """Calls every request after the first malformed."""
+    """Refuses every request after the first as malformed."""
 
     def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
         if request.messages.messages[0].content != "Say 0.":
@@ -26,7 +26,7 @@ class RefusingService(DefinedService):
         return super().Score(request, context)
 
 
-def asked(*messages: Any) -> dict[str, Any]:
+def row_of(*messages: Any) -> dict[str, Any]:
     return {"messages": list(messages), "completions": ["x"]}
 
 
@@ -48,9 +48,9 @@ def asked(*messages: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_lines_that_are_no_rows_are_one_line(tmp_path: Path, line: bytes, error: str) -> None:
+def test_a_line_without_a_row_is_an_error_of_one_line(tmp_path: Path, line: bytes, error: str) -> None:
     (tmp_path / "in.jsonl").write_bytes(line + b"\n")
-    result = winnow(*arguments("127.0.0.1:1", tmp_path))
+    result = winnow(*arguments(NO_SERVER, tmp_path))
     assert result.returncode == 1
     assert error in result.stderr
     assert result.stderr.count("\n") == 1
@@ -64,21 +64,24 @@ def test_lines_that_are_no_rows_are_one_line(tmp_path: Path, line: bytes, error:
         ({"prompt": "hi", "completions": ["a", 1]}, "should be a list of texts; completions[1] is a number"),
         ({"prompt": "hi", "completions": [[5, 6]]}, "should be a list of texts; completions[0] is a list"),
         ({"prompt": 3, "completions": []}, "needs 'messages' (a list) or 'prompt' (a text); 'prompt' is a number"),
-        (asked({"role": "usr", "content": "a"}), "messages[0].role 'usr' is none of system, user, assistant"),
-        (asked(USER, ANSWER, {"role": "user"}), "messages[2]: content is missing"),
-        (asked({"role": "user", "content": None}), "messages[0].content is null, should be a text"),
-        (asked({**USER, "name": "n"}), "messages[0] has 'name', where a message has role and content only"),
-        (asked("a"), "messages[0] is a text, should be an object with role and content"),
-        (asked(USER, ANSWER), "messages[1] is the assistant's, where the last one should be the user's; move it to"),
-        (asked(USER, USER), "turn 2 should be assistant, is user"),
-        ({**asked(USER), "prompt": "a"}, "has both 'messages' and 'prompt'; leave one of them out"),
-        ({**asked(USER), "rewards": []}, "has a field 'rewards', which those of the output would replace; rename it"),
+        (row_of({"role": "usr", "content": "a"}), "messages[0].role 'usr' is none of system, user, assistant"),
+        (row_of(USER, ASSISTANT, {"role": "user"}), "messages[2]: content is missing"),
+        (row_of({"role": "user", "content": None}), "messages[0].content is null, should be a text"),
+        (row_of({**USER, "name": "n"}), "messages[0] has 'name', where a message has role and content only"),
+        (row_of("a"), "messages[0] is a text, should be an object with role and content"),
+        (
+            row_of(USER, ASSISTANT),
+            "messages[1] is the assistant's, where the last one should be the user's; move it to",
+        ),
+        (row_of(USER, USER), "turn 2 should be assistant, is user"),
+        ({**row_of(USER), "prompt": "a"}, "has both 'messages' and 'prompt'; leave one of them out"),
+        ({**row_of(USER), "rewards": []}, "has a field 'rewards', which those of the output would replace; rename it"),
     ],
 )
 def test_a_malformed_row_at_the_end_is_named_before_anything_is_scored(
     tmp_path: Path, row: dict[str, Any], error: str
 ) -> None:
-    write_jsonl(tmp_path / "in.jsonl", [*rows(3), row])
+    write_jsonl(tmp_path / "in.jsonl", [*make_rows(3), row])
     service = DefinedService()
     with scripted_server(service) as address:
         result = winnow(*arguments(address, tmp_path))
@@ -90,7 +93,7 @@ def test_a_malformed_row_at_the_end_is_named_before_anything_is_scored(
 
 
 def test_a_row_that_the_server_refuses_is_named_by_its_line(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text("\n\n" + "\n\n".join(map(json.dumps, rows(2))))
+    (tmp_path / "in.jsonl").write_text("\n\n" + "\n\n".join(map(json.dumps, make_rows(2))))
     with scripted_server(RefusingService()) as address:
         result = winnow(*arguments(address, tmp_path))
     assert result.returncode == 2
@@ -98,16 +101,16 @@ def test_a_row_that_the_server_refuses_is_named_by_its_line(tmp_path: Path) -> N
     assert "1 finished row is kept in" in result.stderr
 
 
-def test_what_no_message_can_hold_has_a_status_and_the_others_their_rewards(tmp_path: Path) -> None:
+def test_completions_too_large_for_a_message_have_a_status_and_the_others_rewards(tmp_path: Path) -> None:
     long = "x" * 3000
-    given = [
+    rows = [
         {"prompt": "first", "completions": ["a", "bb"]},
         {"prompt": "some are too large", "completions": ["ccc", long, ""]},
         {"prompt": long, "completions": ["a", "bb"]},
         {"prompt": "too large together", "completions": ["x" * 900] * 3},
         *({"prompt": f"then {index}", "completions": ["x" * index]} for index in range(1, 60)),
     ]
-    write_jsonl(tmp_path / "in.jsonl", given)
+    write_jsonl(tmp_path / "in.jsonl", rows)
     service = DefinedService()
     service.max_message_bytes = 2000
     with scripted_server(service) as address:
@@ -115,21 +118,19 @@ def test_what_no_message_can_hold_has_a_status_and_the_others_their_rewards(tmp_
     assert result.returncode == 0, result.stderr
     assert "1 empty_completion, 65 ok, 3 too_long" in result.stdout
     scored = [row for _, row in read_jsonl(tmp_path / "out.jsonl")]
-    assert [{key: row[key] for key in old} for row, old in zip(scored, given, strict=True)] == given
-    assert [[one["reward"] for one in row["rewards"]] for row in scored[:4]] == [
-        [1, 2],
-        [3, None, None],
-        [None, None],
-        [900] * 3,
-    ]
+    for row, scored_row in zip(rows, scored, strict=True):
+        assert {key: scored_row[key] for key in row} == row
+    expected = [[1, 2], [3, None, None], [None, None], [900] * 3]
+    for scored_row, rewards in zip(scored, expected, strict=False):
+        assert [reward["reward"] for reward in scored_row["rewards"]] == rewards
     assert [row["rewards"][0]["reward"] for row in scored[4:]] == list(range(1, 60))
     assert "bytes larger than the server takes" in scored[1]["rewards"][1]["error"]
     assert "raise the server's max_message_bytes" in scored[1]["rewards"][1]["error"]
 
 
-def test_a_row_that_recipe_rewardbench_cannot_send_in_one_piece_has_a_status(tmp_path: Path) -> None:
-    given = [{"prompt": "p", "completions": ["x" * 900] * 3}, {"prompt": "p", "completions": ["x", "xx"]}]
-    write_jsonl(tmp_path / "in.jsonl", given)
+def test_a_row_that_recipe_rewardbench_cannot_send_in_one_request_has_a_status(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completions": ["x" * 900] * 3}, {"prompt": "p", "completions": ["x", "xx"]}]
+    write_jsonl(tmp_path / "in.jsonl", rows)
     service = DefinedService()
     service.max_message_bytes = 2000
     with scripted_server(service) as address:

@@ -1,4 +1,4 @@
-"""Who may call: tokens, TLS, certificates of clients, and what a server refuses to start with; over real gRPC."""
+"""Authentication over real gRPC: bearer tokens, TLS, client certificates, and configs that a server refuses."""
 
 import datetime
 import ipaddress
@@ -17,24 +17,30 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from benchmarks.tiny_models import make_model
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
-from reward_server.serving.auth import check_exposure, is_loopback, read_tokens
-from reward_server.serving.server import check_access, serve
-from tests.served import Served, served
-from tests.tiny_models import make_model
+from reward_server.serving.auth import check_exposure, load_auth, read_bearer_tokens
+from reward_server.serving.server import serve
+from sampler.managed_server import reward_client
+from sampler.score import score_completions
+from tests.served import ServerThread
+from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError
+from winnow.records import Completion, Message, make_prompt
+from winnow.run_config import RewardConfig
 from winnow.serve_config import ServeConfig, TlsConfig
 
-TOKEN, OTHER = "0123456789abcdef-one", "0123456789abcdef-two"
+ALICES_TOKEN = "0123456789abcdef-one"
+BOBS_TOKEN = "0123456789abcdef-two"
 HI = [{"role": "user", "content": "Hi"}]
 
 
 class Authority:
-    """Makes certificates that it signs itself."""
+    """A certificate authority, which signs the certificates of its tests."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
@@ -44,14 +50,15 @@ class Authority:
         self.path.write_bytes(pem(self._signed(self.name, self.key, is_authority=True)))
 
     def certificate(self, name: str) -> tuple[str, str]:
-        """Paths of a certificate for `name` on this machine, and its key."""
+        """Make a certificate for `name` on this machine. Return the paths of the certificate and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate, own_key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
-        certificate.write_bytes(pem(self._signed(subject, key, is_authority=False)))
+        certificate_path = self.folder / f"{name}.crt"
+        certificate_path.write_bytes(pem(self._signed(subject, key, is_authority=False)))
+        key_path = self.folder / f"{name}.key"
         plain = serialization.NoEncryption()
-        own_key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-        return str(certificate), str(own_key)
+        key_path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+        return str(certificate_path), str(key_path)
 
     def _signed(self, subject: x509.Name, key: Any, *, is_authority: bool) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
@@ -82,10 +89,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
     root = tmp_path_factory.mktemp("pair")
-    folders = [make_model("llama", root / name, seed) for seed, name in enumerate(["instruct", "base"])]
     return ServeConfig(
-        instruct=str(folders[0]),
-        base=str(folders[1]),
+        instruct=str(make_model("llama", root / "instruct", seed=0)),
+        base=str(make_model("llama", root / "base", seed=1)),
         chat_template="lab",
         listen="127.0.0.1:0",
         dtype="float32",
@@ -101,18 +107,18 @@ def pair(config: ServeConfig) -> Pair:
 @pytest.fixture
 def token_file(tmp_path: Path) -> str:
     path = tmp_path / "tokens"
-    path.write_text(f"# who may call\nalice {TOKEN}\n\nbob {OTHER}\n")
+    path.write_text(f"# who may call\nalice {ALICES_TOKEN}\n\nbob {BOBS_TOKEN}\n")
     return str(path)
 
 
 @pytest.fixture
-def guarded(config: ServeConfig, pair: Pair, token_file: str) -> Iterator[Served]:
-    with served(config.model_copy(update={"token_file": token_file}), pair) as server:
+def guarded(config: ServeConfig, pair: Pair, token_file: str) -> Iterator[ServerThread]:
+    with ServerThread(config.model_copy(update={"token_file": token_file}), pair) as server:
         yield server
 
 
-@pytest.mark.parametrize("token", [TOKEN, OTHER])
-def test_a_known_token_opens_every_method(guarded: Served, token: str) -> None:
+@pytest.mark.parametrize("token", [ALICES_TOKEN, BOBS_TOKEN])
+def test_a_known_token_opens_every_method(guarded: ServerThread, token: str) -> None:
     with RewardClient(guarded.address, timeout_s=60, token=token) as client:
         assert client.score(HI, ["yes"])[0].status == "ok"
     with grpc.insecure_channel(guarded.address) as channel:
@@ -121,9 +127,16 @@ def test_a_known_token_opens_every_method(guarded: Served, token: str) -> None:
         assert list(stub.ScoreStream(iter([]), timeout=30, metadata=bearer)) == []
 
 
-@pytest.mark.parametrize("header", ["", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer ", TOKEN])
-def test_anything_else_is_unauthenticated_streams_and_reflection_included(guarded: Served, header: str) -> None:
-    metadata = [("authorization", header)] if header else []
+@pytest.mark.parametrize(
+    "header",
+    ["", f"Bearer {ALICES_TOKEN}x", f"Bearer {ALICES_TOKEN[:-1]}", f"Basic {ALICES_TOKEN}", "Bearer ", ALICES_TOKEN],
+)
+def test_calls_without_a_known_token_are_unauthenticated_streams_and_reflection_included(
+    guarded: ServerThread, header: str
+) -> None:
+    metadata = []
+    if header:
+        metadata.append(("authorization", header))
     with grpc.insecure_channel(guarded.address) as channel:
         stub: Any = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
         calls: list[Callable[[], Any]] = [
@@ -136,52 +149,87 @@ def test_anything_else_is_unauthenticated_streams_and_reflection_included(guarde
             with pytest.raises(grpc.RpcError) as caught:
                 call()
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
-            assert TOKEN not in str(caught.value)
+            assert ALICES_TOKEN not in str(caught.value)
     assert guarded.metric("winnow_refused_total", reason="unauthenticated") == len(calls)
 
 
-def test_health_needs_no_token(guarded: Served) -> None:
+def test_health_needs_no_token(guarded: ServerThread) -> None:
     with grpc.insecure_channel(guarded.address) as channel:
         response = HealthStub(channel).Check(HealthCheckRequest(), timeout=30)
     assert response.status == HealthCheckResponse.SERVING
 
 
-def test_a_caller_is_known_by_its_token_s_name(guarded: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_has_the_name_of_its_token(guarded: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="winnow.calls")
-    with RewardClient(guarded.address, timeout_s=60, token=OTHER) as client:
+    with RewardClient(guarded.address, timeout_s=60, token=BOBS_TOKEN) as client:
         client.score(HI, ["yes"])
     assert '"client": "bob"' in caplog.text
-    assert OTHER not in caplog.text
+    assert BOBS_TOKEN not in caplog.text
 
 
-def test_tls_serves_who_trusts_its_authority(config: ServeConfig, pair: Pair, authority: Authority) -> None:
+def test_tls_serves_clients_that_trust_its_authority(config: ServeConfig, pair: Pair, authority: Authority) -> None:
     certificate, key = authority.certificate("server")
     secure = config.model_copy(update={"tls": TlsConfig(certificate=certificate, key=key)})
-    with served(secure, pair) as server:
+    with ServerThread(secure, pair) as server:
         with RewardClient(server.address, timeout_s=60, tls_ca=authority.path) as client:
             assert client.score(HI, ["yes"])[0].status == "ok"
         with RewardClient(server.address, timeout_s=3) as plain, pytest.raises(ServerError):
             plain.server_info()
 
 
-def test_mutual_tls_knows_callers_by_their_certificates(
+def test_mutual_tls_names_clients_by_their_certificates(
     config: ServeConfig, pair: Pair, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="winnow.calls")
     certificate, key = authority.certificate("server")
     mutual = TlsConfig(certificate=certificate, key=key, client_ca=str(authority.path))
-    own_certificate, own_key = authority.certificate("carol")
-    stranger_certificate, stranger_key = Authority(tmp_path, "other").certificate("mallory")
-    with served(config.model_copy(update={"tls": mutual}), pair) as server:
-        ways: dict[str, Any] = {"timeout_s": 60, "tls_ca": authority.path}
-        with RewardClient(server.address, **ways, tls_certificate=own_certificate, tls_key=own_key) as client:
+    carols_certificate, carols_key = authority.certificate("carol")
+    strangers_certificate, strangers_key = Authority(tmp_path, "other").certificate("mallory")
+    with ServerThread(config.model_copy(update={"tls": mutual}), pair) as server:
+        with RewardClient(
+            server.address,
+            timeout_s=60,
+            tls_ca=authority.path,
+            tls_certificate=carols_certificate,
+            tls_key=carols_key,
+        ) as client:
             assert client.score(HI, ["yes"])[0].status == "ok"
-        ways["timeout_s"] = 3
-        strangers: list[dict[str, Any]] = [{}, {"tls_certificate": stranger_certificate, "tls_key": stranger_key}]
-        for theirs in strangers:
-            with RewardClient(server.address, **ways, **theirs) as stranger, pytest.raises(ServerError):
-                stranger.server_info()
+        anonymous = RewardClient(server.address, timeout_s=3, tls_ca=authority.path)
+        stranger = RewardClient(
+            server.address,
+            timeout_s=3,
+            tls_ca=authority.path,
+            tls_certificate=strangers_certificate,
+            tls_key=strangers_key,
+        )
+        for client in (anonymous, stranger):
+            with client, pytest.raises(ServerError):
+                client.server_info()
     assert '"client": "carol"' in caplog.text
+
+
+def test_the_score_stage_uses_a_server_with_mutual_tls(
+    config: ServeConfig, pair: Pair, authority: Authority, tmp_path: Path
+) -> None:
+    certificate, key = authority.certificate("server")
+    mutual = TlsConfig(certificate=certificate, key=key, client_ca=str(authority.path))
+    client_certificate, client_key = authority.certificate("sampler")
+    prompt = make_prompt("test", (Message(role="user", content="Hi"),))
+    completion = Completion(prompt_id=prompt.prompt_id, completion_id=0, text="yes", num_tokens=1, is_finished=True)
+    with ServerThread(config.model_copy(update={"tls": mutual}), pair) as server:
+        anonymous = {"address": server.address, "tls_ca": str(authority.path), "timeout_s": 3}
+        known = {**anonymous, "tls_certificate": client_certificate, "tls_key": client_key, "timeout_s": 60}
+        reward_config = parse_config(known, RewardConfig, "test")
+        with reward_client(reward_config, tmp_path) as client:
+            prompts = {prompt.prompt_id: prompt}
+            rewards = list(score_completions(client, reward_config, prompts, [completion]))
+        with (
+            reward_client(parse_config(anonymous, RewardConfig, "test"), tmp_path) as client,
+            pytest.raises(ServerError),
+        ):
+            client.server_info()
+    assert len(rewards) == 1
+    assert [reward.status for reward in rewards[0]] == ["ok"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +241,7 @@ def test_mutual_tls_knows_callers_by_their_certificates(
     ],
 )
 @pytest.mark.parametrize("listen", ["0.0.0.0:50051", "[::]:50051", "192.0.2.1:50051"])
-def test_listening_beyond_loopback_is_refused_with_the_ways_out(
+def test_listening_beyond_loopback_is_refused_with_the_remedies(
     config: ServeConfig, listen: str, changes: dict[str, Any], problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     exposed = config.model_copy(update={"listen": listen, **changes})
@@ -212,42 +260,37 @@ def test_listening_beyond_loopback_is_refused_with_the_ways_out(
         {"listen": "127.0.0.1:50051", "token_file": "tokens", "metrics_listen": "127.0.0.1:9090"},
     ],
 )
-def test_what_others_cannot_use_may_listen(config: ServeConfig, changes: dict[str, Any]) -> None:
+def test_protected_addresses_are_accepted(config: ServeConfig, changes: dict[str, Any]) -> None:
     check_exposure(config.model_copy(update=changes))
 
 
-def test_metrics_beyond_loopback_are_refused_whatever_guards_the_calls(config: ServeConfig) -> None:
+def test_metrics_beyond_loopback_are_refused_even_with_mutual_tls(config: ServeConfig) -> None:
     tls = TlsConfig(certificate="c", key="k", client_ca="a")
     with pytest.raises(UsageError, match=r"metrics_listen 0\.0\.0\.0:9090 is open"):
         check_exposure(config.model_copy(update={"metrics_listen": "0.0.0.0:9090", "tls": tls}))
 
 
-def test_serve_refuses_before_it_loads_anything(config: ServeConfig) -> None:
+def test_serve_refuses_an_open_address_before_it_loads_models(config: ServeConfig) -> None:
     absent = config.model_copy(update={"listen": "0.0.0.0:0", "instruct": "./no/such/model"})
     with pytest.raises(UsageError, match="anyone could call"):
         serve(absent)
 
 
-def test_loopback_is_known_by_number_and_name() -> None:
-    assert all(map(is_loopback, ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "localhost:1"]))
-    assert not any(map(is_loopback, ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "nowhere.invalid:1"]))
-
-
 @pytest.mark.parametrize(
     ("content", "error"),
-    [("", "holds no token"), ("# none\n", "holds no token"), (f"\n{TOKEN}\n", "line 2: should be NAME TOKEN")],
+    [("", "holds no token"), ("# none\n", "holds no token"), (f"\n{ALICES_TOKEN}\n", "line 2: should be NAME TOKEN")],
 )
-def test_a_token_file_that_cannot_be_used_is_one_line_without_the_token(
+def test_an_unusable_token_file_is_an_error_of_one_line_without_the_token(
     tmp_path: Path, content: str, error: str
 ) -> None:
     path = tmp_path / "tokens"
     path.write_text(content)
     with pytest.raises(UsageError, match=error) as caught:
-        read_tokens(str(path))
-    assert TOKEN not in str(caught.value)
+        read_bearer_tokens(str(path))
+    assert ALICES_TOKEN not in str(caught.value)
 
 
-def test_certificates_that_cannot_be_used_are_one_line(
+def test_unusable_certificates_are_errors_of_one_line(
     config: ServeConfig, authority: Authority, tmp_path: Path
 ) -> None:
     certificate, key = authority.certificate("server")
@@ -255,19 +298,19 @@ def test_certificates_that_cannot_be_used_are_one_line(
     (tmp_path / "noise").write_text("no certificate")
     wrong = {
         "tls.key '/no/such/file' cannot be read": TlsConfig(certificate=certificate, key="/no/such/file"),
-        "are no pair": TlsConfig(certificate=certificate, key=other_key),
-        "no pair of PEM files": TlsConfig(certificate=str(tmp_path / "noise"), key=key),
+        "are not a pair": TlsConfig(certificate=certificate, key=other_key),
+        "not a pair of PEM files": TlsConfig(certificate=str(tmp_path / "noise"), key=key),
         "holds no PEM certificate": TlsConfig(certificate=certificate, key=key, client_ca=str(tmp_path / "noise")),
     }
     for error, tls in wrong.items():
         with pytest.raises(UsageError, match=error) as caught:
-            check_access(config.model_copy(update={"tls": tls}))
+            load_auth(config.model_copy(update={"tls": tls}))
         assert "\n" not in str(caught.value)
 
 
-def test_a_message_beyond_the_limit_is_refused_for_good(config: ServeConfig, pair: Pair) -> None:
+def test_a_message_beyond_the_limit_is_refused_without_push_back(config: ServeConfig, pair: Pair) -> None:
     with (
-        served(config.model_copy(update={"max_message_bytes": 1000}), pair) as server,
+        ServerThread(config.model_copy(update={"max_message_bytes": 1000}), pair) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         stub: Any = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -278,9 +321,9 @@ def test_a_message_beyond_the_limit_is_refused_for_good(config: ServeConfig, pai
         assert not caught.value.trailing_metadata()
 
 
-def test_metrics_are_read_over_http(config: ServeConfig, pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+def test_metrics_are_served_over_http(config: ServeConfig, pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    with served(config.model_copy(update={"metrics_listen": "127.0.0.1:0"}), pair) as server:
+    with ServerThread(config.model_copy(update={"metrics_listen": "127.0.0.1:0"}), pair) as server:
         with RewardClient(server.address, timeout_s=60) as client:
             client.score(HI, ["yes", ""])
         line = next(record.getMessage() for record in caplog.records if "/metrics" in record.getMessage())

@@ -1,12 +1,12 @@
-"""Rows as tokens: what carries loss, what is left out and counted, and when nothing is left to train on."""
+"""`encode`: the tokens that carry loss, the rows that are left out and counted, and errors if no row is left."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.tiny_models import make_tokenizer
 from sft.encoding import IGNORED, encode
-from tests.tiny_models import make_tokenizer
 from winnow.chat import Chat
 from winnow.errors import TrainingError
 from winnow.run_config import TrainConfig
@@ -32,7 +32,8 @@ def test_labels_are_the_assistant_turns_through_their_end_of_sequence_token(chat
 
 
 def test_long_rows_are_dropped_and_counted_and_never_cut(chat: Chat) -> None:
-    short, long = row("Name a sea.", "Salt."), row("Name a sea.", "waves " * 100)
+    short = row("Name a sea.", "Salt.")
+    long = row("Name a sea.", "waves " * 100)
     length = len(encode([short], chat, 200).input_ids[0])
     encoded = encode([long, short], chat, length)
     assert (len(encoded.input_ids), encoded.num_dropped_long) == (1, 1)
@@ -52,12 +53,12 @@ def test_long_rows_are_dropped_and_counted_and_never_cut(chat: Chat) -> None:
 def test_rows_that_cannot_be_rendered_are_counted_by_reason(chat: Chat, bad: dict[str, Any], reason: str) -> None:
     encoded = encode([bad, row("Name a sea.", "Salt."), bad], chat, 200)
     assert len(encoded.input_ids) == 1
-    (found, count), *others = encoded.invalid_reasons.items()
-    assert reason in found
-    assert (count, others) == (2, [])
+    [(message, count)] = encoded.invalid_reasons.items()
+    assert reason in message
+    assert count == 2
 
 
-def test_nothing_left_to_train_on_says_where_the_rows_went(chat: Chat) -> None:
+def test_the_error_for_no_rows_left_counts_the_reasons(chat: Chat) -> None:
     with pytest.raises(
         TrainingError, match=r"of 2 rows 1 are longer than max_tokens 60 and 1 cannot be rendered \(1 x"
     ):
@@ -73,14 +74,14 @@ def test_a_row_without_loss_stops_the_job(chat: Chat, tmp_path: Path) -> None:
         encode([row("Name a sea.", "Salt.")], mute, 60)
 
 
-def test_identity_tells_rows_and_their_order_apart(chat: Chat) -> None:
+def test_content_hash_depends_on_the_rows_and_their_order(chat: Chat) -> None:
     rows = [row("Name a sea.", "Salt."), row("Name a colour.", "Blue.")]
-    identity = encode(rows, chat, 60).identity()
-    assert encode(rows, chat, 60).identity() == identity
-    assert encode(rows[::-1], chat, 60).identity() != identity
+    content_hash = encode(rows, chat, 60).content_hash()
+    assert encode(rows, chat, 60).content_hash() == content_hash
+    assert encode(rows[::-1], chat, 60).content_hash() != content_hash
 
 
-def test_steps_count_passes_and_their_last_smaller_batch() -> None:
+def test_num_steps_counts_passes_and_their_last_smaller_batch() -> None:
     recipe = TrainConfig(learning_rate=1e-6, num_epochs=4, batch_size=3840, warmup_steps=800)
     assert recipe.num_steps(630_000) == 660
     assert recipe.num_steps(3840) == 4
@@ -88,7 +89,7 @@ def test_steps_count_passes_and_their_last_smaller_batch() -> None:
     assert recipe.model_copy(update={"max_steps": 7}).num_steps(630_000) == 7
 
 
-def test_a_warm_up_that_is_not_shorter_than_training_is_told() -> None:
+def test_warmup_warning_for_a_warm_up_that_is_not_shorter_than_training() -> None:
     recipe = TrainConfig(learning_rate=1e-6, warmup_steps=800)
     assert (
         recipe.warmup_warning(656)

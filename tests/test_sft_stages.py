@@ -1,4 +1,4 @@
-"""The training stages of a run: which rows and policy each piece starts from, what is skipped, what is done again."""
+"""The training stages of a run: the rows and policy of each piece; finished pieces are skipped, changed ones redone."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sft.mixing import Row
+from benchmarks.tiny_models import make_model
+from sft.mixing import TrainingRow
 from sft.phases import phase_rows
 from sft.stages import start, train
-from tests.tiny_models import make_model
 from winnow.errors import UsageError
 from winnow.records import Message, Selection
 from winnow.rows import write_jsonl
@@ -24,15 +24,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_model("mistral", tmp_path_factory.mktemp("models") / "mistral"))
 
 
+def make_row(name: str, question: str) -> Selection:
+    messages = (Message(role="user", content=question), Message(role="assistant", content="sea"))
+    return Selection(messages=messages, metadata={"name": name})
+
+
 def make_rows(name: str, count: int) -> list[Selection]:
-    turns = [
-        (Message(role="user", content=f"{name} {n}"), Message(role="assistant", content="sea")) for n in range(count)
-    ]
-    return [Selection(messages=turn, metadata={"name": name}) for turn in turns]
+    return [make_row(name, f"{name} {n}") for n in range(count)]
 
 
 def make_run(folder: Path, model: str, *, num_phases: int = 2) -> Run:
-    """A run of a short and a long phase; the long one replays half of the short one's rows."""
+    """Start a run of a short and a long phase; the long one replays half of the short one's rows."""
     for name in ("short", "long"):
         write_jsonl(folder / f"{name}.jsonl", make_rows(name, 6))
     short: dict[str, Any] = {"name": "short", "files": [str(folder / "short.jsonl")], "train": JOB}
@@ -49,20 +51,20 @@ def make_run(folder: Path, model: str, *, num_phases: int = 2) -> Run:
 
 
 def pieces(run: Run) -> list[str]:
-    return [line["piece"] for line in run.ledger.lines()]
+    return [entry["piece"] for entry in run.ledger.entries()]
 
 
 def facts_of(run: Run, piece: str) -> dict[str, Any]:
-    line = run.ledger.line(piece)
-    assert line is not None
-    return line
+    entry = run.ledger.entry(piece)
+    assert entry is not None
+    return entry
 
 
 def model_bytes(folder: Path | str) -> bytes:
     return (Path(folder) / "model.safetensors").read_bytes()
 
 
-def test_phases_are_trained_one_from_another_and_the_last_one_is_round_0(model: str, tmp_path: Path) -> None:
+def test_each_phase_starts_from_the_previous_one_and_the_last_one_is_round_0(model: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, model)
     start(run, 0)
     assert pieces(run) == ["round-00/phase/short", "round-00/phase/long", "round-00/start"]
@@ -74,7 +76,7 @@ def test_phases_are_trained_one_from_another_and_the_last_one_is_round_0(model: 
 
 def test_a_phase_replays_rows_of_the_phases_it_names(model: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, model)
-    rows: list[Row] = phase_rows(run, run.config.lab.phases[1])
+    rows: list[TrainingRow] = phase_rows(run, run.config.lab.phases[1])
     replayed = [row for row in rows if row["metadata"]["is_replay"]]
     assert {row["metadata"]["name"] for row in replayed} == {"short"}
     assert (len(rows), len(replayed)) == (9, 3)
@@ -84,12 +86,12 @@ def test_a_phase_replays_rows_of_the_phases_it_names(model: str, tmp_path: Path)
 def test_a_finished_start_is_not_done_again(model: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, model)
     start(run, 0)
-    lines = run.ledger.lines()
+    entries = run.ledger.entries()
     start(run, 0)
-    assert run.ledger.lines() == lines
+    assert run.ledger.entries() == entries
 
 
-def test_a_start_that_was_killed_goes_on_at_the_phase_it_was_in(model: str, tmp_path: Path) -> None:
+def test_a_killed_start_resumes_at_its_unfinished_phase(model: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, model)
     start(run, 0)
     whole = model_bytes(run.checkpoint_dir(0))
@@ -100,7 +102,7 @@ def test_a_start_that_was_killed_goes_on_at_the_phase_it_was_in(model: str, tmp_
     assert model_bytes(run.checkpoint_dir(0)) == whole
 
 
-def test_changed_rows_are_trained_on_again_and_so_is_all_after_them(model: str, tmp_path: Path) -> None:
+def test_a_phase_whose_rows_changed_is_trained_again_with_all_later_phases(model: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, model)
     start(run, 0)
     write_jsonl(tmp_path / "short.jsonl", make_rows("brief", 6))
@@ -112,20 +114,20 @@ def test_without_phases_round_0_is_the_start_model(model: str, tmp_path: Path) -
     run = make_run(tmp_path, model, num_phases=0)
     start(run, 0)
     assert pieces(run) == ["round-00/start"]
-    assert run.ledger.lines()[0]["policy"] == run.policy_path(0) == model
+    assert run.ledger.entries()[0]["policy"] == run.policy_path(0) == model
     assert not run.checkpoint_dir(0).exists()
 
 
 def test_rounds_train_the_last_policy_on_their_selected_rows(model: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, model, num_phases=0)
     start(run, 0)
-    for number in (1, 2):
-        write_jsonl(run.selected_path(number), make_rows(f"round {number}", 5))
-        train(run, number)
+    for round_number in (1, 2):
+        write_jsonl(run.selected_path(round_number), make_rows(f"round {round_number}", 5))
+        train(run, round_number)
     assert pieces(run) == ["round-00/start", "round-01/train", "round-02/train"]
     report = json.loads((run.checkpoint_dir(2) / "train_report.json").read_text())
     assert report["num_rows"] == 5
-    assert len({model_bytes(run.policy_path(number)) for number in range(3)}) == 3
+    assert len({model_bytes(run.policy_path(round_number)) for round_number in range(3)}) == 3
     train(run, 2)
     assert len(pieces(run)) == 3
 
@@ -133,12 +135,12 @@ def test_rounds_train_the_last_policy_on_their_selected_rows(model: str, tmp_pat
 def test_a_round_is_trained_again_when_the_round_before_it_was(model: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, model, num_phases=0)
     start(run, 0)
-    for number in (1, 2):
-        write_jsonl(run.selected_path(number), make_rows("rows", 5))
-        train(run, number)
+    for round_number in (1, 2):
+        write_jsonl(run.selected_path(round_number), make_rows("rows", 5))
+        train(run, round_number)
     write_jsonl(run.selected_path(1), make_rows("other", 5))
-    for number in (1, 2):
-        train(run, number)
+    for round_number in (1, 2):
+        train(run, round_number)
     assert pieces(run)[3:] == ["round-01/train", "round-02/train"]
 
 
@@ -150,11 +152,10 @@ def test_a_missing_file_of_rows_is_one_clear_line(model: str, tmp_path: Path) ->
     assert pieces(run) == []
 
 
-def test_the_ledger_holds_what_the_job_reported(model: str, tmp_path: Path) -> None:
+def test_the_ledger_holds_the_report_of_the_job(model: str, tmp_path: Path) -> None:
     run = make_run(tmp_path, model, num_phases=1)
     start(run, 0)
     facts = facts_of(run, "round-00/phase/short")
     report = json.loads((run.checkpoint_dir(0) / "train_report.json").read_text())
-    assert {key: facts[key] for key in report if key != "seconds"} == {
-        key: value for key, value in report.items() if key != "seconds"
-    }
+    report.pop("seconds")
+    assert {key: facts[key] for key in report} == report

@@ -1,12 +1,10 @@
-"""One SFT job: its loss, its batches, its files, and that it repeats itself and goes on after a kill."""
+"""`train`: the loss, the batches and the files of one SFT job; equal jobs give equal bytes, also after a kill."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.tiny_models import make_model
 from sft.encoding import encode
-from sft.train import TrainReport, train
+from sft.train import train
 from sft.trainer_checkpoints import last_checkpoint, trainer_folder
-from tests.tiny_models import make_model
+from tests.served import wait_until
+from tests.sft_job import ROWS, conversation_row, make_job, run_job
 from winnow.chat import Chat, load_tokenizer
-from winnow.config import Dtype
 from winnow.errors import ModelError, TrainingError
-from winnow.run_config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
-
-ROWS: list[dict[str, Any]] = [
-    {"messages": [{"role": "user", "content": f"Add {n}."}, {"role": "assistant", "content": "sea " * (1 + n % 5)}]}
-    for n in range(16)
-]
 
 
 @pytest.fixture(scope="module")
@@ -37,30 +30,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_model("mistral", tmp_path_factory.mktemp("models") / "mistral"))
 
 
-def config(**changes: Any) -> TrainConfig:
-    values = {"learning_rate": 1e-3, "max_steps": 3, "batch_size": 8, "micro_batch_size": 8, "max_tokens": 64}
-    return TrainConfig(**{**values, **changes})
-
-
-def run_job(model: str, output_dir: Path, rows: Any = ROWS, dtype: Dtype = "auto", **changes: Any) -> TrainReport:
-    chat = Chat(load_tokenizer(model), "lab", "Be careful.")
-    return train(
-        config(**changes),
-        model=model,
-        chat=chat,
-        rows=rows,
-        output_dir=output_dir,
-        seed=1,
-        dtype=dtype,
-        description="train",
-    )
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_checkpoint_is_whole_and_says_where_its_turns_end(model: str, tmp_path: Path) -> None:
+def test_a_checkpoint_is_whole_and_names_the_token_that_ends_a_turn(model: str, tmp_path: Path) -> None:
     report = run_job(model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -83,11 +57,12 @@ def test_the_loss_is_the_token_mean_of_the_assistant_turns(model: str, tmp_path:
     assert report.final_loss == pytest.approx(total / encoded.num_loss_tokens, rel=1e-4)
 
 
-def test_a_batch_weighs_its_tokens_alike_however_it_is_cut(model: str, tmp_path: Path) -> None:
+def test_the_tokens_of_a_batch_have_equal_weight_for_any_micro_batch_size(model: str, tmp_path: Path) -> None:
     """Plain means of unequal micro-batches would differ: the rows have from 2 to 6 loss tokens."""
     run_job(model, tmp_path / "whole", micro_batch_size=8)
     run_job(model, tmp_path / "cut", micro_batch_size=1)
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    whole = weights(tmp_path / "whole")
+    cut = weights(tmp_path / "cut")
     start = weights(Path(model))
     for name in whole:
         moved = (whole[name] - start[name]).abs().max()
@@ -98,11 +73,13 @@ def test_equal_jobs_give_equal_bytes_and_another_seed_or_order_another_model(mod
     run_job(model, tmp_path / "first")
     torch.rand(5)
     run_job(model, tmp_path / "second")
-    names = ("model.safetensors", "config.json", "tokenizer.json")
-    first, second = ([(tmp_path / run / name).read_bytes() for name in names] for run in ("first", "second"))
-    assert first == second
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     run_job(model, tmp_path / "third", rows=ROWS[::-1])
-    assert (tmp_path / "third" / "model.safetensors").read_bytes() != first[0]
+    first_weights = (tmp_path / "first" / "model.safetensors").read_bytes()
+    train(replace(make_job(model, tmp_path / "fourth"), seed=2))
+    for different in ("third", "fourth"):
+        assert (tmp_path / different / "model.safetensors").read_bytes() != first_weights
 
 
 def test_training_lowers_the_loss(model: str, tmp_path: Path) -> None:
@@ -114,80 +91,74 @@ def test_training_lowers_the_loss(model: str, tmp_path: Path) -> None:
 
 
 def test_left_out_rows_are_in_the_report(model: str, tmp_path: Path) -> None:
-    long = {"messages": [{"role": "user", "content": "x " * 80}, {"role": "assistant", "content": "sea"}]}
+    long = conversation_row("x " * 80, "sea")
     report = run_job(model, tmp_path / "out", rows=[*ROWS, long, {"messages": []}])
     assert (report.num_rows, report.num_dropped_long, report.num_invalid) == (16, 1, 1)
     assert report.invalid_reasons == {"a conversation needs at least one message": 1}
 
 
 def test_bfloat16_is_trained_in_float32_and_stored_in_bfloat16(model: str, tmp_path: Path) -> None:
-    """A step of 1e-5 is below the resolution of most bfloat16 weights; 20 of them are not."""
+    """One step of 1e-5 is below the resolution of most bfloat16 weights; 20 steps are not."""
     run_job(model, tmp_path / "out", dtype="bfloat16", learning_rate=1e-5, max_steps=20)
-    trained, start = weights(tmp_path / "out"), weights(Path(model))
+    trained = weights(tmp_path / "out")
+    start = weights(Path(model))
     assert {tensor.dtype for tensor in trained.values()} == {torch.bfloat16}
     name = "model.layers.0.mlp.up_proj.weight"
     moved = (trained[name] != start[name].bfloat16()).float().mean()
     assert moved > 0.05
 
 
-def test_a_lost_loss_stops_the_job_and_leaves_no_checkpoint(model: str, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_job_and_leaves_no_checkpoint(model: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the loss of step \d+ is (nan|inf); lower learning_rate"):
         run_job(model, tmp_path / "out", learning_rate=1e30, max_steps=20)
     assert not (tmp_path / "out").exists()
 
 
-def test_float16_is_refused_where_it_cannot_be_trained(model: str, tmp_path: Path) -> None:
+def test_float16_is_refused_without_a_gpu(model: str, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("float16 can be trained here")
     with pytest.raises(TrainingError, match="dtype float16 needs a GPU"):
         run_job(model, tmp_path / "out", dtype="float16")
 
 
-def test_a_long_warm_up_is_told_on_stderr(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_too_long_warm_up_is_reported_on_stderr(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_job(model, tmp_path / "out", max_steps=1, warmup_steps=5)
     assert "train: warm-up of 5 steps is not shorter than training (1 steps)" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_model_is_one_clear_line(model: str, tmp_path: Path) -> None:
-    chat = Chat(load_tokenizer(model), "lab")
+    job = make_job(model, tmp_path / "out")
     with pytest.raises(ModelError, match="no model could be loaded"):
-        train(
-            config(),
-            model=str(tmp_path),
-            chat=chat,
-            rows=ROWS,
-            output_dir=tmp_path / "out",
-            seed=1,
-            dtype="auto",
-            description="train",
-        )
+        train(replace(job, model=str(tmp_path)))
 
 
-def test_a_killed_job_goes_on_from_its_last_step_and_ends_the_same(
+def test_a_killed_job_resumes_from_its_last_step_and_ends_with_equal_bytes(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job: dict[str, Any] = {"max_steps": 60, "save_steps": 1}
+    changes: dict[str, Any] = {"max_steps": 60, "save_steps": 1}
     saved = tmp_path / ".out.trainer"
-    program = f"from tests.test_sft_train import *; run_job({model!r}, Path({str(tmp_path / 'out')!r}), **{job!r})"
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(saved.glob("checkpoint-[3-9]/trainer_state.json")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    command = [sys.executable, "-m", "tests.sft_job", model, str(tmp_path / "out"), json.dumps(changes)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+    def has_saved_step_3() -> bool:
+        assert process.poll() is None, "the job ended before it could be killed"
+        return bool(list(saved.glob("checkpoint-[3-9]/trainer_state.json")))
+
+    wait_until(has_saved_step_3, "a trainer checkpoint of step 3", timeout_s=120.0)
+    process.kill()
     process.wait()
     assert not (tmp_path / "out").exists()
-    assert run_job(model, tmp_path / "out", **job).steps == 60
-    assert "train: going on from checkpoint-" in capsys.readouterr().err
+    assert run_job(model, tmp_path / "out", **changes).steps == 60
+    assert "train: resuming from checkpoint-" in capsys.readouterr().err
     assert not saved.exists()
     run_job(model, tmp_path / "undisturbed", max_steps=60)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
-        tmp_path / "undisturbed" / "model.safetensors"
-    ).read_bytes()
+    resumed_weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert resumed_weights == (tmp_path / "undisturbed" / "model.safetensors").read_bytes()
 
 
-def test_trainer_checkpoints_of_another_job_or_cut_short_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_trainer_checkpoints_that_are_cut_short_or_of_another_job_are_not_resumed(tmp_path: Path) -> None:
     with suppress(KeyboardInterrupt), trainer_folder(tmp_path / "out", "job a") as folder:
         for step in (9, 10, 11):
             (folder / f"checkpoint-{step}").mkdir()

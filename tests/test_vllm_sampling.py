@@ -1,12 +1,13 @@
-"""The vLLM engine on a tiny model: the same completions as transformers where nothing is left to chance."""
+"""`VllmSampler` on a tiny model: greedy completions are equal to those of `TransformersSampler`."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
 
-from sampler.engines import Sampling, SamplingEngine, open_engine
-from tests.tiny_models import make_model
+from benchmarks.tiny_models import make_model
+from sampler.engines import SamplingEngine, SamplingParams, open_engine
 from winnow.chat import Chat, load_tokenizer
 from winnow.records import Message
 from winnow.run_config import SamplingConfig
@@ -18,6 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
 
+Prompts = dict[str, list[int]]
 CONFIG = SamplingConfig(engine="vllm", max_model_len=256)
 QUESTIONS = ["What is 2 + 3?", "Name a colour.", "Say hello to everybody in the room, please."]
 
@@ -34,53 +36,56 @@ def chat(model: str) -> Chat:
 
 @pytest.fixture(scope="module")
 def engine(model: str, chat: Chat) -> Iterator[SamplingEngine]:
-    from sampler.engines.vllm import VllmEngine
+    from sampler.engines.vllm import VllmSampler
 
     engine = open_engine(CONFIG, model, chat, "float32")
-    assert isinstance(engine, VllmEngine)
+    assert isinstance(engine, VllmSampler)
     yield engine
     engine.llm.llm_engine.engine_core.shutdown()
 
 
 @pytest.fixture(scope="module")
-def prompts(chat: Chat) -> list[list[int]]:
-    return [chat.prompt_ids([Message(role="user", content=question)]) for question in QUESTIONS]
+def prompts(chat: Chat) -> Prompts:
+    return {question: chat.prompt_ids([Message(role="user", content=question)]) for question in QUESTIONS}
 
 
-def sampling(**changes: Any) -> Sampling:
+def sampling(**changes: Any) -> SamplingParams:
     values = {"num_completions": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 12, "seed": 5}
-    return Sampling(**{**values, **changes})
+    return SamplingParams(**{**values, **changes})
 
 
-def test_greedy_completions_are_those_of_the_transformers_engine(
-    engine: SamplingEngine, model: str, chat: Chat, prompts: list[list[int]]
+def test_greedy_completions_are_those_of_the_transformers_sampler(
+    engine: SamplingEngine, model: str, chat: Chat, prompts: Prompts
 ) -> None:
-    other = open_engine(SamplingConfig(), model, chat, "float32")
+    transformers_sampler = open_engine(SamplingConfig(), model, chat, "float32")
     greedy = sampling(temperature=0.0, num_completions=2)
-    assert engine.sample(prompts, greedy) == other.sample(prompts, greedy)
+    assert engine.sample(prompts, greedy) == transformers_sampler.sample(prompts, greedy)
 
 
-def test_a_seed_repeats_itself_and_another_differs(engine: SamplingEngine, prompts: list[list[int]]) -> None:
+def test_equal_seeds_give_equal_completions_and_others_differ(engine: SamplingEngine, prompts: Prompts) -> None:
     first = engine.sample(prompts, sampling())
     assert engine.sample(prompts, sampling()) == first
     assert engine.sample(prompts, sampling(seed=6)) != first
 
 
-def test_completions_of_a_prompt_differ_and_keep_its_place(engine: SamplingEngine, prompts: list[list[int]]) -> None:
-    groups = engine.sample([prompts[0], prompts[0], prompts[2]], sampling())
-    assert [len(group) for group in groups] == [4, 4, 4]
-    assert len({one.text for one in groups[0] + groups[1]}) == 8
+def test_completions_of_equal_prompts_differ_and_keep_their_prompt(engine: SamplingEngine, prompts: Prompts) -> None:
+    first = prompts[QUESTIONS[0]]
+    completions = engine.sample({"a": first, "b": first, "c": prompts[QUESTIONS[2]]}, sampling())
+    for prompt_id in ("a", "b", "c"):
+        assert [(row.prompt_id, row.completion_id) for row in completions[prompt_id]] == [
+            (prompt_id, completion_id) for completion_id in range(4)
+        ]
+    assert len({row.text for row in completions["a"] + completions["b"]}) == 8
 
 
-def test_a_completion_is_finished_only_by_the_end_of_sequence_token(
-    engine: SamplingEngine, prompts: list[list[int]]
-) -> None:
-    ones = [one for group in engine.sample(prompts, sampling(num_completions=64, max_new_tokens=48)) for one in group]
-    assert {one.is_finished for one in ones} == {True, False}
-    assert all(one.is_finished or one.num_tokens == 48 for one in ones)
-    assert all("<|endoftext|>" not in one.text for one in ones)
+def test_a_completion_is_finished_only_by_the_end_of_sequence_token(engine: SamplingEngine, prompts: Prompts) -> None:
+    completions = engine.sample(prompts, sampling(num_completions=64, max_new_tokens=48))
+    rows = list(chain.from_iterable(completions.values()))
+    assert {row.is_finished for row in rows} == {True, False}
+    assert all(row.is_finished or row.num_tokens == 48 for row in rows)
+    assert all("<|endoftext|>" not in row.text for row in rows)
 
 
-def test_a_small_top_p_leaves_only_the_likeliest_token(engine: SamplingEngine, prompts: list[list[int]]) -> None:
+def test_a_small_top_p_leaves_only_the_likeliest_token(engine: SamplingEngine, prompts: Prompts) -> None:
     narrow = engine.sample(prompts, sampling(top_p=1e-6))
     assert narrow == engine.sample(prompts, sampling(temperature=0.0))

@@ -1,18 +1,18 @@
-"""A whole run on tiny random models: its files, its config, and the command line as a user calls it."""
+"""A whole run on tiny random models: its files, its config, and the command line in a separate process."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.tiny_models import make_model
+from benchmarks.tiny_models import make_model
+from tests.served import wait_until
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 240.0
@@ -24,14 +24,17 @@ def winnow(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 
 def run_until(arguments: list[str], is_time_to_kill: Callable[[], bool]) -> None:
-    """Call the command line and kill it, with SIGKILL, as soon as something is seen on disk."""
+    """Call the command line and kill it with SIGKILL as soon as a condition on its files holds."""
     process = subprocess.Popen(_command(arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + TIMEOUT_S
-    while not is_time_to_kill():
+
+    def has_come_to_the_point() -> bool:
+        if is_time_to_kill():
+            return True
         assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run never came to the point where it is killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+        return False
+
+    wait_until(has_come_to_the_point, "the point where the run is killed", timeout_s=TIMEOUT_S)
+    process.kill()
     process.wait()
 
 
@@ -41,16 +44,16 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def make_pair(folder: Path) -> dict[str, str]:
-    """A tiny instruct and base model that share a tokenizer."""
+    """Make a tiny instruct and base model that share a tokenizer; return the config keys that name them."""
     for name, seed in (("instruct", 1), ("base", 2)):
         make_model("mixtral", folder / name, seed=seed)
     return {"instruct": str(folder / "instruct"), "base": str(folder / "base")}
 
 
 def tiny_config(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A recipe of two rounds on tiny random models; every file it needs is written into `folder`."""
+    """Return a recipe of two rounds on tiny random models; every file that it needs is written into `folder`."""
     make_model("mistral", folder / "student", seed=0)
-    prompts = [{"prompt": f"What is {left} + {right}?"} for left in range(4) for right in range(4)]
+    sums = [{"prompt": f"What is {left} + {right}?"} for left, right in product(range(4), repeat=2)]
     facts = [{"prompt": f"Name thing number {number}."} for number in range(16)]
     train = {"learning_rate": 1e-3, "max_steps": 2, "batch_size": 4, "micro_batch_size": 4, "max_tokens": 128}
     return {
@@ -60,7 +63,7 @@ def tiny_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "prompts": {
             "num_prompts": 12,
             "files": [
-                {"path": write_jsonl(folder / "sums.jsonl", prompts)},
+                {"path": write_jsonl(folder / "sums.jsonl", sums)},
                 {"path": write_jsonl(folder / "facts.jsonl", facts)},
             ],
         },
@@ -78,7 +81,7 @@ def write_config(folder: Path, config: dict[str, Any], name: str = "config.yaml"
 
 
 def ledger_pieces(run_dir: Path) -> list[str]:
-    """Names of the finished pieces of a run, oldest first."""
+    """Return the names of the finished pieces of a run, oldest first."""
     path = run_dir / "ledger.jsonl"
     if not path.exists():
         return []

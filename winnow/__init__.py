@@ -1,3 +1,3 @@
-"""The ground floor of winnow: records, chat rendering, configs, run folders. Importing it pulls in no torch."""
+"""The base layer of winnow: records, chat rendering, configs, run folders. Importing it imports no torch."""
 
 __version__ = "0.1.0"

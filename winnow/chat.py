@@ -4,18 +4,28 @@
     token_ids  = ids(prompt) + ids(assistant turn) + ...   a prompt's ids are a prefix of every continuation's ids
     loss_mask  = True on an assistant turn's text through its EOS, False elsewhere
 
-Prompts for sampling, completions for scoring, rows for training, questions for evaluation: all come from here, so they
-agree token for token. A token never spans the border between a prompt and an assistant turn: the policy generates after
-the prompt's last token, so a merge across that border (byte-level BPE joins "\\n" and "\\n" to one token) is cut there.
+Prompts for sampling, completions for scoring, rows for training and questions for evaluation are all rendered here, so
+they agree token for token. No token spans the border between a prompt and an assistant turn: the policy generates after
+the prompt's last token. Where a tokenizer would merge across that border, the merge is cut. An example with a tokenizer
+that has the tokens <s> (0), <|user|> (4), <|assistant|> (5), "5" (26), "\\n" (204) and "\\n\\n" (262):
+
+    prompt "<s><|user|>\\nHi\\n<|assistant|>\\n"                        0 4 204 45 78 204 5 204
+
+    completion "5"          encode(prompt + completion)         =  0 4 204 45 78 204 5 204 26
+                            begins with the prompt's ids, so    -> 26
+
+    completion "\\n\\n5"    encode(prompt + completion)         =  0 4 204 45 78 204 5 262 204 26
+                            does not: 262 spans the border;
+                            encode(completion) gives            -> 204 204 26
 
 `mixtral` encodes every turn by itself, as mistral-common does; `mixtral-hf` encodes one string, as the Hugging Face
-template of 2023 does. They differ in the first token after BOS, EOS and "[/INST]"; docs/chat.md says which to use.
+template of 2023 does. They differ in the first token after BOS, EOS and "[/INST]"; docs/chat.md compares them.
 """
 
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +38,12 @@ from winnow.records import Message
 from winnow.run_config import PolicyConfig
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
-PIECEWISE_TEMPLATES = frozenset({"mixtral"})
+SEGMENTED_TEMPLATES = frozenset({"mixtral"})  # each segment between two borders is encoded by itself
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as tokens: `loss_mask[i]` says whether token i belongs to an assistant turn (text through EOS).
+    """A conversation as tokens: `loss_mask[i]` is True if token i belongs to an assistant turn (text through EOS).
 
     `loss_spans` are the same turns as (start, end) in characters of `text`.
     """
@@ -44,25 +54,21 @@ class Rendered:
     loss_mask: list[bool]
 
 
-@dataclass(frozen=True)
-class ScoredPair:
-    """A prompt and one completion as tokens; `has_eos` when the completion's last token closes the turn."""
-
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    has_eos: bool
-
-
 def template_source(name: str, tokenizer: Any) -> str:
-    """The jinja text of a template: a built-in name, "tokenizer" for the tokenizer's own, or a path to a file."""
+    """Return the jinja text of a template: a built-in name, "tokenizer" for the tokenizer's own, or a path to a file.
+
+    Raises UsageError for an unknown name, ModelError for a tokenizer without a template.
+    """
     if name == "tokenizer":
         if not tokenizer.chat_template:
             raise ModelError(
-                f"chat_template: tokenizer was asked for, but {tokenizer.name_or_path} has none; "
+                f"chat_template is tokenizer, but {tokenizer.name_or_path} has no template; "
                 f"name one of {', '.join(built_in_templates())} or a .jinja file"
             )
         return str(tokenizer.chat_template)
-    path = TEMPLATE_DIR / f"{name}.jinja" if name in built_in_templates() else Path(name)
+    path = Path(name)
+    if name in built_in_templates():
+        path = TEMPLATE_DIR / f"{name}.jinja"
     if not path.is_file():
         raise UsageError(
             f"chat_template {name!r} is neither a file nor one of {', '.join(built_in_templates())}, tokenizer"
@@ -71,17 +77,19 @@ def template_source(name: str, tokenizer: Any) -> str:
 
 
 def built_in_templates() -> list[str]:
-    """Names of the templates that come with winnow."""
+    """Return the names of the templates that come with winnow."""
     return sorted(path.stem for path in TEMPLATE_DIR.glob("*.jinja"))
 
 
 def check_messages(messages: Sequence[Message], last_role: str) -> None:
-    """Raise ChatError unless an optional system message, then user and assistant in turn, lead to `last_role`."""
+    """Raise ChatError unless user and assistant alternate up to `last_role`, after an optional system message."""
     if not messages:
         raise ChatError("a conversation needs at least one message")
-    turns = messages[1:] if messages[0].role == "system" else messages
+    turns = list(messages)
+    if turns[0].role == "system":
+        del turns[0]
     for index, message in enumerate(turns):
-        expected = "user" if index % 2 == 0 else "assistant"
+        expected = ("user", "assistant")[index % 2]
         if message.role != expected:
             raise ChatError(f"turn {index + 1} should be {expected}, is {message.role}")
     if not turns or turns[-1].role != last_role:
@@ -89,9 +97,9 @@ def check_messages(messages: Sequence[Message], last_role: str) -> None:
 
 
 class Chat:
-    """A tokenizer with a template: the one renderer of conversations.
+    """A tokenizer with a template, which renders every conversation.
 
-    `system_prompt` is put before a conversation that brings no system message of its own.
+    `system_prompt` is put before a conversation that has no system message.
     """
 
     def __init__(self, tokenizer: Any, template: str = "lab", system_prompt: str | None = None) -> None:
@@ -99,7 +107,7 @@ class Chat:
         self.template = template
         self.system_prompt = system_prompt
         self._source = template_source(template, tokenizer)
-        self._is_piecewise = template in PIECEWISE_TEMPLATES
+        self._is_segmented = template in SEGMENTED_TEMPLATES
 
     @cached_property
     def template_hash(self) -> str:
@@ -114,49 +122,68 @@ class Chat:
         return int(self.tokenizer.eos_token_id)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation up to and including the header of the assistant turn to come."""
+        """Render a conversation up to and including the header of the next assistant turn. Raises ChatError."""
         check_messages(messages, last_role="user")
         return self._render(self._with_system(messages), add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of `prompt_text`, with exactly one BOS if the tokenizer has one."""
+        """Encode `prompt_text`, with exactly one BOS if the tokenizer has one. Raises ChatError."""
         check_messages(messages, last_role="user")
         return self._rendered(self._with_system(messages), add_generation_prompt=True).token_ids
 
     def conversation(self, messages: Sequence[Message]) -> Rendered:
-        """A whole conversation, ending in an assistant turn, with its loss mask."""
+        """Render a whole conversation, which ends in an assistant turn, with its loss mask. Raises ChatError."""
         check_messages(messages, last_role="assistant")
         return self._rendered(self._with_system(messages), add_generation_prompt=False)
 
-    def scored_pair(self, messages: Sequence[Message], completion: str) -> ScoredPair:
-        """A prompt and a completion as tokens. Raises ChatError for a control token in either."""
-        pair = self.scored_pairs(messages, [completion])[0]
-        if isinstance(pair, ChatError):
-            raise pair
-        return pair
+    def encode_completion(self, messages: Sequence[Message], completion: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of a prompt and of its completion. Raises ChatError for a control token in either."""
+        prompt_ids, completion_ids = self.encode_completions(messages, [completion])
+        if isinstance(completion_ids[0], ChatError):
+            raise completion_ids[0]
+        return prompt_ids, completion_ids[0]
 
-    def scored_pairs(self, messages: Sequence[Message], completions: Sequence[str]) -> list[ScoredPair | ChatError]:
-        """A prompt and each of its completions as tokens, as `conversation` gives them; the prompt is rendered once.
+    def encode_completions(
+        self, messages: Sequence[Message], completions: Sequence[str]
+    ) -> tuple[list[int], list[list[int] | ChatError]]:
+        """Return the token ids of a prompt and of each of its completions, equal to those of `conversation`.
 
-        A completion that cannot be rendered is a ChatError in its place. Raises ChatError for the prompt's own errors.
+        A completion's ids end with the EOS that closes the turn, if the template writes one. The prompt is rendered
+        once. A completion that cannot be rendered is a ChatError in its place. Raises ChatError for the prompt's own
+        errors.
         """
         check_messages(messages, last_role="user")
         messages = self._with_system(messages)
         prompt = self._rendered(messages, add_generation_prompt=True)
-        turns = [self._turn(messages, prompt.text, completion) for completion in completions]
-        rendered = iter(self._turn_ids(prompt, [turn for turn in turns if not isinstance(turn, ChatError)]))
-        return [turn if isinstance(turn, ChatError) else next(rendered) for turn in turns]
+        results: dict[int, list[int] | ChatError] = {}
+        turns: dict[int, tuple[str, str]] = {}
+        for index, completion in enumerate(completions):
+            try:
+                turns[index] = self._render_turn(messages, prompt.text, completion)
+            except ChatError as error:
+                results[index] = error
+        results.update(zip(turns, self._encode_turns(prompt, list(turns.values())), strict=True))
+        return prompt.token_ids, [results[index] for index in range(len(completions))]
+
+    def has_one_bos(self, token_ids: Sequence[int]) -> bool:
+        """Tell whether the ids hold exactly one BOS, at the start; True if the tokenizer has no BOS of its own."""
+        bos = self.tokenizer.bos_token_id
+        if bos is None or bos == self.tokenizer.eos_token_id:
+            return True
+        return list(token_ids[:1]) == [bos] and bos not in token_ids[1:]
 
     def unchecked_text(self, messages: Sequence[Message]) -> str:
-        """What the template makes of messages as they are: no system prompt of ours, no generation prompt, no checks.
+        """Apply the template to messages without checks, default system prompt and generation prompt.
 
         To follow other software's rendering; a control token in a message is read as structure. Raises ChatError.
         """
-        return self._template(messages, add_generation_prompt=False)
+        return self._apply_template(messages, add_generation_prompt=False)
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text as the tokenizer gives them, without a BOS or EOS that the text does not hold."""
+        """Encode a text with the tokenizer, without a BOS or EOS that the text does not hold."""
         return self._encode_all([text])[0]
+
+    # Rendering: messages -> text.
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         if self.system_prompt and messages[0].role != "system":
@@ -165,9 +192,9 @@ class Chat:
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         self._refuse_control_tokens(messages)
-        return self._template(messages, add_generation_prompt=add_generation_prompt)
+        return self._apply_template(messages, add_generation_prompt=add_generation_prompt)
 
-    def _template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         try:
@@ -181,166 +208,198 @@ class Chat:
             raise ChatError(f"template {self.template} does not take this conversation: {first_line(error)}") from error
         return str(text)
 
-    def _rendered(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> Rendered:
-        text = self._render(messages, add_generation_prompt=add_generation_prompt)
-        spans = self._assistant_spans(messages, text)
-        cuts = sorted({0, len(text), *(border for span in spans for border in span)})
-        token_ids: list[int] = []
-        loss_mask: list[bool] = []
-        for start, end in itertools.pairwise(cuts):
-            piece = self._next_ids(text, start, end, token_ids)
-            token_ids += piece
-            loss_mask += [(start, end) in spans] * len(piece)
-        self._check_bos(token_ids)
-        return Rendered(text, spans, token_ids, loss_mask)
-
     def _assistant_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
-        """Character spans of the assistant turns: from the end of their prompt to the end of their EOS."""
+        """Return the character spans of the assistant turns: from the end of their prompt to the end of their EOS."""
         spans = []
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            start = self._render(messages[:index], add_generation_prompt=True)
-            end = self._render(messages[: index + 1], add_generation_prompt=False)
-            end = end[: self._turn_end(end, len(start))]
-            if not (text.startswith(start) and text.startswith(end)):
+            prompt = self._render(messages[:index], add_generation_prompt=True)
+            through_turn = self._render(messages[: index + 1], add_generation_prompt=False)
+            end = self._turn_end(through_turn, len(prompt))
+            if not (text.startswith(prompt) and text.startswith(through_turn[:end])):
                 raise self._unstable_beginning
-            spans.append((len(start), len(end)))
+            spans.append((len(prompt), end))
         return spans
 
+    def _render_turn(self, messages: Sequence[Message], prompt: str, completion: str) -> tuple[str, str]:
+        """Render a completion after its prompt's messages, whose text is `prompt`.
+
+        Returns the text through the EOS of the completion's turn, and the text that the template writes after that.
+        Raises ChatError, also if the template changes the completion.
+        """
+        turn = Message(role="assistant", content=completion)
+        self._refuse_control_tokens([turn])
+        text = self._apply_template([*messages, turn], add_generation_prompt=False)
+        if not text.startswith(prompt):
+            raise self._unstable_beginning
+        end = self._turn_end(text, len(prompt))
+        body = text[len(prompt) : end].removesuffix(self.tokenizer.eos_token)
+        if body.strip() != completion.strip():  # many templates trim the white space around a completion
+            raise ChatError(
+                f"template {self.template} changes the completion (some add reasoning, or take it out); send token "
+                "ids, or use a .jinja template that leaves completions as they are"
+            )
+        return text[:end], text[end:]
+
     def _turn_end(self, text: str, start: int) -> int:
-        """Where the assistant turn that begins at `start`, the last of `text`, ends: after its EOS, if it has one."""
+        """Return the end of the assistant turn that begins at `start`, the last of `text`: after its EOS, if any."""
         eos = text.rfind(self.tokenizer.eos_token, start)
-        return eos + len(self.tokenizer.eos_token) if eos >= 0 else len(text)
+        if eos < 0:
+            return len(text)
+        return eos + len(self.tokenizer.eos_token)
 
     @property
     def _unstable_beginning(self) -> ChatError:
-        return ChatError(f"template {self.template} renders a conversation otherwise than its beginning")
-
-    def _turn(self, messages: Sequence[Message], prompt: str, completion: str) -> tuple[str, int] | ChatError:
-        """The text of the prompt's messages with a completion, and where the assistant turn ends in it; or an error."""
-        turn = Message(role="assistant", content=completion)
-        try:
-            self._refuse_control_tokens([turn])
-            text = self._template([*messages, turn], add_generation_prompt=False)
-        except ChatError as error:
-            return error
-        if not text.startswith(prompt):
-            return self._unstable_beginning
-        end = self._turn_end(text, len(prompt))
-        body = text[len(prompt) : end].removesuffix(self.tokenizer.eos_token)
-        # The white space around an answer is the template's affair: many trim it.
-        return (text, end) if body.strip() == completion.strip() else self._changed_completion
-
-    @property
-    def _changed_completion(self) -> ChatError:
         return ChatError(
-            f"template {self.template} changes the completion (some add reasoning, or take it out); send token ids, or "
-            "take a .jinja template that leaves answers as they are"
+            f"template {self.template} renders the beginning of a conversation differently if messages follow"
         )
 
-    def _turn_ids(self, prompt: Rendered, turns: Sequence[tuple[str, int]]) -> list[ScoredPair | ChatError]:
-        """The tokens of conversations that begin with `prompt`: as `_rendered` cuts them, all encoded in one call."""
-        ids = self._pieces_after(prompt, [text[:end] for text, end in turns])
-        closings = {text[end:] for text, end in turns}
-        closing_ids = dict(zip(closings, self._encode_all(list(closings)), strict=True))
-        pairs: list[ScoredPair | ChatError] = []
-        for (text, end), completion_ids in zip(turns, ids, strict=True):
-            try:
-                self._check_bos([*prompt.token_ids, *completion_ids, *closing_ids[text[end:]]])
-            except ChatError as error:
-                pairs.append(error)
-            else:
-                has_eos = completion_ids[-1:] == [self.eos_token_id]
-                pairs.append(ScoredPair(prompt.token_ids, completion_ids, has_eos))
-        return pairs
+    # Encoding: text -> token ids, never with a token across the border of an assistant turn.
 
-    def _pieces_after(self, prompt: Rendered, texts: Sequence[str]) -> list[list[int]]:
-        """What `_next_ids` gives for the rest of each text after the prompt's, which all of them begin with."""
-        start = len(prompt.text)
-        if self._is_piecewise:
-            return self._encode_all([self._dummy_prefix + text[start:] for text in texts])
-        anchor, before = self._anchor(prompt)
-        longer = self._encode_all([text[anchor:] for text in texts])
-        return [
-            ids[len(before) :] if ids[: len(before)] == before else self.encode(text[start:])
-            for text, ids in zip(texts, longer, strict=True)
-        ]
+    def _rendered(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> Rendered:
+        """Render messages and encode the text segment by segment, cut at the borders of the assistant turns."""
+        text = self._render(messages, add_generation_prompt=add_generation_prompt)
+        spans = self._assistant_spans(messages, text)
+        borders = sorted({0, len(text), *itertools.chain.from_iterable(spans)})
+        token_ids: list[int] = []
+        loss_mask: list[bool] = []
+        for start, end in itertools.pairwise(borders):
+            segment_ids = self._encode_segment(text, start, end, token_ids)
+            is_assistant_turn = (start, end) in spans
+            token_ids += segment_ids
+            loss_mask += [is_assistant_turn] * len(segment_ids)
+        self._check_bos(token_ids)
+        return Rendered(text, spans, token_ids, loss_mask)
 
-    def _anchor(self, prompt: Rendered) -> tuple[int, list[int]]:
-        """Where in the prompt's text encoding may begin for what follows it, and the prompt's ids from there.
+    def _encode_segment(self, text: str, start: int, end: int, ids_before: list[int]) -> list[int]:
+        """Encode text[start:end], which follows the tokens `ids_before`, as the example at the top shows."""
+        if self._is_segmented:
+            return self._encode_by_itself(text, start, end)
+        token_ids = self.encode(text[:end])
+        if token_ids[: len(ids_before)] == ids_before:
+            return token_ids[len(ids_before) :]
+        return self.encode(text[start:end])
 
-        A tokenizer splits a text at its special tokens and encodes the parts by themselves, so the last one in the
-        prompt will do: what stands before it changes nothing after it. Without one, all of the prompt is encoded.
-        """
-        found = [match.start() for match in self._split_tokens.finditer(prompt.text)]
-        if not found or self.encode(prompt.text) != prompt.token_ids:
-            return 0, prompt.token_ids
-        before = self.encode(prompt.text[found[-1] :])
-        is_suffix = prompt.token_ids[len(prompt.token_ids) - len(before) :] == before
-        return (found[-1], before) if is_suffix else (0, prompt.token_ids)
-
-    def _next_ids(self, text: str, start: int, end: int, before: list[int]) -> list[int]:
-        """The ids of text[start:end] given the ids before it, cut where a merge would cross the border."""
-        if not self._is_piecewise:
-            longer = self.encode(text[:end])
-            if longer[: len(before)] == before:
-                return longer[len(before) :]
-            return self.encode(text[start:end])
+    def _encode_by_itself(self, text: str, start: int, end: int) -> list[int]:
+        """Encode text[start:end] as SentencePiece encodes a text of its own; a BOS at the start stays one token."""
         bos = self.tokenizer.bos_token or ""
         if start == 0 and bos and text.startswith(bos):
             return [int(self.tokenizer.bos_token_id), *self.encode(self._dummy_prefix + text[len(bos) : end])]
         return self.encode(self._dummy_prefix + text[start:end])
 
+    def _encode_turns(self, prompt: Rendered, turns: Sequence[tuple[str, str]]) -> list[list[int] | ChatError]:
+        """Encode turns of `_render_turn` that follow a prompt, all in one call, to the ids that `_rendered` gives.
+
+        A turn that breaks the rule of exactly one BOS is a ChatError in its place.
+        """
+        turn_ids = self._encode_after(prompt, [text for text, _ in turns])
+        closings = list({closing for _, closing in turns})
+        closing_ids = dict(zip(closings, self._encode_all(closings), strict=True))
+        results: list[list[int] | ChatError] = []
+        for (_, closing), completion_ids in zip(turns, turn_ids, strict=True):
+            try:
+                self._check_bos([*prompt.token_ids, *completion_ids, *closing_ids[closing]])
+                results.append(completion_ids)
+            except ChatError as error:
+                results.append(error)
+        return results
+
+    def _encode_after(self, prompt: Rendered, texts: Sequence[str]) -> list[list[int]]:
+        """Encode the rest of each text, which begins with the prompt's text, to the ids that `_encode_segment` gives.
+
+        The prompt may be long and the texts many, so only the prompt's end is encoded again, from an anchor on. In the
+        example at the top the anchor is <|assistant|>, and the prompt's ids from there are 5 204:
+
+            encode("<|assistant|>\\n5")          = 5 204 26        begins with 5 204, so the rest is 26
+            encode("<|assistant|>\\n\\n\\n5")      = 5 262 204 26    does not: encode("\\n\\n5") is 204 204 26
+        """
+        border = len(prompt.text)
+        if self._is_segmented:
+            return self._encode_all([self._dummy_prefix + text[border:] for text in texts])
+        anchor, ids_before = self._anchor(prompt)
+        encoded = self._encode_all([text[anchor:] for text in texts])
+        results = []
+        for text, token_ids in zip(texts, encoded, strict=True):
+            if token_ids[: len(ids_before)] == ids_before:
+                results.append(token_ids[len(ids_before) :])
+            else:
+                results.append(self.encode(text[border:]))
+        return results
+
+    def _anchor(self, prompt: Rendered) -> tuple[int, list[int]]:
+        """Return a character of the prompt's text from which encoding may start, and the prompt's ids from there.
+
+        A tokenizer splits a text at its special tokens and encodes the parts separately. So nothing before the prompt's
+        last special token affects the ids after it. The anchor is that token if the prompt's ids confirm this, else 0.
+        """
+        whole_prompt = (0, prompt.token_ids)
+        starts = [match.start() for match in self._split_tokens.finditer(prompt.text)]
+        if not starts or self.encode(prompt.text) != prompt.token_ids:
+            return whole_prompt
+        ids_from_anchor = self.encode(prompt.text[starts[-1] :])
+        num_before = len(prompt.token_ids) - len(ids_from_anchor)
+        if prompt.token_ids[num_before:] != ids_from_anchor:
+            return whole_prompt
+        return starts[-1], ids_from_anchor
+
     @cached_property
     def _dummy_prefix(self) -> str:
-        """The space that SentencePiece puts before a text, where a fast tokenizer with its vocabulary does not."""
+        """The space that SentencePiece puts before a text, if a fast tokenizer with its vocabulary does not add it."""
         vocabulary = self.tokenizer.get_vocab()
-        adds_none = "\u2581x" in vocabulary and self.encode("x") != [vocabulary["\u2581x"]]
-        return " " if adds_none else ""
+        if "\u2581x" in vocabulary and self.encode("x") != [vocabulary["\u2581x"]]:
+            return " "
+        return ""
 
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text: in one call, which a fast tokenizer spreads over the cores."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False) if texts else {}
-        return [list(ids) for ids in encoded.get("input_ids", [])]
+        """Encode texts in one call, which a fast tokenizer spreads over the cores."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
+        return [list(ids) for ids in encoded["input_ids"]]
 
     def _check_bos(self, token_ids: list[int]) -> None:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if bos is None or bos == eos:
-            return
-        if token_ids[:1] != [bos] or bos in token_ids[1:]:
+        if not self.has_one_bos(token_ids):
             raise ChatError(
                 f"template {self.template} should give exactly one BOS, at the start; it gives {token_ids[:4]}..."
             )
 
+    # Special tokens.
+
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        tokens = sorted({*added, *self.tokenizer.all_special_tokens}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+        return _any_of(added.union(self.tokenizer.all_special_tokens))
 
     @cached_property
     def _split_tokens(self) -> re.Pattern[str]:
-        """Special tokens at which a fast tokenizer splits every text, whatever stands around them."""
-        added = self.tokenizer.added_tokens_decoder.values() if self.tokenizer.is_fast else []
-        raw = [token for token in added if not token.normalized]
-        if any(token.lstrip or token.rstrip or token.single_word for token in raw):
-            return re.compile(r"(?!)")
-        tokens = sorted((token.content for token in raw), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+        """Special tokens at which a fast tokenizer splits every text, independently of the text around them."""
+        if not self.tokenizer.is_fast:
+            return _any_of([])
+        added = [token for token in self.tokenizer.added_tokens_decoder.values() if not token.normalized]
+        if any(token.lstrip or token.rstrip or token.single_word for token in added):
+            return _any_of([])
+        return _any_of(token.content for token in added)
 
     def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            if found := self._control_tokens.search(message.content):
+            match = self._control_tokens.search(message.content)
+            if match:
                 raise ControlTokenError(
-                    f"the {message.role} message holds the control token {found[0]!r}; take it out of the text"
+                    f"the {message.role} message holds the control token {match[0]!r}; take it out of the text"
                 )
 
 
-def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Sequence[str] = ()) -> Any:
-    """The tokenizer of a local model folder or hub id. Raises ModelError when there is none.
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that matches any of the tokens, the longest first; without tokens it never matches."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    `eos_token` and `added_tokens` become special tokens where the tokenizer does not have them yet: a base model learns
+
+def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Sequence[str] = ()) -> Any:
+    """Load the tokenizer of a local model folder or hub id. Raises ModelError if it has none.
+
+    `eos_token` and `added_tokens` become special tokens if the tokenizer does not have them yet: a base model learns
     the LAB form's headers in SFT, and its embedding grows with them.
     """
     from transformers import AutoTokenizer
@@ -349,12 +408,7 @@ def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Seque
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = load_failure(model, error)
-        if Path(model).is_dir():
-            is_there = has_tokenizer(Path(model))
-            reason = f"its tokenizer's files cannot be read ({reason})" if is_there else "it holds no tokenizer's files"
-            reason += "; give a folder that holds a model and its tokenizer"
-        raise ModelError(f"no tokenizer could be loaded from {model!r}: {reason}") from error
+        raise ModelError(f"no tokenizer could be loaded from {model!r}: {_tokenizer_failure(model, error)}") from error
     if eos_token is not None and tokenizer.eos_token != eos_token:
         tokenizer.add_special_tokens({"eos_token": eos_token})
     missing = [token for token in added_tokens if token not in tokenizer.get_vocab()]
@@ -363,6 +417,16 @@ def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Seque
 
 
 def load_chat(policy: PolicyConfig, model: str) -> Chat:
-    """The renderer of a policy's conversations, with the tokenizer of one of its checkpoints."""
+    """Return the renderer of a policy's conversations, with the tokenizer of one of its checkpoints."""
     tokenizer = load_tokenizer(model, policy.eos_token, policy.added_tokens)
     return Chat(tokenizer, policy.chat_template, policy.system_prompt)
+
+
+def _tokenizer_failure(model: str, error: Exception) -> str:
+    reason = load_failure(model, error)
+    remedy = "give a folder that holds a model and its tokenizer"
+    if not Path(model).is_dir():
+        return reason
+    if has_tokenizer(Path(model)):
+        return f"its tokenizer's files cannot be read ({reason}); {remedy}"
+    return f"it holds no tokenizer's files; {remedy}"

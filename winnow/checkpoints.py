@@ -1,76 +1,99 @@
-"""What the files of a checkpoint say by themselves, before any weights are loaded, which may take minutes.
+"""Checks of a checkpoint's files before its weights are loaded, which may take minutes.
 
-folder -> whether weights and tokenizer are there and whole; the positions that the model was made for
+check_checkpoint("models/mixtral")   raises ModelError unless weights and tokenizer are complete
+max_positions("models/mixtral")      -> 32768
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from winnow.errors import ModelError
 
 WEIGHTS = ("*.safetensors", "*.bin")
-# Some of them lie beside every tokenizer: tokenizer.json, tokenizer_config.json, tokenizer.model, vocab.json, ...
+# Every tokenizer has some of these files: tokenizer.json, tokenizer_config.json, tokenizer.model, vocab.json, ...
 TOKENIZER = ("tokenizer*", "*.model", "vocab*", "tekken.json")
 
 
 def check_checkpoint(model: str) -> None:
-    """Raise ModelError for a folder that lacks files of a checkpoint, or where one is cut short; a hub id passes."""
+    """Raise ModelError for a folder with a missing or truncated checkpoint file; a hub id passes."""
     folder = Path(model)
     if not folder.is_dir():
         return
-    lost = f"no model could be loaded from {model!r}:"
-    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
-        raise ModelError(f"{lost} it holds no weight files ({' or '.join(WEIGHTS)}); copy the checkpoint whole")
+    failure = f"no model could be loaded from {model!r}:"
+    if not _has_any(folder, WEIGHTS):
+        raise ModelError(f"{failure} it holds no weight files ({' or '.join(WEIGHTS)}); copy the checkpoint whole")
     for path in (folder / name for name in _weight_names(folder)):
         if not path.is_file():
-            raise ModelError(f"{lost} its weight file {path.name} is missing; copy the checkpoint whole")
-        if path.suffix == ".safetensors" and not _is_whole(path):
-            raise ModelError(f"{lost} its {path.name} is cut short or damaged; copy or save it anew")
+            raise ModelError(f"{failure} its weight file {path.name} is missing; copy the checkpoint whole")
+        if path.suffix == ".safetensors" and not _is_complete(path):
+            raise ModelError(f"{failure} its {path.name} is cut short or damaged; copy or save it again")
     if not has_tokenizer(folder):
         raise ModelError(
             f"no tokenizer could be loaded from {model!r}: it holds none (tokenizer.json or tokenizer.model); copy its "
-            "tokenizer's files beside the model"
+            "tokenizer's files next to the model"
         )
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether any file of a tokenizer lies in a folder."""
-    return any(path for pattern in TOKENIZER for path in folder.glob(pattern))
+    """Tell whether a folder holds any file of a tokenizer."""
+    return _has_any(folder, TOKENIZER)
+
+
+def positions_of(model_config: Any) -> int | None:
+    """Return the number of positions of a model from its transformers config; None if that does not name it."""
+    limit: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def max_positions(model: str) -> int | None:
-    """The positions that a model was made for, by its config.json; None where that does not say, or is not here yet."""
-    path = Path(model) / "config.json" if Path(model).is_dir() else _downloaded(model, "config.json")
+    """Return the number of positions that a model was made for, from its config.json.
+
+    None if that does not name it, or if it is not on this machine yet.
+    """
+    path = _config_path(model)
+    if path is None:
+        return None
     try:
-        config = json.loads(path.read_text()) if path else {}
+        config = json.loads(path.read_text())
         limit = config.get("text_config", config).get("max_position_embeddings")
     except (OSError, ValueError, AttributeError):
-        return None  # loading says what is wrong with it
-    return limit if isinstance(limit, int) else None
+        return None  # loading reports what is wrong with it
+    if isinstance(limit, int):
+        return limit
+    return None
 
 
-def _downloaded(model: str, name: str) -> Path | None:
-    """The local copy of a hub id's file, if there is one."""
+def _has_any(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in patterns)
+
+
+def _config_path(model: str) -> Path | None:
+    """Return a model's config.json: in its folder, or the local copy of a hub id's file if there is one."""
+    if Path(model).is_dir():
+        return Path(model) / "config.json"
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, name)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(model, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
+    return None
 
 
 def _weight_names(folder: Path) -> list[str]:
-    """The weight files that make up the model, as far as names and index say."""
+    """Return the names of the weight files that make up the model, as its index lists them."""
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
         try:
             return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue  # there is none, or loading says what is wrong with it
+            continue  # it does not exist, or loading reports what is wrong with it
     return []
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says: 8 bytes of length, the header, the tensors."""
+def _is_complete(path: Path) -> bool:
+    """Tell whether a safetensors file has the length that its header gives: 8 bytes, the header, the tensors."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size - 8:

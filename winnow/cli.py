@@ -1,40 +1,51 @@
-"""The command line: one verb per stage, each loaded only when it is called, so that `--help` needs no torch.
+"""The command line: the composition root, which knows every package and imports each one when a verb needs it.
 
-winnow run examples/miniature/config.yaml
+    winnow run examples/miniature/config.yaml
+
+So `--help` needs no torch. The flags of the reward options come from winnow/reward_options.py.
 """
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from winnow.errors import UsageError
-from winnow.exit_codes import end_when_interrupted, said_in_one_line
+from winnow.exit_codes import end_when_interrupted, exit_on_error
+from winnow.import_path import child_environment
+from winnow.reward_options import RewardOptions, RewardSpec, choices_of, option_text
+
+if TYPE_CHECKING:
+    from winnow.run_config import RunConfig
 
 
 class Verb(TyperCommand):
-    """A command that refuses an option given twice, of which one would be passed over in silence."""
+    """A command that refuses a repeated option, which Click would replace silently by its last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As of every command. Raises UsageError."""
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
-        for option in given:
-            if option.param_type_name == "option" and not option.multiple and given.count(option) > 1:
-                raise UsageError(f"{option.opts[0]} is given {given.count(option)} times; give it once")
+        """Parse like TyperCommand, but reject a repeated option. Raises UsageError."""
+        _, _, options = self.make_parser(ctx).parse_args(list(args))
+        for option in options:
+            num_times = options.count(option)
+            if option.param_type_name == "option" and not option.multiple and num_times > 1:
+                raise UsageError(f"{option.opts[0]} is given {num_times} times; give it once")
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The example as it is: wrapped, it could break inside a flag."""
+        """Write the example on one line: wrapped, it could break inside a flag."""
         formatter.write(f"\n  {self.epilog}\n")
 
 
 class ServeVerb(Verb):
-    """A verb whose help lists the keys of a serve config too."""
+    """A verb whose help also lists the keys of a serve config."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """As of every command, and the keys."""
+        """Write the options like TyperCommand, then the config keys."""
         from winnow.config import key_rows
         from winnow.serve_config import ServeConfig
 
@@ -56,24 +67,55 @@ app = typer.Typer(
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that `winnow run` made.")]
 RoundNumber = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
 Address = Annotated[str, typer.Option(metavar="HOST:PORT", help="A reward server, or several with commas between.")]
-TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The bearer token that the server asks for.")]
+TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The bearer token that the server requires.")]
 TlsCa = Annotated[Path | None, typer.Option(metavar="PEM", help="Authorities that vouch for the server; turns TLS on.")]
 TlsCertificate = Annotated[Path | None, typer.Option(metavar="PEM", help="Your own certificate, for mutual TLS.")]
 TlsKey = Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")]
-Normalization = Annotated[str, typer.Option(help="sum or mean (per token).")]
-Beta = Annotated[float, typer.Option(help="Scale of the reward.")]
-EosPolicy = Annotated[
-    str | None,
-    typer.Option(
-        help="Score the closing token: include, exclude or if_finished; unset: the recipe's own (if_finished)."
-    ),
+Timeout = Annotated[
+    float, typer.Option("--timeout-s", help="Longest wait for one prompt, including a restart of the server.")
 ]
-ReferenceFree = Annotated[bool, typer.Option("--reference-free", help="Use the instruct model alone.")]
-Instruction = Annotated[str, typer.Option(help="The rules of a domain, put before the first user message.")]
-InstructionScope = Annotated[str, typer.Option(help="Which models read them: both or instruct_only.")]
-Recipe = Annotated[str, typer.Option(help="winnow or rewardbench.")]
-Timeout = Annotated[float, typer.Option("--timeout-s", help="Longest wait for one prompt, a restart included.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to set, by dotted path.")]
+
+
+def with_reward_flags(*options: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb a flag for each of these reward options; it receives them together, as its parameter `options`."""
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(verb)
+        def verb_with_flags(**arguments: Any) -> None:
+            values = {option: arguments.pop(option) for option in options}
+            verb(**arguments, options=RewardOptions(**values))
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(verb).parameters.values():
+            if parameter.name == "options":
+                parameters += [_reward_flag(option) for option in options]
+            else:
+                parameters.append(parameter)
+        # Typer makes its flags from the signature.
+        verb_with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return verb_with_flags
+
+    return decorate
+
+
+def _reward_flag(option: str) -> inspect.Parameter:
+    """Return the flag of a reward option: `is_reference_free` is `--reference-free`, with the definition's words."""
+    field = RewardOptions.model_fields[option]
+    text = option_text(option)
+    # A choice is a text here, so that RewardOptions reports a wrong one.
+    kind: Any = field.annotation
+    if choices_of(option):
+        kind = str
+    help_text = text.meaning
+    if choices_of(option) or kind in (int, float):
+        help_text = f"{text.meaning.removesuffix('.')} ({text.values})."
+    if field.default is None:
+        kind = kind | None
+        help_text = f"{help_text} Unset: {text.default}."
+    flag = option.removeprefix("is_").removeprefix("want_").replace("_", "-")
+    annotation = Annotated[kind, typer.Option(f"--{flag}", help=help_text)]
+    return inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
 
 
 @app.callback(invoke_without_command=True)
@@ -89,7 +131,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The recipe.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
 ) -> None:
     """Run a recipe: SFT start, rounds of best-of-N, evaluation, peak."""
@@ -98,14 +140,32 @@ def run(
 
     resolved = load_config(config, RunConfig, overrides or [])
     if dry_run:
-        _entry("sampler.plan:print_plan")(resolved)
+        from sampler.plan import print_plan
+
+        print_plan(resolved)
         return
+    from sampler.rounds import run_rounds
     from winnow.rundir import locked, run_root, start_run
     from winnow.stages import run_in_subprocess, run_inline
 
-    stage = run_in_subprocess if resolved.stages == "subprocess" else run_inline
+    stage = run_inline
+    if resolved.stages == "subprocess":
+        stage = run_in_subprocess
     with locked(run_root(resolved)):
-        _entry("sampler.rounds:run_rounds")(start_run(resolved, is_resumed=resume), stage)
+        folder = start_run(resolved, is_resumed=resume)
+        if not folder.has_all_rewards:
+            _check_managed_server(resolved)
+        run_rounds(folder, stage)
+
+
+def _check_managed_server(config: "RunConfig") -> None:
+    """Find the faults of the server that a run starts before the run samples. Raises UsageError and ModelError."""
+    if config.reward is None or config.reward.server is None:
+        return
+    from reward_server.serving.preflight import preflight
+    from sampler.managed_server import managed_config
+
+    preflight(managed_config(config.reward.server))
 
 
 @app.command(cls=Verb, epilog="Example: winnow status runs/miniature --json")
@@ -113,7 +173,7 @@ def status(
     run_dir: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a run has finished and what comes next."""
+    """Show the finished stages of a run and the next one."""
     from winnow.rundir import open_run
     from winnow.status import print_status
 
@@ -141,31 +201,28 @@ def serve(
 
     keys = overrides or []
     if config is not None and "=" in str(config) and not config.exists():
-        config, keys = None, [str(config), *keys]
-    given = {"instruct": instruct, "base": base, "listen": listen}
-    flags = {key: value for key, value in given.items() if value is not None}
+        # The only argument is an override, not a file.
+        keys = [str(config), *keys]
+        config = None
+    flags = {"instruct": instruct, "base": base, "listen": listen}
+    flags_given = {key: value for key, value in flags.items() if value is not None}
     if config is None:
-        _check_pair_is_given({*flags, *(key.partition("=")[0] for key in keys)})
-    resolved = load_config(config, ServeConfig, keys, flags)
-    _entry("reward_server.serving.server:serve")(resolved, stop_when_stdin_closes=until_stdin_closes)
+        _check_pair_is_complete({*flags_given, *(key.partition("=")[0] for key in keys)})
+    resolved = load_config(config, ServeConfig, keys, flags_given)
+    from reward_server.serving.server import serve as serve_rewards
+
+    serve_rewards(resolved, stop_when_stdin_closes=until_stdin_closes)
 
 
 @app.command(cls=Verb, epilog="Example: winnow score --address localhost:50051 --input in.jsonl --output out.jsonl")
+@with_reward_flags(*RewardOptions.model_fields)
 def score(
     address: Address,
     in_path: Annotated[Path, typer.Option("--input", help='JSONL rows: {"messages" or "prompt", "completions"}.')],
     out_path: Annotated[Path, typer.Option("--output", help='The same rows with "rewards".')],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that was stopped.")] = False,
-    normalization: Normalization = "sum",
-    beta: Beta = 1.0,
-    eos_policy: EosPolicy = None,
-    reference_free: ReferenceFree = False,
-    token_logprobs: Annotated[
-        bool, typer.Option("--token-logprobs", help="Also write every token's log-probabilities.")
-    ] = False,
-    instruction: Instruction = "",
-    instruction_scope: InstructionScope = "both",
-    recipe: Recipe = "winnow",
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an output that was stopped.")] = False,
+    options: RewardOptions,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
@@ -173,38 +230,32 @@ def score(
     timeout_s: Timeout = 600.0,
 ) -> None:
     """Score completions on a reward server."""
-    job = _entry("reward_server.client.score_file:ScoreJob")(
-        access=_entry("reward_server.client.connection:open_connection_settings")(
-            address, token_file, tls_ca, tls_certificate, tls_key
-        ),
+    from reward_server.client import open_connection_settings
+    from reward_server.client.score_file import ScoreJob, score_file
+
+    job = ScoreJob(
+        connection=open_connection_settings(address, token_file, tls_ca, tls_certificate, tls_key),
         in_path=in_path,
         out_path=out_path,
-        options=_entry("reward_server.client.requests:RewardOptions")(
-            normalization=normalization,
-            beta=beta,
-            eos_policy=eos_policy,
-            is_reference_free=reference_free,
-            want_token_logprobs=token_logprobs,
-            instruction=instruction,
-            instruction_scope=instruction_scope,
-            recipe=recipe,
-        ),
+        options=options,
         timeout_s=timeout_s,
         is_resumed=resume,
     )
-    counts = _entry("reward_server.client.score_file:score_file")(job)
-    statuses = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    counts = score_file(job)
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     print(f"{out_path}: {statuses or 'no completions'}")
 
 
 @app.command(cls=Verb, epilog="Example: winnow gateway --address localhost:50051 --listen 127.0.0.1:8000")
+@with_reward_flags(*(option for option in RewardSpec.model_fields if option != "recipe"))
 def gateway(
     address: Address,
+    *,
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 is a free one.")
     ] = "127.0.0.1:8000",
     allow_insecure: Annotated[
-        bool, typer.Option("--allow-insecure", help="Listen beyond loopback: plain HTTP, open to whoever reaches it.")
+        bool, typer.Option("--allow-insecure", help="Listen beyond loopback: plain HTTP, open to everyone.")
     ] = False,
     prompt_prefix: Annotated[str, typer.Option(help="Text before the user's turn in a rendered prompt.")] = "",
     prompt_suffix: Annotated[str, typer.Option(help="Text after it, up to the completion.")] = "",
@@ -215,15 +266,10 @@ def gateway(
         list[str] | None, typer.Option(help="Text that ends a finished completion, like '</s>'; may be repeated.")
     ] = None,
     unscorable_reward: Annotated[
-        float | None, typer.Option(help="Reward of what cannot be scored; unset: an error of its own.")
+        float | None, typer.Option(help="Reward of a completion that cannot be scored; unset: an error.")
     ] = None,
     wait_ms: Annotated[float, typer.Option(help="How long a post waits for others of its prompt.")] = 5.0,
-    normalization: Normalization = "sum",
-    beta: Beta = 1.0,
-    eos_policy: EosPolicy = None,
-    reference_free: ReferenceFree = False,
-    instruction: Instruction = "",
-    instruction_scope: InstructionScope = "both",
+    options: RewardOptions,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
@@ -231,23 +277,16 @@ def gateway(
     timeout_s: Timeout = 150.0,
 ) -> None:
     """Answer OpenRLHF's remote rewards and vLLM-style /score over HTTP, from a reward server."""
-    _entry("reward_server.adapters.http:serve")(
-        access=_entry("reward_server.client.connection:open_connection_settings")(
-            address, token_file, tls_ca, tls_certificate, tls_key
-        ),
+    from reward_server.adapters.http import serve as serve_http
+    from reward_server.adapters.openrlhf import PromptForm
+    from reward_server.client import open_connection_settings
+
+    serve_http(
+        connection=open_connection_settings(address, token_file, tls_ca, tls_certificate, tls_key),
         listen=listen,
         is_insecure_allowed=allow_insecure,
-        form=_entry("reward_server.adapters.openrlhf:PromptForm")(
-            prompt_prefix, prompt_suffix, tuple(eos or ()), prompt_from
-        ),
-        options=_entry("reward_server.client.requests:RewardOptions")(
-            normalization=normalization,
-            beta=beta,
-            eos_policy=eos_policy,
-            is_reference_free=reference_free,
-            instruction=instruction,
-            instruction_scope=instruction_scope,
-        ),
+        form=PromptForm(prompt_prefix, prompt_suffix, tuple(eos or ()), prompt_from),
+        options=options,
         unscorable_reward=unscorable_reward,
         wait_s=wait_ms / 1000,
         timeout_s=timeout_s,
@@ -257,25 +296,28 @@ def gateway(
 @app.command(cls=Verb, epilog="Example: winnow sample runs/miniature --round 1")
 def sample(run_dir: RunFolder, round_number: RoundNumber = 1) -> None:
     """Do one round's sample stage of a run: N completions of each prompt."""
-    _stage("sample", run_dir, round_number, first=1)
+    _run_stage("sample", run_dir, round_number, first_round=1)
 
 
 @app.command(cls=Verb, epilog="Example: winnow select runs/miniature --round 1")
 def select(run_dir: RunFolder, round_number: RoundNumber = 1) -> None:
     """Do one round's select stage of a run: keep the best completion of each prompt."""
-    _stage("select", run_dir, round_number, first=1)
+    _run_stage("select", run_dir, round_number, first_round=1)
 
 
 @app.command(cls=Verb, epilog="Example: winnow sft runs/miniature --round 0")
 def sft(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
     """Do one round's SFT of a run; round 0 is the LAB start."""
-    _stage("train" if round_number else "start", run_dir, round_number)
+    stage = "train"
+    if round_number == 0:
+        stage = "start"
+    _run_stage(stage, run_dir, round_number)
 
 
 @app.command("eval", cls=Verb, epilog="Example: winnow eval runs/miniature --round 2")
 def evaluate(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
     """Do one round's evaluation of a run: benchmarks and judged questions."""
-    _stage("evaluate", run_dir, round_number)
+    _run_stage("evaluate", run_dir, round_number)
 
 
 @app.command(cls=Verb, epilog="Example: winnow peak runs/miniature")
@@ -283,42 +325,43 @@ def peak(run_dir: RunFolder) -> None:
     """Pick the peak checkpoint of a run's evaluated rounds; write peak.json and the chart."""
     from winnow.rundir import open_run
 
-    _stage("peak", run_dir, open_run(run_dir).config.rounds.num_rounds)
+    _run_stage("peak", run_dir, open_run(run_dir).config.rounds.num_rounds)
 
 
-def _stage(name: str, run_dir: Path, number: int, first: int = 0) -> None:
+def _run_stage(name: str, run_dir: Path, round_number: int, first_round: int = 0) -> None:
+    """Do a stage of one round in this process. Raises UsageError if the run has no such round."""
     from winnow.rundir import locked, open_run
     from winnow.stages import run_inline
 
     folder = open_run(run_dir)
-    last = folder.config.rounds.num_rounds
-    if not first <= number <= last:
-        raise UsageError(f"{run_dir} has rounds {first} to {last}; --round {number} is none of them")
+    last_round = folder.config.rounds.num_rounds
+    if not first_round <= round_number <= last_round:
+        raise UsageError(
+            f"{run_dir} has rounds {first_round} to {last_round}; --round {round_number} is not one of them"
+        )
     with locked(folder.root):
-        run_inline(name, folder, number)
+        run_inline(name, folder, round_number)
 
 
-def _entry(name: str) -> Any:
-    from winnow.stages import entry_point
-
-    return entry_point(name)
-
-
-def _check_pair_is_given(names: set[str]) -> None:
-    """Raise UsageError unless flags and keys name both models."""
-    missing = [name for name in ("instruct", "base") if name not in names]
-    if len(missing) == 1:
-        given = "base" if missing == ["instruct"] else "instruct"
-        raise UsageError(f"{given} is given and {missing[0]} is missing; give --{missing[0]} DIR too, or a CONFIG.yaml")
-    if missing:
+def _check_pair_is_complete(keys: set[str]) -> None:
+    """Raise UsageError unless flags and overrides name both models."""
+    present = [key for key in ("instruct", "base") if key in keys]
+    missing = [key for key in ("instruct", "base") if key not in keys]
+    if not present:
         raise UsageError("give CONFIG.yaml, or --instruct DIR and --base DIR")
+    if missing:
+        raise UsageError(
+            f"{present[0]} is given and {missing[0]} is missing; give --{missing[0]} DIR too, or a CONFIG.yaml"
+        )
 
 
 def main() -> None:
-    """Run the command line; how it ends stands in winnow/exit_codes.py."""
-    # What gRPC's core logs of a failed connection stands in our own message too.
+    """Run the command line; winnow/exit_codes.py describes its exit codes."""
+    # gRPC's core logs failed connections, which winnow's own message reports too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with said_in_one_line():
+    # Libraries start processes too, as vLLM does its workers: none may import from the working directory.
+    os.environ.update(child_environment())
+    with exit_on_error():
         app()
 
 

@@ -1,7 +1,7 @@
 """YAML -> frozen models. An unknown key is an error with a suggestion; `key=value` overrides a key by its dotted path.
 
-People write YAML; the program writes the resolved config as JSON, so that the format says which of the two a file is.
-The models are in `run_config.py` and `serve_config.py`.
+People write YAML, winnow writes the resolved config as JSON: the format shows which of the two a file is. The models
+are in `run_config.py` and `serve_config.py`.
 """
 
 import difflib
@@ -17,14 +17,14 @@ from winnow.errors import ConfigError, first_line
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
-# At most eleven days: in milliseconds it still is a number that gRPC takes.
+# At most eleven days: gRPC takes no more in milliseconds.
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
-    """A part of a config: immutable, no unknown keys."""
+    """A section of a config: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -35,58 +35,71 @@ Config = TypeVar("Config", bound=Section)
 def load_config(
     path: str | Path | None, kind: type[Config], overrides: Sequence[str] = (), flags: Mapping[str, str] | None = None
 ) -> Config:
-    """Read a YAML config, if any; apply `key=value` overrides, and flags, whose values are taken as they are; check it.
+    """Read a YAML config if there is one, apply `key=value` overrides, then flags with their values as texts; check it.
 
-    Raises ConfigError naming file, key and way out.
+    Raises ConfigError with the file, the key and a remedy.
     """
-    tree = {} if path is None else _read_yaml(Path(path))
+    tree: Any = {}
+    origin = "command line"
+    if path is not None:
+        tree = _read_yaml(Path(path))
+        origin = str(path)
     for override in overrides:
         _apply_override(tree, override)
     if isinstance(tree, dict):
         tree.update(flags or {})
-    return parse_config(tree, kind, "command line" if path is None else str(path))
+    return parse_config(tree, kind, origin)
 
 
 def load_resolved(path: Path, kind: type[Config]) -> Config:
-    """Read a config that `dump_config` wrote."""
+    """Read a config that `dump_config` wrote. Raises ConfigError."""
     return parse_config(json.loads(path.read_text()), kind, str(path))
 
 
 def dump_config(config: Section) -> str:
-    """The resolved config as JSON, every default spelled out."""
+    """Return the resolved config as JSON, with every default."""
     return config.model_dump_json(indent=2) + "\n"
 
 
 def parse_config(tree: Any, kind: type[Config], origin: str) -> Config:
-    """Check a tree of plain values against a config model; `origin` names it in errors."""
+    """Check a tree of plain values against a config model; `origin` names the tree in errors. Raises ConfigError."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin}: a config is a mapping of keys to values")
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems = _other_verb(tree, kind) or "; ".join(_problems(error, kind))
+        problems = _wrong_verb(tree, kind) or "; ".join(_problems(error, kind))
         raise ConfigError(f"{origin}: {problems}") from None
 
 
 def differences(old: Section, new: Section) -> list[str]:
-    """Lines `key: old -> new` for every key in which two configs differ."""
-    before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
-    keys = sorted(before.keys() | after.keys())
-    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+    """Return a line `key: old -> new` for every key in which two configs differ."""
+    old_values = dict(_leaves(old.model_dump(mode="json")))
+    new_values = dict(_leaves(new.model_dump(mode="json")))
+    lines = []
+    for key in sorted(old_values.keys() | new_values.keys()):
+        old_value = old_values.get(key)
+        new_value = new_values.get(key)
+        if old_value != new_value:
+            lines.append(f"{key}: {old_value!r} -> {new_value!r}")
+    return lines
 
 
 def key_rows(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each key of a config by its dotted path, with its meaning and its default."""
+    """Yield each key of a config by its dotted path, with its meaning and its default."""
     for name, field in kind.model_fields.items():
         section = next(_sections_in(field.annotation), None)
         if section is not None:
             yield from key_rows(section, f"{prefix}{name}.")
             continue
-        default = "" if field.is_required() or field.default is None else f"  [default: {field.default}]"
-        yield f"{prefix}{name}", f"{field.description}{default}"
+        meaning = str(field.description)
+        if not field.is_required() and field.default is not None:
+            meaning = f"{meaning}  [default: {field.default}]"
+        yield f"{prefix}{name}", meaning
 
 
 def _read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds; an empty file holds no keys. Raises ConfigError."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -96,13 +109,18 @@ def _read_yaml(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    return {} if tree is None else tree
+        origin = str(path)
+        mark = getattr(error, "problem_mark", None)
+        if mark is not None:
+            origin = f"{path} line {mark.line + 1}"
+        raise ConfigError(f"{origin}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if tree is None:
+        return {}
+    return tree
 
 
 def _apply_override(tree: Any, override: str) -> None:
+    """Set the key that `key=value` names, making the sections above it. Raises ConfigError."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} should be key=value, like rounds.num_rounds=2")
@@ -126,7 +144,7 @@ def _child(tree: Any, name: str, override: str) -> Any:
     if child is None:
         child = tree[name] = {}
     if not isinstance(child, dict | list):
-        raise ConfigError(f"override {override!r}: {name} is a value, it has no keys")
+        raise ConfigError(f"override {override!r}: {name} is a value and has no keys")
     return child
 
 
@@ -136,43 +154,52 @@ def _list_index(items: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _other_verb(tree: dict[str, Any], kind: type[BaseModel]) -> str:
-    """What to call instead, where the keys are those of another verb's config; else an empty text."""
+def _wrong_verb(tree: dict[str, Any], kind: type[BaseModel]) -> str:
+    """Return the verb to call instead if most keys are those of another verb's config; else an empty text."""
     from winnow.run_config import RunConfig
     from winnow.serve_config import ServeConfig
 
     verbs: dict[type[BaseModel], str] = {RunConfig: "winnow run", ServeConfig: "winnow serve"}
     if kind not in verbs:
         return ""
-    likely = max(verbs, key=lambda one: (len(tree.keys() & one.model_fields.keys()), one is kind))
-    if likely is kind:
+    num_common = {config: len(tree.keys() & config.model_fields.keys()) for config in verbs}
+    likely = max(verbs, key=lambda config: num_common[config])
+    if num_common[likely] <= num_common[kind]:
         return ""
     return f"this is a config of `{verbs[likely]}`; call that, or give a config of `{verbs[kind]}`"
 
 
 def _problems(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
-    """What is wrong, key by key; at the end, once, the keys of each section that has one like none of them."""
-    listed: dict[tuple[str | int, ...], list[str]] = {}
+    """Yield each problem with its key; then, once per section, the known keys where an unknown key resembles none."""
+    known_keys: dict[tuple[str | int, ...], list[str]] = {}
     for problem in error.errors():
         loc = problem["loc"]
         key = ".".join(str(part) for part in loc)
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            known = sorted(_section_at(loc[:-1], kind).model_fields)
-            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-            if not close:
-                listed[loc[:-1]] = known
-            yield f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+            section = loc[:-1]
+            keys = sorted(_section_at(section, kind).model_fields)
+            similar = difflib.get_close_matches(str(loc[-1]), keys, n=1)
+            if similar:
+                yield f"unknown key {key}; did you mean {similar[0]}?"
+            else:
+                known_keys[section] = keys
+                yield f"unknown key {key}"
         elif problem["type"] == "missing":
             yield f"{key} is missing"
+        elif key:
+            yield f"{key}: {message}"
         else:
-            yield f"{key}: {message}" if key else message
-    for loc, known in listed.items():
-        of = f" of {'.'.join(map(str, loc))}" if loc else ""
-        yield f"known keys{of}: {', '.join(known)}"
+            yield message
+    for section, keys in known_keys.items():
+        heading = "known keys"
+        if section:
+            heading = f"known keys of {'.'.join(map(str, section))}"
+        yield f"{heading}: {', '.join(keys)}"
 
 
 def _section_at(loc: Sequence[str | int], kind: type[BaseModel]) -> type[BaseModel]:
+    """Return the section of a config at a path of keys and list indices."""
     for part in loc:
         if isinstance(part, str) and part in kind.model_fields:
             kind = next(_sections_in(kind.model_fields[part].annotation), kind)
@@ -180,6 +207,7 @@ def _section_at(loc: Sequence[str | int], kind: type[BaseModel]) -> type[BaseMod
 
 
 def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections of an annotation such as `TlsConfig | None` or `tuple[PhaseConfig, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
@@ -187,9 +215,16 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
-    if items is None or not tree:
+    """Yield each plain value, and each empty section or list, with its dotted path."""
+    items: list[tuple[Any, Any]] = []
+    if isinstance(tree, dict):
+        items = list(tree.items())
+    elif isinstance(tree, list):
+        items = list(enumerate(tree))
+    if not items:
         yield prefix, tree
-        return
     for key, value in items:
-        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+        path = str(key)
+        if prefix:
+            path = f"{prefix}.{key}"
+        yield from _leaves(value, path)

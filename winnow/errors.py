@@ -1,21 +1,21 @@
-"""What can go wrong, as one tree.
+"""The errors of winnow, as one tree.
 
     WinnowError                  exit code 1: the work failed
-    |-- UsageError               exit code 2: what was asked cannot be done as asked
+    |-- UsageError               exit code 2: the request cannot be fulfilled as it is
     |   |-- ConfigError          a config file, key or override is wrong
     |   `-- RunFolderError       the run folder exists, is missing, or belongs to another config
-    |-- InputError               a line of a data file is malformed; names file and line
+    |-- InputError               a line of a data file is malformed; the message names file and line
     |-- ChatError                a conversation cannot be rendered (role, order of turns, template)
-    |   `-- ControlTokenError    a text of it holds a control token
+    |   `-- ControlTokenError    a message of it holds a control token
     |-- ModelError               a model or tokenizer cannot be used
-    |-- TrainingError            a training job cannot give a useful model (nothing to train on, zero loss mask)
-    `-- ServerError              the reward server cannot be reached or refuses to answer
-        |-- ServerBusyError      it is full, and stayed so until the deadline
-        |-- DeadlineError            it gave no answer until the deadline
-        `-- AuthError          it does not know the caller
+    |-- TrainingError            a training job cannot produce a useful model (no rows, no tokens in the loss)
+    `-- ServerError              the reward server cannot be reached or refuses the request
+        |-- ServerBusyError      its queue is full, and stayed full until the deadline
+        |-- DeadlineError        it did not respond before the deadline
+        `-- AuthError            it does not accept the caller's credentials
 
-Every message says what was given, what is wrong with it, and the ways out; the command line prints it as one line.
-A bad *row* is no exception: it becomes a row with a status of its own (see `winnow.records`).
+Every message names the given value, what is wrong with it, and the remedy; the command line prints it as one line.
+A bad *row* raises nothing: it is stored with its own status (see `winnow.records`).
 """
 
 
@@ -26,7 +26,7 @@ class WinnowError(Exception):
 
 
 class UsageError(WinnowError, ValueError):
-    """What was asked for cannot be done as asked."""
+    """A request that cannot be fulfilled as it is."""
 
     exit_code = 2
 
@@ -44,13 +44,13 @@ class InputError(WinnowError, ValueError):
 
 
 class ChatError(WinnowError, ValueError):
-    """A conversation cannot be rendered; `status` is what a row of it gets."""
+    """A conversation cannot be rendered; its row gets `status`."""
 
     status = "invalid_conversation"
 
 
 class ControlTokenError(ChatError):
-    """A text of a conversation holds a control token, which would be read as structure."""
+    """A message of a conversation holds a control token, which the model would read as structure."""
 
     status = "control_token"
 
@@ -60,15 +60,15 @@ class ModelError(WinnowError):
 
 
 class TrainingError(WinnowError):
-    """A training job cannot give a useful model."""
+    """A training job cannot produce a useful model."""
 
 
 class ServerError(WinnowError, ConnectionError):
-    """The reward server cannot be reached or refuses to answer."""
+    """The reward server cannot be reached or refuses the request."""
 
 
 class ServerBusyError(ServerError):
-    """The reward server's queue is full and stayed so; it may be asked again after `retry_s` seconds."""
+    """The reward server's queue is full and stayed full; the call may be repeated after `retry_s` seconds."""
 
     def __init__(self, message: str, retry_s: float) -> None:
         super().__init__(message)
@@ -76,13 +76,13 @@ class ServerBusyError(ServerError):
 
 
 class DeadlineError(ServerError):
-    """The reward server gave no answer until the deadline."""
+    """The reward server did not respond before the deadline."""
 
 
 class AuthError(ServerError):
-    """The reward server does not know the caller."""
+    """The reward server does not accept the caller's credentials."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for messages of one line."""
+    """Return the first line of an error's text, for messages of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,8 +1,8 @@
-"""How a process of ours ends.
+"""The end of a winnow process: its exit code, and what it prints on stderr.
 
-what a user can mend    one line on stderr; exit code 1, or 2 for wrong usage
-an interruption         exit code 130
-a bug                   its traceback
+an error that a user can fix    one line on stderr; exit code 1, or 2 for wrong usage
+an interruption                 exit code 130
+a bug                           its traceback
 """
 
 import os
@@ -10,24 +10,35 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from winnow.errors import WinnowError
+from winnow.errors import UsageError, WinnowError
+from winnow.import_path import describe_shadowing
 
-# The extra of a library that an extra brings; of one that several bring, `all`.
+DISTRIBUTION = "winnow-rlaif"
+# Optional module -> the extra that installs it; `all` where several extras do.
 EXTRAS = {
     "vllm": "vllm",
     **dict.fromkeys(("starlette", "uvicorn"), "http"),
-    **dict.fromkeys(("torch", "accelerate", "transformers", "safetensors", "jinja2", "pyarrow"), "server"),
-    **dict.fromkeys(("grpc_reflection", "prometheus_client", "sentencepiece"), "server"),
+    **dict.fromkeys(("torch", "accelerate", "transformers", "huggingface_hub", "safetensors"), "server"),
+    **dict.fromkeys(("jinja2", "pyarrow", "grpc_reflection", "prometheus_client", "sentencepiece"), "server"),
     **dict.fromkeys(("lm_eval", "fastchat", "openai", "matplotlib"), "eval"),
     "trl": "train",
+    "datasets": "all",
 }
 INTERRUPTED = 130
 
 
+class ErrorReport(NamedTuple):
+    """An error that a user can fix: its one line, and the exit code."""
+
+    message: str
+    exit_code: int
+
+
 @contextmanager
-def said_in_one_line() -> Iterator[None]:
-    """Let errors and interruptions of the block end the process as this page says."""
+def exit_on_error() -> Iterator[None]:
+    """End the process as this module describes if the block raises an error or is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -35,32 +46,40 @@ def said_in_one_line() -> Iterator[None]:
     except Exception as error:
         if _is_interruption(error):
             sys.exit(INTERRUPTED)
-        if (message := _message(error)) is None:
+        report = _report(error)
+        if report is None:
             raise
-        print(f"winnow: {message}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, WinnowError) else 1)
+        print(f"winnow: {report.message}", file=sys.stderr)
+        sys.exit(report.exit_code)
 
 
 def end_when_interrupted() -> None:
-    """Let an interruption end this process at once from now on, with nothing to be cleared away.
+    """Let an interruption end this process at once from now on, without any cleanup.
 
-    As an exception it could be lost where Python passes over those: in a destructor, while modules are imported.
+    Python can lose a KeyboardInterrupt: it ignores exceptions in a destructor and wraps them during an import.
     """
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 
 def _is_interruption(error: BaseException | None) -> bool:
-    """Whether an interruption is what it began with: while modules are imported, Python makes other errors of it."""
+    """Tell whether a KeyboardInterrupt is the root cause; an import may wrap it in other errors."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-def _message(error: Exception) -> str | None:
-    """The one line for what a user can mend; None: a bug, whose traceback is wanted."""
+def _report(error: Exception) -> ErrorReport | None:
+    """Return how an error that a user can fix ends the process; None for a bug, which keeps its traceback."""
+    shadowing = describe_shadowing(error)
+    if shadowing is not None:
+        return ErrorReport(shadowing, UsageError.exit_code)
     if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get((error.name or "").partition(".")[0], "all")
-        return f"{error}; this needs an extra: pip install 'winnow[{extra}]'"
-    if isinstance(error, WinnowError | OSError):  # of the system: a full disk, a folder without permission
-        return str(error)
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            return None
+        return ErrorReport(f"{error}; this needs an extra: pip install '{DISTRIBUTION}[{extra}]'", 1)
+    if isinstance(error, WinnowError):
+        return ErrorReport(str(error), error.exit_code)
+    if isinstance(error, OSError):  # from the system: a full disk, a folder without permission
+        return ErrorReport(str(error), 1)
     return None

@@ -2,7 +2,8 @@
 
     {"piece": "round-01/sample/003", "inputs": "9f0c...", "seconds": 12.4, "finished_at": "...", ...facts}
 
-A piece's line is written last, after its files have appeared; a piece without a line is done again, over its own files.
+A piece is a unit of a run's work. Its entry is written last, after its files have appeared. A piece without an entry is
+done again and overwrites its files.
 """
 
 import json
@@ -16,29 +17,45 @@ from typing import Any
 
 
 class Ledger:
-    """One run's ledger file. A line that a kill cut short counts as never written."""
+    """The ledger file of one run, with one entry per line. A line that a kill cut short is ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def lines(self) -> list[dict[str, Any]]:
-        """Every whole line, oldest first."""
+    def entries(self) -> list[dict[str, Any]]:
+        """Return every complete entry, oldest first."""
         if not self.path.exists():
             return []
-        return [line for text in self.path.read_text().splitlines() if (line := _whole(text))]
+        entries: list[dict[str, Any]] = []
+        for line in self.path.read_text().splitlines():
+            entry = _parse_entry(line)
+            if entry is not None:
+                entries.append(entry)
+        return entries
 
-    def line(self, piece: str) -> dict[str, Any] | None:
-        """The newest line of a piece."""
-        return next((line for line in reversed(self.lines()) if line["piece"] == piece), None)
+    def entry(self, piece: str) -> dict[str, Any] | None:
+        """Return the newest entry of a piece; None if it has none."""
+        newest = {entry["piece"]: entry for entry in self.entries()}
+        return newest.get(piece)
+
+    def inputs_of(self, piece: str) -> str | None:
+        """Return the inputs that a piece was last finished from; None if it never was."""
+        entry = self.entry(piece)
+        if entry is None:
+            return None
+        inputs: str = entry["inputs"]
+        return inputs
 
     def is_finished(self, piece: str, inputs: str) -> bool:
-        """Whether a piece was finished from just these inputs."""
-        line = self.line(piece)
-        return line is not None and line["inputs"] == inputs
+        """Tell whether a piece was finished from exactly these inputs."""
+        return self.inputs_of(piece) == inputs
 
     @contextmanager
     def record(self, piece: str, inputs: str) -> Iterator[dict[str, Any]]:
-        """Time the work done inside; when it ends well, write its line with the facts put into the yielded dict."""
+        """Time the block, then write the piece's entry with the facts that the block put into the yielded dict.
+
+        A block that raises leaves no entry.
+        """
         facts: dict[str, Any] = {}
         start = time.monotonic()
         yield facts
@@ -46,12 +63,12 @@ class Ledger:
         finished_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._append({"piece": piece, "inputs": inputs, "seconds": seconds, "finished_at": finished_at, **facts})
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, entry: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             if file.tell() and not self._ends_in_newline():
                 file.write(b"\n")
-            file.write(json.dumps(line).encode() + b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -61,9 +78,12 @@ class Ledger:
             return file.read(1) == b"\n"
 
 
-def _whole(text: str) -> dict[str, Any] | None:
+def _parse_entry(line: str) -> dict[str, Any] | None:
+    """Return the entry of a line; None for a line that was cut short."""
     try:
-        line = json.loads(text)
+        entry = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return line if isinstance(line, dict) and "piece" in line else None
+    if isinstance(entry, dict) and "piece" in entry:
+        return entry
+    return None

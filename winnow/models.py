@@ -1,6 +1,6 @@
-"""Loading a causal language model, the same way in every room: a folder or hub id -> a model, or one clear error.
+"""Loading of causal language models for every package: a folder or hub id -> a model, or one clear error.
 
-Importing this loads no torch; calling `load_causal_lm` does.
+Importing this module imports no torch; calling `load_causal_lm` does.
 """
 
 from pathlib import Path
@@ -9,10 +9,10 @@ from typing import Any
 from winnow.config import Dtype
 from winnow.errors import ModelError, UsageError, first_line
 
-# What an error of loading says -> the way out.
-WAYS_OUT = {
+# Part of the message of a loading error -> the remedy.
+REMEDIES = {
     "no file named": "copy the checkpoint whole, weights included",
-    "deserializing header": "a weight file is cut short or damaged; copy or save it anew",
+    "deserializing header": "a weight file is cut short or damaged; copy or save it again",
     "not compiled with CUDA": "this PyTorch computes on CPUs only; set device_map to cpu or auto, or install one for "
     "this machine's GPUs",
     "NVIDIA driver": "PyTorch finds no GPU here; set device_map to cpu or auto",
@@ -22,23 +22,24 @@ WAYS_OUT = {
 
 
 def load_causal_lm(model: str, *, dtype: Dtype, device_map: str = "auto", **arguments: Any) -> Any:
-    """The model of a folder or hub id; `auto` spreads it over the GPUs there are, else it lies on the CPU.
+    """Load the model of a folder or hub id. `auto` spreads it over the GPUs of this machine, or uses the CPU.
 
-    Raises UsageError for a folder that is not there, ModelError for one that holds no whole causal language model.
+    Raises UsageError for a missing folder, ModelError for one that does not hold a complete causal language model.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     check_model_path(model)
-    logging.disable_progress_bar()  # loading has no bar of its own; winnow.progress shows what takes long
+    logging.disable_progress_bar()  # winnow.progress reports long work instead
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             model, dtype=dtype, device_map=_placement(device_map), output_loading_info=True, **arguments
         )
     except (OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
         raise ModelError(f"no model could be loaded from {model!r}: {load_failure(model, error)}") from error
-    if missing := sorted(report["missing_keys"]):
+    missing = sorted(report["missing_keys"])
+    if missing:
         raise ModelError(
             f"{model!r} lacks {len(missing)} weights of its model, like {missing[0]}; save it whole, or give a folder "
             "that holds a causal language model"
@@ -57,13 +58,13 @@ def check_model_path(model: str) -> None:
 
 
 def load_failure(model: str, error: BaseException) -> str:
-    """Why nothing could be loaded from a model's folder or hub id, and the way out, without a full stop."""
+    """Return why nothing could be loaded from a folder or hub id, and the remedy, without a full stop."""
     reason = first_line(error).rstrip(".")
-    if reason.rstrip().endswith(":"):  # of a list, whose items are on lines of their own
+    if reason.rstrip().endswith(":"):  # a list follows, with its items on further lines
         reason = " ".join(str(error).split()).rstrip(".")
-    for sign, way_out in WAYS_OUT.items():
-        if sign in reason:
-            return f"{reason}; {way_out}"
+    for symptom, remedy in REMEDIES.items():
+        if symptom in reason:
+            return f"{reason}; {remedy}"
     if Path(model).is_dir() or not isinstance(error, OSError):
         return reason
     return (
@@ -73,9 +74,9 @@ def load_failure(model: str, error: BaseException) -> str:
 
 
 def _placement(device_map: str) -> str | None:
-    """What from_pretrained is given; None keeps the weights on the CPU without needing accelerate."""
+    """Return the `device_map` of from_pretrained; None keeps the weights on the CPU without needing accelerate."""
     import torch
 
-    if device_map == "auto":
-        return "auto" if torch.cuda.is_available() else None
-    return None if device_map == "cpu" else device_map
+    if device_map == "cpu" or (device_map == "auto" and not torch.cuda.is_available()):
+        return None
+    return device_map

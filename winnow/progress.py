@@ -1,8 +1,8 @@
-"""Progress bars for long work: how much is done, how fast, how long it still takes. On stderr; output stays clean.
+"""Progress bars for long work, on stderr: how much is done, how fast, and how long the rest takes.
 
     for shard in track(shards, "sample round 1", unit="shards"): ...
 
-Where stderr is no terminal a line is written now and then instead, so that logs show the same facts.
+If stderr is not a terminal, lines are written from time to time instead, so that logs show the same facts.
 """
 
 import sys
@@ -21,10 +21,10 @@ Item = TypeVar("Item")
 
 
 class Advance(Protocol):
-    """Reports that so many more items are done."""
+    """A function that reports how many more items are done."""
 
     def __call__(self, amount: int = 1) -> None:
-        """Say that `amount` more items are done."""
+        """Report that `amount` more items are done."""
 
 
 class RateColumn(ProgressColumn):
@@ -35,9 +35,11 @@ class RateColumn(ProgressColumn):
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        """The rate, or a dash before anything is known."""
+        """Show the rate, or a dash before it is known."""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.1f} {self.unit}/s" if speed else f"- {self.unit}/s")
+        if not speed:
+            return Text(f"- {self.unit}/s")
+        return Text(f"{speed:,.1f} {self.unit}/s")
 
 
 def track(items: Sequence[Item], description: str, unit: str = "items") -> Iterator[Item]:
@@ -50,7 +52,7 @@ def track(items: Sequence[Item], description: str, unit: str = "items") -> Itera
 
 @contextmanager
 def progress(description: str, total: int, unit: str = "items") -> Iterator[Advance]:
-    """A bar of `total` items; call what it yields with the number of items just done."""
+    """Show a bar of `total` items; call the yielded function with the number of items just done."""
     if sys.stderr.isatty():
         with _bar(unit) as bar:
             task = bar.add_task(description, total=total)
@@ -74,7 +76,9 @@ class _LogLines:
     """A line every ten seconds and one at the end."""
 
     def __init__(self, description: str, total: int, unit: str) -> None:
-        self.description, self.total, self.unit = description, total, unit
+        self.description = description
+        self.total = total
+        self.unit = unit
         self.done = 0
         self.start = self.last = time.monotonic()
 

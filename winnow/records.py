@@ -1,12 +1,12 @@
-"""The stored rows: one class = one row of a file, and the field's standard names for what is in it.
+"""The stored rows: each class is the row of one kind of file, with the standard names of the field.
 
     prompts/*.jsonl           Prompt        one conversation up to the assistant turn
     completions/*.parquet     Completion    one sampled assistant turn
-    rewards/*.parquet         Reward        what the reward server answered for one completion
+    rewards/*.parquet         Reward        the reward server's result for one completion
     selected.jsonl            Selection     the kept completion as a training row
     eval/results.json         EvalResult    one metric of one task
 
-A bad item is a row whose `status` is not "ok" and whose `error` says why: it is counted, kept, and never selected.
+A bad item is a row whose `status` is not "ok" and whose `error` gives the reason: it is counted, kept, never selected.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ OK = "ok"
 
 
 class Row(BaseModel):
-    """A stored row: immutable, and strict about its fields."""
+    """A stored row: immutable, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,7 +57,7 @@ class Completion(Row):
 
 
 class Reward(Row):
-    """What the reward server answered for one completion; logps are natural logarithms, summed over its tokens.
+    """The reward server's result for one completion; logps are natural logarithms, summed over its tokens.
 
     `status` is "ok" or a name of `winnow.v1.Status` in lower case; then the numbers are None.
     """
@@ -93,17 +93,17 @@ class EvalResult(Row):
 
 
 def digest(value: object) -> str:
-    """Sixteen hex digits of the SHA-256 of a JSON-serialisable value; keys are sorted, so equal values agree."""
+    """Return sixteen hex digits of the SHA-256 of a JSON-serialisable value; keys are sorted, so equal values agree."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def seed_from(*parts: int | str) -> int:
-    """A seed below 2**31 that depends on every part: one per piece of work, the same when the work is done again."""
+    """Return a seed below 2**31 that depends on every part: each piece of a run has its own."""
     return int(digest(list(parts)), 16) % 2**31
 
 
 def make_prompt(source: str, messages: tuple[Message, ...]) -> Prompt:
-    """The prompt with its stable id."""
-    identity = [source, [[m.role, m.content] for m in messages]]
-    return Prompt(prompt_id=digest(identity), source=source, messages=messages)
+    """Return the prompt with its stable id."""
+    turns = [[message.role, message.content] for message in messages]
+    return Prompt(prompt_id=digest([source, turns]), source=source, messages=messages)

@@ -1,9 +1,10 @@
-"""Reading and writing rows: JSONL for people, Parquet for bulk. Files appear whole: temporary name, then rename.
+"""Reading and writing of rows: JSONL for people, Parquet for bulk. Writes are atomic: temporary name, then rename.
 
 read_jsonl("prompts.jsonl")  ->  (1, {"messages": ...}), (2, ...)     line numbers from 1
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from winnow.errors import InputError, UsageError
 from winnow.records import Row
 
-Kind = TypeVar("Kind", bound=Row)
+RowType = TypeVar("RowType", bound=Row)
 
 _KINDS: dict[type, str] = {
     bool: "true or false",
@@ -27,7 +28,7 @@ _KINDS: dict[type, str] = {
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: what is seen under its name is either the old or the new text."""
+    """Write a file atomically: its path holds either the old or the new text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -36,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:  # a full disk, of which the system's own error names no file
+    except OSError as error:  # when the disk is full, the system's error names no file
         with contextlib.suppress(OSError):
             partial.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -48,15 +49,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Row | dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
-    values = (row.model_dump(mode="json") if isinstance(row, Row) else row for row in rows)
-    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+    """Write one JSON object per line."""
+    lines = []
+    for row in rows:
+        value = row
+        if isinstance(row, Row):
+            value = row.model_dump(mode="json")
+        lines.append(json.dumps(value, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each non-empty line. Raises InputError naming file and line."""
+    """Yield line number and object of each non-empty line. Raises UsageError, and InputError with file and line."""
     try:
-        # Opened here so that a missing file is one clear error; what is no UTF-8 is found by line.
+        # `surrogateescape` lets bytes that are not UTF-8 pass, so that `_parse_line` can report their line.
         file = Path(path).open(encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; give the path of a JSONL file") from None
@@ -66,24 +72,43 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, _parse_line(line.rstrip("\r\n"), f"{path} line {number}")
 
 
-def check_json(value: Any, where: str) -> None:
-    """Raise InputError for what was read as JSON and cannot be written as such: NaN and infinities.
+def read_jsonl_files(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return the objects of all files, in order. Raises UsageError or InputError as `read_jsonl` does."""
+    rows = []
+    for path in paths:
+        rows += [row for _, row in read_jsonl(path)]
+    return rows
 
-    Python reads and writes them; other readers of JSON do not. A number beyond a double, as 1e999, is read as one too.
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes in hex. Raises UsageError if the file cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; give the path of a readable file") from None
+
+
+def check_json(value: Any, location: str) -> None:
+    """Raise InputError for a value with a NaN or an infinity, or nested too deeply: JSON cannot hold those.
+
+    Python reads them from JSON, and 1e999 as infinity; other readers do not. The message begins with `location`.
     """
     try:
         json.dumps(value, allow_nan=False)
     except RecursionError:
-        raise InputError(f"{where}: brackets within brackets, too deep to be written") from None
+        raise InputError(f"{location}: brackets within brackets, too deep to be written") from None
     except ValueError:
-        place, number = next(_non_finite(value))
+        place, number = next(_non_finite_numbers(value))
         word = json.dumps(number)
-        raise InputError(f"{where}: {place} is {word}, which JSON has no word for; write null or a number") from None
+        raise InputError(f"{location}: {place} is {word}, which JSON has no word for; write null or a number") from None
 
 
 def kind_of(value: object) -> str:
-    """What a value of JSON is, as a message says it."""
-    return "null" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
+    """Return how messages name the kind of a JSON value: "a text", "null"."""
+    if value is None:
+        return "null"
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
@@ -97,45 +122,57 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
     partial.replace(path)
 
 
-def read_parquet(path: Path, kind: type[Kind]) -> list[Kind]:
-    """Rows of a Parquet file, or of every Parquet file of a folder in the order of their names."""
+def read_parquet(path: Path, row_type: type[RowType]) -> list[RowType]:
+    """Return the rows of a Parquet file, or of every Parquet file of a folder in the order of their names."""
     import pyarrow.parquet as pq
 
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    return [kind.model_validate(row) for file in files for row in pq.read_table(file).to_pylist()]
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+    rows = []
+    for file in files:
+        rows += [row_type.model_validate(row) for row in pq.read_table(file).to_pylist()]
+    return rows
 
 
-def _parse_line(line: str, where: str) -> dict[str, Any]:
+def _parse_line(line: str, location: str) -> dict[str, Any]:
     try:
         line.encode()
-    except UnicodeEncodeError as error:  # bytes that were no UTF-8 were read as halves of surrogate pairs
+    except UnicodeEncodeError as error:  # `surrogateescape` made halves of surrogate pairs of those bytes
         byte = ord(line[error.start]) - 0xDC00
         raise InputError(
-            f"{where}: not UTF-8 text (byte 0x{byte:02x} at column {error.start + 1}); save it as UTF-8"
+            f"{location}: not UTF-8 text (byte 0x{byte:02x} at column {error.start + 1}); save it as UTF-8"
         ) from None
     try:
         value = json.loads(line)
-        if "\\ud" in line.lower():  # only an escape can bring half of a surrogate pair, which no file can hold
+        if "\\ud" in line.lower():  # an escape may stand for half of a surrogate pair, which no file can hold
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from None
+        raise InputError(
+            f"{location}: not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
+        ) from None
     except UnicodeEncodeError:
-        raise InputError(f"{where}: an escape \\ud... is half of a surrogate pair, which is no character") from None
+        raise InputError(f"{location}: an escape \\ud... is half of a surrogate pair, not a character") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
-        raise InputError(f"{where}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
+        raise InputError(f"{location}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
     if not isinstance(value, dict):
-        raise InputError(f"{where}: should be a JSON object, is {kind_of(value)}")
+        raise InputError(f"{location}: should be a JSON object, is {kind_of(value)}")
     return value
 
 
-def _non_finite(value: Any) -> Iterator[tuple[str, float]]:
-    """Place and value of each number that is NaN or infinite: ("extra.scores[2]", nan)."""
-    left = [("", value)]
-    while left:
-        place, one = left.pop()
-        if isinstance(one, dict):
-            left += [(f"{place}.{key}".removeprefix("."), inner) for key, inner in reversed(one.items())]
-        elif isinstance(one, list):
-            left += [(f"{place}[{index}]", one[index]) for index in reversed(range(len(one)))]
-        elif isinstance(one, float) and not math.isfinite(one):
-            yield place, one
+def _non_finite_numbers(value: Any) -> Iterator[tuple[str, float]]:
+    """Yield place and value of each number that is NaN or infinite: ("extra.scores[2]", nan).
+
+    A stack instead of recursion: JSON may be nested more deeply than Python's functions.
+    """
+    stack = [("", value)]
+    while stack:
+        place, item = stack.pop()
+        if isinstance(item, dict):
+            children = [(f"{place}.{key}".removeprefix("."), child) for key, child in item.items()]
+            stack += reversed(children)
+        elif isinstance(item, list):
+            children = [(f"{place}[{index}]", child) for index, child in enumerate(item)]
+            stack += reversed(children)
+        elif isinstance(item, float) and not math.isfinite(item):
+            yield place, item

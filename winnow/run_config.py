@@ -1,6 +1,6 @@
-"""What `winnow run` reads: one section for each step of the recipe, and the whole of it, `RunConfig`.
+"""The config of `winnow run`: one section for each step of the recipe, and `RunConfig`, which holds them all.
 
-A string under a field says what the field means and in which unit; a validator beside it says what cannot be.
+The string under a field gives its meaning and its unit; validators refuse values that contradict each other.
 """
 
 import math
@@ -9,57 +9,42 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from winnow.config import Dtype, Fraction, Positive, Seconds, Section
+from winnow.reward_options import RewardSpec
 from winnow.serve_config import ServeConfig
 
 
-class RewardConfig(Section):
-    """Where rewards come from and how they are made of log-ratios."""
+class RewardConfig(RewardSpec, Section):
+    """The reward server, and the options of the reward (winnow/reward_options.py)."""
 
     address: str | None = None
     """HOST:PORT of a running reward server, several with commas; unset: the score stage starts `server`."""
     token_file: str | None = None
-    """File with the bearer token that the server at `address` asks for."""
+    """File with the bearer token that the server at `address` requires."""
     tls_ca: str | None = None
     """PEM file of the authorities that vouch for the server at `address`; unset: plain text."""
+    tls_certificate: str | None = None
+    """PEM file of this client's certificate, if the server at `address` requires one (mutual TLS)."""
+    tls_key: str | None = None
+    """PEM file of the private key of `tls_certificate`."""
     server: ServeConfig | None = None
     """The server to start when no address is given."""
-    normalization: Literal["sum", "mean"] = "sum"
-    """`sum` of the completion's log-ratios (the recipe), or their `mean` per token."""
-    beta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Scale of the reward."""
-    eos_policy: Literal["include", "exclude", "if_finished"] | None = None
-    """Whether the token that closes the turn is scored: always, never, or only where the policy emitted it.
-
-    Unset: the recipe's own, `if_finished`, or `include` for rewardbench, which takes no other.
-    """
-    is_reference_free: bool = False
-    """Reward the instruct model's logp alone, without the base model's."""
-    instruction: str = ""
-    """The rules of a domain, put before the first user message; empty: none."""
-    instruction_scope: Literal["both", "instruct_only"] = "both"
-    """Which models read the instruction."""
-    recipe: Literal["winnow", "rewardbench"] = "winnow"
-    """Whose way of rendering, cutting and scoring is followed."""
     timeout_s: Seconds = 600.0
     """Longest wait for the rewards of one prompt."""
 
     @model_validator(mode="after")
-    def _one_server(self) -> Self:
+    def _check_server(self) -> Self:
         if (self.address is None) == (self.server is None):
             raise ValueError(
                 "give either address (a running server) or server (one to start), not both and not neither"
             )
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("give tls_certificate and tls_key together: a certificate proves nothing without its key")
         return self
 
     @model_validator(mode="after")
-    def _rewardbench_has_fixed_options(self) -> Self:
-        """The server refuses them too; but that would be after a round's sampling."""
-        fixed = {"normalization": "sum", "beta": 1.0, "instruction": ""}
-        wrong = [key for key, value in fixed.items() if getattr(self, key) != value]
-        if self.eos_policy not in (None, "include"):
-            wrong.append("eos_policy")
-        if self.recipe == "rewardbench" and wrong:
-            raise ValueError(f"recipe rewardbench fixes {', '.join(wrong)}; leave it unset, or take recipe winnow")
+    def _check_recipe_before_sampling(self) -> Self:
+        """Raise UsageError as the server would; there it would be after a round's sampling."""
+        self.check_recipe()
         return self
 
 
@@ -67,19 +52,19 @@ class PolicyConfig(Section):
     """The model that is trained."""
 
     model: str
-    """Folder or hub id of the model that LAB SFT, or round 1 where there is none, starts from."""
+    """Folder or hub id of the model that LAB SFT starts from, or round 1 if there is no LAB SFT."""
     chat_template: str = "lab"
-    """How its conversations are rendered."""
+    """Chat template of its conversations: a name in winnow/templates, `tokenizer`, or a .jinja file."""
     system_prompt: str | None = None
-    """System message of conversations that bring none; each model performs best with its own."""
+    """System message of conversations without one; each model performs best with its own."""
     eos_token: str | None = None
-    """Token that closes an assistant turn; unset: the tokenizer's own. One that it lacks is added."""
+    """Token that closes an assistant turn, added if the tokenizer lacks it; unset: the tokenizer's own."""
     added_tokens: tuple[str, ...] = ()
     """Special tokens to add to a tokenizer that lacks them, such as the LAB form's headers."""
     num_parameters: Positive | None = None
-    """Size of the model, for `--dry-run` where the model is not at hand."""
+    """Size of the model, for `--dry-run` without the model."""
     teacher: str | None = None
-    """The model that wrote the synthetic SFT rows; recorded, not loaded."""
+    """Model that wrote the synthetic SFT rows; recorded, not loaded."""
     dtype: Dtype = "auto"
     """Precision of weights in training and sampling."""
 
@@ -92,7 +77,7 @@ class TrainConfig(Section):
     num_epochs: float = Field(default=1.0, gt=0)
     """Passes over the rows."""
     max_steps: Positive | None = None
-    """Stop after so many optimizer steps, whatever the epochs."""
+    """Stop after so many optimizer steps, whatever num_epochs is."""
     batch_size: Positive = 3840
     """Rows of one optimizer step, over all devices and accumulation."""
     micro_batch_size: Positive = 8
@@ -100,7 +85,7 @@ class TrainConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up, in optimizer steps."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up. LAB keeps it constant between phases: a decay destabilises the next phase."""
+    """Learning rate after the warm-up. LAB keeps it constant: a decay destabilises the next phase."""
     max_tokens: Positive = 4096
     """Context; longer rows are dropped and counted, never truncated."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
@@ -110,10 +95,10 @@ class TrainConfig(Section):
     is_gradient_checkpointing: bool = False
     """Trade compute for memory."""
     save_steps: Positive | None = None
-    """Write a trainer checkpoint every so many steps, from which a killed job goes on; unset: start it anew."""
+    """Write a trainer checkpoint every so many steps, for a killed job to resume from; unset: it starts again."""
 
     @model_validator(mode="after")
-    def _whole_batches(self) -> Self:
+    def _check_batch_size(self) -> Self:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
@@ -145,37 +130,38 @@ class TrainConfig(Section):
 
 
 class PhaseConfig(Section):
-    """One LAB phase: its own rows and a replay of earlier phases'."""
+    """One LAB phase: its own rows, and a replay of rows of earlier phases."""
 
     name: str
     """Also the name of its folder."""
     files: tuple[str, ...]
     """JSONL files of `{"messages": [...], "metadata": {...}}` rows."""
     replay_from: tuple[str, ...] = ()
-    """Names of earlier phases whose rows are replayed."""
+    """Names of the earlier phases whose rows are replayed."""
     replay_fraction: Fraction = 1.0
     """Share of each replayed phase's rows that is drawn."""
     num_rows: Positive | None = None
-    """Rows the recipe's own data has, for `--dry-run` where the files are not at hand."""
+    """Number of rows of the recipe's own data, for `--dry-run` without the files."""
     train: TrainConfig
 
 
 class LabConfig(Section):
-    """The supervised start: phases in order, each from the last one's checkpoint. Without any, round 0 is the model."""
+    """The supervised start: phases in order, each from the checkpoint of the one before; none: round 0 is the model."""
 
     phases: tuple[PhaseConfig, ...] = ()
 
     @model_validator(mode="after")
-    def _replays_name_earlier_phases(self) -> Self:
-        seen: list[str] = []
+    def _check_replays(self) -> Self:
+        earlier: list[str] = []
         for phase in self.phases:
-            if unknown := sorted(set(phase.replay_from) - set(seen)):
+            unknown = sorted(set(phase.replay_from) - set(earlier))
+            if unknown:
                 raise ValueError(
-                    f"phase {phase.name} replays {', '.join(unknown)}; phases before it: {', '.join(seen) or 'none'}"
+                    f"phase {phase.name} replays {', '.join(unknown)}; phases before it: {', '.join(earlier) or 'none'}"
                 )
-            if phase.name in seen:
+            if phase.name in earlier:
                 raise ValueError(f"two phases are named {phase.name}")
-            seen.append(phase.name)
+            earlier.append(phase.name)
         return self
 
 
@@ -185,19 +171,19 @@ class PromptFile(Section):
     path: str
     """JSONL: `{"messages": [...]}` or `{"prompt": "..."}` rows; a trailing assistant turn is dropped."""
     source: str | None = None
-    """Source of rows that name none; unset: the file's name."""
+    """Source of rows without one; unset: the file's name."""
 
 
 class PromptsConfig(Section):
-    """The prompt pool and how a round draws from it: uniformly by source."""
+    """The prompt pool, from which each round draws uniformly by source."""
 
     files: tuple[PromptFile, ...]
     num_prompts: Positive
-    """Prompts of one round; each round takes the next ones of each source, and starts over when a source is used up."""
+    """Prompts of one round. Each round takes the next ones of each source; a source that is used up starts again."""
 
 
 class SamplingConfig(Section):
-    """How completions are sampled from the policy."""
+    """Sampling of completions from the policy."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
     num_completions: Positive = 8
@@ -205,9 +191,9 @@ class SamplingConfig(Section):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: Positive = 1024
-    """Longest completion; one that reaches it is marked unfinished."""
+    """Longest completion, in tokens; one that reaches it is marked unfinished."""
     shard_size: Positive = 256
-    """Prompts of one file of completions, the piece of work that a killed run repeats."""
+    """Prompts of one file of completions; a killed run repeats the file that it was writing."""
     tensor_parallel_size: Positive = 1
     """GPUs that share the policy (vllm)."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -217,7 +203,7 @@ class SamplingConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which completions of a prompt are kept."""
+    """The choice of the completions that are kept."""
 
     rule: Literal["best_of_n"] = "best_of_n"
 
@@ -231,7 +217,7 @@ class RoundsConfig(Section):
     """The SFT job of each round, on its selected rows."""
 
     @model_validator(mode="after")
-    def _rounds_train(self) -> Self:
+    def _check_train(self) -> Self:
         if self.num_rounds and self.train is None:
             raise ValueError("rounds.train is missing: each round trains on its selected rows")
         return self
@@ -247,11 +233,11 @@ class BenchmarkConfig(Section):
     limit: Positive | None = None
     """Items of the task to use; unset: all."""
     is_guard: bool = True
-    """A checkpoint that is significantly worse here than round 0 cannot be the peak."""
+    """Exclude a checkpoint from the peak if it is significantly worse here than round 0."""
 
 
 class JudgeConfig(Section):
-    """Who scores the answers of the question set."""
+    """The judge of the answers to the question set."""
 
     kind: Literal["reference-judge", "llm"] = "reference-judge"
     """`reference-judge` compares with reference answers by rule; `llm` asks an OpenAI-compatible endpoint."""
@@ -263,7 +249,7 @@ class JudgeConfig(Section):
     """Judge prompts in FastChat's judge_prompts.jsonl format (llm)."""
 
     @model_validator(mode="after")
-    def _llm_is_whole(self) -> Self:
+    def _check_llm_judge(self) -> Self:
         if self.kind == "llm" and not (self.model and self.prompts):
             raise ValueError("judge kind llm needs model and prompts")
         return self
@@ -276,14 +262,14 @@ class QuestionsConfig(Section):
     references: str | None = None
     judge: JudgeConfig = JudgeConfig()
     num_runs: Positive = 1
-    """How often answers are generated and judged; mean, min and max are taken over runs."""
+    """Number of times that answers are generated and judged; mean, min and max are taken over runs."""
     max_new_tokens: Positive = 1024
     temperature: float | None = Field(default=None, ge=0)
     """Unset: MT-Bench's temperature for the question's category."""
 
 
 class EvaluationConfig(Section):
-    """What every round is evaluated on."""
+    """The benchmarks and questions on which every round is evaluated."""
 
     benchmarks: tuple[BenchmarkConfig, ...] = ()
     task_dir: str | None = None
@@ -293,20 +279,20 @@ class EvaluationConfig(Section):
     guard_alpha: float = Field(default=0.05, gt=0, lt=1)
     """One-sided significance (Holm over all guards and rounds) at which a guard drops a checkpoint."""
     guard_tolerance: float = Field(default=0.0, ge=0, lt=1)
-    """Loss on a guard, as a fraction, that is accepted however significant."""
+    """Loss on a guard, as a fraction, that is accepted even if it is significant."""
     judge_tolerance: float = Field(default=0.0, ge=0)
     """Judged scores closer than this count as tied."""
 
 
 class RunConfig(Section):
-    """A whole recipe: `winnow run` reads it, `config.json` in the run folder holds it resolved."""
+    """A whole recipe. `winnow run` reads it; `config.json` in the run folder holds it resolved."""
 
     name: str
     """The run's folder name."""
     runs_dir: str = "runs"
     seed: int = 0
     stages: Literal["inline", "subprocess"] = "inline"
-    """Run stages in this process, or each as a process of its own, which really frees its memory."""
+    """Run stages in this process, or each in a process of its own, which returns all its memory."""
     policy: PolicyConfig
     lab: LabConfig = LabConfig()
     prompts: PromptsConfig | None = None
@@ -317,7 +303,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _rounds_have_what_they_need(self) -> Self:
+    def _check_rounds(self) -> Self:
         if self.rounds.num_rounds and (self.prompts is None or self.reward is None):
             raise ValueError("rounds need prompts and reward; set rounds.num_rounds: 0 for the SFT start alone")
         return self

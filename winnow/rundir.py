@@ -1,8 +1,8 @@
-"""Every path of a run, and the rules for its folder: never overwrite another run, never mix two configs.
+"""The folder of a run: its paths, and the rules that no run overwrites another and that configs never mix.
 
 runs/<name>/
   config.json            resolved: what really ran
-  ledger.jsonl           one line per finished piece of work, written last
+  ledger.jsonl           one entry per finished piece, written last
   round-00/              the SFT start: phases/ (LAB), checkpoint/, eval/
   round-01/              prompts.jsonl  completions/*.parquet  rewards/*.parquet  selected.jsonl  metrics.json
                          checkpoint/  eval/
@@ -25,7 +25,7 @@ from winnow.run_config import RunConfig
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder with its resolved config; all paths of the run are its members."""
+    """The folder of a run with its resolved config; it names every path of the run."""
 
     root: Path
     config: RunConfig
@@ -43,70 +43,82 @@ class Run:
         return Ledger(self.root / "ledger.jsonl")
 
     @property
+    def has_all_rewards(self) -> bool:
+        """True if the last round's completions are scored and selected, so that no stage needs rewards any more."""
+        num_rounds = self.config.rounds.num_rounds
+        return num_rounds == 0 or self.ledger.entry(f"{self.round_name(num_rounds)}/select") is not None
+
+    @property
     def peak_path(self) -> Path:
         return self.root / "peak.json"
 
     def chart_path(self, suffix: str) -> Path:
         return self.root / f"rounds.{suffix}"
 
-    def round_name(self, number: int) -> str:
-        return f"round-{number:02d}"
+    def round_name(self, round_number: int) -> str:
+        return f"round-{round_number:02d}"
 
-    def round_dir(self, number: int) -> Path:
-        return self.root / self.round_name(number)
+    def round_dir(self, round_number: int) -> Path:
+        return self.root / self.round_name(round_number)
 
     def phase_dir(self, name: str) -> Path:
         return self.round_dir(0) / "phases" / name
 
-    def prompts_path(self, number: int) -> Path:
-        return self.round_dir(number) / "prompts.jsonl"
+    def prompts_path(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "prompts.jsonl"
 
-    def completions_dir(self, number: int) -> Path:
-        return self.round_dir(number) / "completions"
+    def completions_dir(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "completions"
 
-    def rewards_dir(self, number: int) -> Path:
-        return self.round_dir(number) / "rewards"
+    def rewards_dir(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "rewards"
 
-    def selected_path(self, number: int) -> Path:
-        return self.round_dir(number) / "selected.jsonl"
+    def selected_path(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "selected.jsonl"
 
-    def metrics_path(self, number: int) -> Path:
-        return self.round_dir(number) / "metrics.json"
+    def metrics_path(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "metrics.json"
 
-    def checkpoint_dir(self, number: int) -> Path:
-        return self.round_dir(number) / "checkpoint"
+    def checkpoint_dir(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "checkpoint"
 
-    def eval_dir(self, number: int) -> Path:
-        return self.round_dir(number) / "eval"
+    def eval_dir(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "eval"
 
-    def policy_path(self, number: int) -> str:
-        """The policy after round `number`: its checkpoint, or the start model where round 0 trained nothing."""
-        if number == 0 and not self.config.lab.phases:
+    def policy_path(self, round_number: int) -> str:
+        """Return the policy after a round: its checkpoint, or the start model if round 0 trained nothing."""
+        if round_number == 0 and not self.config.lab.phases:
             return self.config.policy.model
-        return str(self.checkpoint_dir(number))
+        return str(self.checkpoint_dir(round_number))
+
+    def policy_piece(self, round_number: int) -> str:
+        """Return the name of the ledger's piece that makes the policy of a round."""
+        stage = "start" if round_number == 0 else "train"
+        return f"{self.round_name(round_number)}/{stage}"
 
 
 def run_root(config: RunConfig) -> Path:
-    """The folder of the run that a config describes."""
+    """Return the folder of the run that a config describes."""
     return Path(config.runs_dir) / config.name
 
 
 def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
-    """Make the run's folder, or open it again. Raises RunFolderError for one that is in the way or was another's.
+    """Create a run's folder, or open it again to resume. Raises RunFolderError if it belongs to something else.
 
-    A run that has finished nothing yet (its ledger is empty) is begun anew: there is nothing to lose.
+    A run that has finished nothing yet (its ledger is empty) starts from scratch: there is nothing to lose.
     """
     run = Run(run_root(config), config)
-    if not run.ledger.lines():
+    if not run.ledger.entries():
         if is_resumed and not run.config_path.exists():
             raise RunFolderError(f"nothing to resume: {run.root} holds no config.json; run without --resume")
         if not run.config_path.exists() and set(run.root.glob("*")) - {run.lock_path}:
-            raise RunFolderError(f"{run.root} exists and is no run folder; set another name= or runs_dir=")
+            raise RunFolderError(f"{run.root} exists and is not a run folder; set another name= or runs_dir=")
         write_text(run.config_path, dump_config(config))
         return run
     if not is_resumed:
-        raise RunFolderError(f"{run.root} exists; go on with --resume, set another name=, or delete the folder")
-    if changed := differences(open_run(run.root).config, config):
+        raise RunFolderError(f"{run.root} exists; continue with --resume, set another name=, or delete the folder")
+    changed = differences(open_run(run.root).config, config)
+    if changed:
         raise RunFolderError(
             f"{run.root} was made by another config ({'; '.join(changed)}); undo that or set another name="
         )
@@ -114,16 +126,16 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
 
 
 def open_run(root: Path) -> Run:
-    """An existing run, with the config it was made by."""
+    """Open an existing run with the config that created it. Raises RunFolderError for any other folder."""
     config_path = root / "config.json"
     if not config_path.is_file():
-        raise RunFolderError(f"{root} is no run folder (no config.json); give a folder that `winnow run` made")
+        raise RunFolderError(f"{root} is not a run folder (no config.json); give a folder that `winnow run` made")
     return Run(root, load_resolved(config_path, RunConfig))
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Hold a run's folder for this process. Raises RunFolderError while another one holds it."""
+    """Lock a run's folder for this process. Raises RunFolderError while another process holds the lock."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as file:
         try:
@@ -136,8 +148,11 @@ def locked(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder that appears whole: write into the yielded one, which takes the target's name when all went well."""
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Create a folder atomically: the block writes into the yielded one, which is renamed to `target` at the end.
+
+    A block that raises leaves `target` as it was.
+    """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -1,62 +1,104 @@
-"""Names of stages -> the functions that do them, loaded only when called, here or in a process of their own.
+"""The stages of a run by name, done in this process or in separate processes.
 
     python -m winnow.stages sample runs/miniature 2
 
-Entry points are named as text: the ground floor imports no room above it, and `winnow --help` loads none.
+Each stage is imported when it is needed: `winnow --help` imports none of them.
 """
 
 import subprocess
 import sys
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from winnow.errors import WinnowError
-from winnow.exit_codes import said_in_one_line
+from winnow.errors import UsageError, WinnowError
+from winnow.exit_codes import exit_on_error
+from winnow.import_path import child_environment
 from winnow.rundir import Run, open_run
 
-STAGES = {
-    "start": "sft.stages:start",
-    "sample": "sampler.stages:sample",
-    "score": "sampler.stages:score",
-    "select": "sampler.stages:select",
-    "train": "sft.stages:train",
-    "evaluate": "eval.stages:evaluate",
-    "peak": "eval.stages:pick_peak",
-}
+Stage = Callable[[Run, int], None]
+"""A function that does a stage of a round; it skips the pieces that the run's ledger holds."""
 
 
 class StageError(WinnowError):
-    """A stage's own process failed; it has already said why."""
+    """A stage's own process failed, and has printed the reason."""
 
     def __init__(self, name: str, code: int) -> None:
-        super().__init__(f"stage {name} ended with exit code {code}; mend the cause and go on with --resume")
-        self.exit_code = code if code in (1, 2) else 1
+        super().__init__(f"stage {name} ended with exit code {code}; fix the cause and continue with --resume")
+        if code == UsageError.exit_code:
+            self.exit_code = code
 
 
-def entry_point(name: str) -> Any:
-    """The function that "module:function" names."""
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
+def _start() -> Stage:
+    from sft.stages import start
+
+    return start
 
 
-def run_inline(name: str, run: Run, number: int) -> None:
+def _sample() -> Stage:
+    from sampler.stages import sample
+
+    return sample
+
+
+def _score() -> Stage:
+    from sampler.stages import score
+
+    return score
+
+
+def _select() -> Stage:
+    from sampler.stages import select
+
+    return select
+
+
+def _train() -> Stage:
+    from sft.stages import train
+
+    return train
+
+
+def _evaluate() -> Stage:
+    from eval.stages import evaluate
+
+    return evaluate
+
+
+def _peak() -> Stage:
+    from eval.stages import pick_peak
+
+    return pick_peak
+
+
+STAGES: Mapping[str, Callable[[], Stage]] = {
+    "start": _start,
+    "sample": _sample,
+    "score": _score,
+    "select": _select,
+    "train": _train,
+    "evaluate": _evaluate,
+    "peak": _peak,
+}
+
+
+def run_inline(name: str, run: Run, round_number: int) -> None:
     """Do a stage in this process."""
-    entry_point(STAGES[name])(run, number)
+    stage = STAGES[name]()
+    stage(run, round_number)
 
 
-def run_in_subprocess(name: str, run: Run, number: int) -> None:
-    """Do a stage in a process of its own, which gives all its memory back."""
-    command = [sys.executable, "-m", "winnow.stages", name, str(run.root), str(number)]
-    code = subprocess.run(command, check=False).returncode
+def run_in_subprocess(name: str, run: Run, round_number: int) -> None:
+    """Do a stage in a separate process, so that all its memory is freed when it ends. Raises StageError."""
+    command = [sys.executable, "-m", "winnow.stages", name, str(run.root), str(round_number)]
+    code = subprocess.run(command, env=child_environment(), check=False).returncode
     if code:
         raise StageError(name, code)
 
 
-def main(name: str, root: str, number: str) -> None:
-    """Do one stage of the run in `root`; what `run_in_subprocess` starts."""
-    with said_in_one_line():
-        run_inline(name, open_run(Path(root)), int(number))
+def main(name: str, root: str, round_number: str) -> None:
+    """Do one stage of the run in `root`: the process that `run_in_subprocess` starts."""
+    with exit_on_error():
+        run_inline(name, open_run(Path(root)), int(round_number))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What a run has done so far, read from its ledger alone.
+"""The progress of a run, read from its ledger alone.
 
 {"run": "...", "pieces": 41, "seconds": 312.5, "rounds": [{"round": 1, "sample": 4, "score": 4, ...}], "peak": 2}
 """
 
 import json
+import math
 from collections import Counter
 from typing import Any
 
@@ -12,21 +13,22 @@ from rich.table import Table
 
 from winnow.rundir import Run
 
-ROUND_STAGES = ("sample", "score", "select", "train", "evaluate")
+SHARDED_STAGES = ("sample", "score")
+ROUND_STAGES = (*SHARDED_STAGES, "select", "train", "evaluate")
 
 
 def run_status(run: Run) -> dict[str, Any]:
-    """Finished pieces by round and stage, with the seconds they took."""
-    newest = {line["piece"]: line for line in run.ledger.lines()}
+    """Count the finished pieces by round and stage, and the seconds they took."""
+    newest = {entry["piece"]: entry for entry in run.ledger.entries()}
     counts = Counter(tuple(piece.split("/")[:2]) for piece in newest)
-    numbers = range(run.config.rounds.num_rounds + 1)
+    round_numbers = range(run.config.rounds.num_rounds + 1)
     return {
         "run": str(run.root),
         "pieces": len(newest),
-        "seconds": round(sum(line["seconds"] for line in newest.values()), 1),
+        "seconds": round(sum(entry["seconds"] for entry in newest.values()), 1),
         "shards": _num_shards(run),
-        "rounds": [_round_status(run, number, counts) for number in numbers],
-        "peak": json.loads(run.peak_path.read_text())["round"] if run.peak_path.exists() else None,
+        "rounds": [_round_status(run, round_number, counts) for round_number in round_numbers],
+        "peak": _peak_round(run),
     }
 
 
@@ -42,24 +44,36 @@ def print_status(run: Run, *, as_json: bool) -> None:
     for row in status["rounds"]:
         table.add_row(str(row["round"]), *(_cell(row, stage, status["shards"]) for stage in ROUND_STAGES))
     Console().print(table)
-    print("peak: " + ("not picked yet" if status["peak"] is None else f"round {status['peak']}"))
+    if status["peak"] is None:
+        print("peak: not picked yet")
+    else:
+        print(f"peak: round {status['peak']}")
 
 
-def _round_status(run: Run, number: int, counts: Counter[tuple[str, ...]]) -> dict[str, int]:
-    name = run.round_name(number)
-    done = {stage: counts[name, stage] for stage in ROUND_STAGES}
-    if number == 0:
-        done["train"] = counts[name, "start"]
-    return {"round": number, **done}
+def _round_status(run: Run, round_number: int, counts: Counter[tuple[str, ...]]) -> dict[str, int]:
+    name = run.round_name(round_number)
+    num_done = {stage: counts[name, stage] for stage in ROUND_STAGES}
+    if round_number == 0:
+        num_done["train"] = counts[name, "start"]
+    return {"round": round_number, **num_done}
+
+
+def _peak_round(run: Run) -> int | None:
+    if not run.peak_path.exists():
+        return None
+    peak_round: int = json.loads(run.peak_path.read_text())["round"]
+    return peak_round
 
 
 def _num_shards(run: Run) -> int:
-    prompts = run.config.prompts
-    return -(-prompts.num_prompts // run.config.sampling.shard_size) if prompts else 0
+    if run.config.prompts is None:
+        return 0
+    return math.ceil(run.config.prompts.num_prompts / run.config.sampling.shard_size)
 
 
 def _cell(row: dict[str, int], stage: str, num_shards: int) -> str:
-    if row["round"] == 0 and stage in ("sample", "score", "select"):
+    if row["round"] == 0 and stage in (*SHARDED_STAGES, "select"):
         return "-"
-    total = num_shards if stage in ("sample", "score") else 1
-    return f"{row[stage]}/{total}"
+    if stage in SHARDED_STAGES:
+        return f"{row[stage]}/{num_shards}"
+    return f"{row[stage]}/1"

@@ -1,11 +1,11 @@
 """Judgments -> scores. Pure.
 
     mean of a run      mean over all its readable verdicts, both turns pooled, as FastChat does
-    mean, min, max     over runs;  sd: the runs' sample standard deviation, None of a single run
+    mean, min, max     over runs;  sd: the sample standard deviation over runs, None for a single run
     by_category,       mean over the readable verdicts of all runs
     by_turn
 
-A verdict that cannot be read (score -1 in the file) is left out of every mean, and counted.
+An unreadable verdict (score -1 in the file) is left out of every mean, and counted.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ UNREADABLE = -1.0
 
 
 class Judgment(BaseModel):
-    """One row of a FastChat judgment file: the verdict on one turn. `run_id` is ours, and optional."""
+    """One row of a FastChat judgment file: the verdict on one turn. FastChat has no `run_id`; it is optional."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,41 +53,44 @@ class JudgedScore(Row):
 
 
 def mean_score(judgments: Iterable[Judgment]) -> float | None:
-    """Mean of the readable verdicts; None when there is none."""
+    """Return the mean of the readable verdicts; None if no verdict is readable."""
     scores = [judgment.score for judgment in judgments if judgment.score != UNREADABLE]
-    return fmean(scores) if scores else None
+    if not scores:
+        return None
+    return fmean(scores)
 
 
 def summarize(
     judgments: Sequence[Judgment], categories: Mapping[QuestionId, str], answer_chars: Sequence[int]
 ) -> JudgedScore:
-    """All scores of one checkpoint. Raises WinnowError when no verdict of a run could be read."""
-    runs = _means(judgments, [str(judgment.run_id) for judgment in judgments])
-    unread = [judgment for judgment in judgments if judgment.score == UNREADABLE]
-    if len(runs) < len({judgment.run_id for judgment in judgments}) or not runs:
-        said = f"; its last words: {unread[-1].judgment[:200]!r}" if unread else ""
+    """Compute all scores of one checkpoint. Raises WinnowError if no verdict of a run is readable."""
+    means = _means(judgments, [str(judgment.run_id) for judgment in judgments])
+    unreadable = [judgment for judgment in judgments if judgment.score == UNREADABLE]
+    if len(means) < len({judgment.run_id for judgment in judgments}) or not means:
+        last_reply = f"; its last reply: {unreadable[-1].judgment[:200]!r}" if unreadable else ""
         raise WinnowError(
-            f"the judge gave no readable verdict in a whole run; check judge.model and judge.prompts{said}"
+            f"the judge gave no readable verdict in a whole run; check judge.model and judge.prompts{last_reply}"
         )
+    run_means = tuple(means.values())
     return JudgedScore(
         judge=judgments[0].judge[0],
-        mean=fmean(runs.values()),
-        min=min(runs.values()),
-        max=max(runs.values()),
-        sd=stdev(runs.values()) if len(runs) > 1 else None,
-        runs=tuple(runs.values()),
+        mean=fmean(run_means),
+        min=min(run_means),
+        max=max(run_means),
+        sd=stdev(run_means) if len(run_means) > 1 else None,
+        runs=run_means,
         by_category=_means(judgments, [categories[judgment.question_id] for judgment in judgments]),
         by_turn=_means(judgments, [str(judgment.turn) for judgment in judgments]),
         num_judgments=len(judgments),
-        num_unparsable=len(unread),
+        num_unparsable=len(unreadable),
         mean_answer_chars=fmean(answer_chars),
     )
 
 
 def _means(judgments: Sequence[Judgment], keys: Sequence[str]) -> dict[str, float]:
-    """Mean readable score of each key's judgments, keys as they first occur; a key without any is left out."""
-    groups: dict[str, list[Judgment]] = defaultdict(list)
+    """Return key -> mean of its readable verdicts, in the order of first occurrence; omit keys without a mean."""
+    judgments_of: dict[str, list[Judgment]] = defaultdict(list)
     for key, judgment in zip(keys, judgments, strict=True):
-        groups[key].append(judgment)
-    means = {key: mean_score(group) for key, group in groups.items()}
+        judgments_of[key].append(judgment)
+    means = {key: mean_score(rows) for key, rows in judgments_of.items()}
     return {key: mean for key, mean in means.items() if mean is not None}

@@ -1,4 +1,4 @@
-"""Judges: a question's answers so far -> a verdict from 1 to 10 on the newest one. One Protocol, two judges.
+"""The Protocol of judges: the answers to a question -> a verdict from 1 to 10 on the last answer.
 
 reference-judge    a rule, without a model (reference_judge.py)
 llm                a language model behind an OpenAI-compatible endpoint, with FastChat's prompts (llm_judge.py)
@@ -13,7 +13,7 @@ from eval.judging.questions import Question
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's word on one turn: `score` from 1 to 10, or None where it could not be read."""
+    """A judge's verdict on one turn: `score` is from 1 to 10, or None if the verdict is unreadable."""
 
     score: float | None
     explanation: str
@@ -22,18 +22,18 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Scores answers."""
+    """A judge of answers."""
 
     @property
     def name(self) -> str:
-        """What results call this judge."""
+        """The judge's name in results."""
         ...
 
     @property
     def num_parallel(self) -> int:
-        """How many verdicts may be asked for at a time."""
+        """The number of threads that may call `judge` at the same time."""
         ...
 
     def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
-        """The verdict on the last of `answers`, which holds one answer per turn so far."""
+        """Return the verdict on the last of `answers`, which holds one answer per turn so far."""
         ...

@@ -1,13 +1,13 @@
 """A language model as judge, behind any OpenAI-compatible endpoint, with FastChat's single-answer prompts.
 
-prompt                         when                                          reads
+prompt                         used for                                      contains
 single-v1                      turn 1                                        question, answer
 single-math-v1                 turn 1 of math, reasoning, coding             and the reference answer
 single-v1-multi-turn           turn 2                                        both turns
 single-math-v1-multi-turn      turn 2 of math, reasoning, coding             and both reference answers
 
-Asked at temperature 0 (Zheng et al., arXiv 2306.05685). A reply without a readable rating is asked for once more; after
-that the verdict is None, and counted. A prompt that the endpoint refuses as malformed (too long for it) is None too.
+The temperature is 0 (Zheng et al., arXiv 2306.05685). If a reply has no readable rating, the judge is asked once more;
+after that the verdict's score is None. It is also None for a prompt that the endpoint refuses as malformed (too long).
 """
 
 import os
@@ -45,35 +45,39 @@ class JudgePrompt(BaseModel):
 
 
 def parse_rating(text: str) -> float | None:
-    """The last valid `[[x]]` with 1 <= x <= 10, or None.
+    """Return the last valid `[[x]]` with 1 <= x <= 10, or None.
 
-    `[[7.5/10]]` means 7.5, `[[08]]` means 8; `[[85]]`, `[[0]]`, `[[7/5]]`, `[8]` and a bare "Rating: 8" are no ratings.
+    `[[7.5/10]]` means 7.5, `[[08]]` means 8; `[[85]]`, `[[0]]`, `[[7/5]]`, `[8]` and a bare "Rating: 8" are invalid.
 
     >>> parse_rating("As shown in [1], not a [[10]]. Rating: [[8]]")
     8.0
     """
-    ratings = [rating for found in RATING.findall(text) if 1 <= (rating := float(found)) <= 10]
-    return ratings[-1] if ratings else None
+    for digits in reversed(RATING.findall(text)):
+        rating = float(digits)
+        if 1 <= rating <= 10:
+            return rating
+    return None
 
 
 def read_judge_prompts(path: str) -> dict[str, JudgePrompt]:
-    """The four single-answer prompts of a FastChat judge_prompts.jsonl. Raises InputError when one is missing."""
+    """Read the four single-answer prompts of FastChat's judge_prompts.jsonl. Raises InputError if one is missing."""
     prompts = {}
-    for number, row in read_jsonl(path):
+    for line_number, row in read_jsonl(path):
         try:
             prompt = JudgePrompt.model_validate(row)
         except ValidationError as error:
             key = ".".join(map(str, error.errors()[0]["loc"]))
-            raise InputError(f"{path} line {number}: {key}: {error.errors()[0]['msg']}") from None
+            raise InputError(f"{path} line {line_number}: {key}: {error.errors()[0]['msg']}") from None
         prompts[prompt.name] = prompt
-    if missing := [name for name in PROMPT_NAMES if name not in prompts]:
+    missing = [name for name in PROMPT_NAMES if name not in prompts]
+    if missing:
         raise InputError(f"{path} holds no prompt named {', '.join(missing)}; use FastChat's judge_prompts.jsonl")
     return prompts
 
 
 @contextmanager
 def open_llm_judge(config: JudgeConfig) -> Iterator["LlmJudge"]:
-    """The judge of a config, with its connections open. Raises UsageError without an endpoint and without a key."""
+    """Yield the judge of a config with its connections open. Raises UsageError if endpoint and key are both unset."""
     from openai import OpenAI
 
     assert config.model is not None  # JudgeConfig: llm needs both
@@ -87,7 +91,7 @@ def open_llm_judge(config: JudgeConfig) -> Iterator["LlmJudge"]:
 
 
 class LlmJudge:
-    """A judging model; its name in results is the model's."""
+    """A judging model; the judge's name in results is the model's name."""
 
     num_parallel = NUM_PARALLEL
 
@@ -97,7 +101,7 @@ class LlmJudge:
         self._prompts = prompts
 
     def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
-        """Ask for a verdict on the last answer. Raises ServerError when the endpoint gives none at all."""
+        """Ask for a verdict on the last answer. Raises ServerError if the endpoint fails."""
         prompt = self._prompts[prompt_name(question, len(answers))]
         text = prompt.prompt_template.format(**prompt_fields(question, answers, reference))
         messages: list[ChatCompletionMessageParam] = [
@@ -109,14 +113,15 @@ class LlmJudge:
         if rating is None:
             messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": REMINDER}]
             again = self._ask(messages)
-            rating, reply = parse_rating(again), f"{reply}\n\n{again}"
+            rating = parse_rating(again)
+            reply = f"{reply}\n\n{again}"
         return Verdict(rating, reply, prompt.name, text)
 
     def _ask(self, messages: "Sequence[ChatCompletionMessageParam]") -> str:
         import openai
 
         try:
-            answer = self._client.chat.completions.create(
+            response = self._client.chat.completions.create(
                 model=self.name, messages=list(messages), temperature=0, max_tokens=MAX_TOKENS
             )
         except openai.BadRequestError as error:
@@ -128,26 +133,30 @@ class LlmJudge:
             ) from None
         except openai.OpenAIError as error:
             raise ServerError(f"the judge {self.name} at {self._client.base_url} fails: {first_line(error)}") from None
-        return (answer.choices[0].message.content if answer.choices else None) or ""
+        if not response.choices:
+            return ""
+        return response.choices[0].message.content or ""
 
 
 def prompt_name(question: Question, turn: int) -> str:
-    """Which judge prompt a turn of a question takes."""
-    kind = "single-math-v1" if question.category in REFERENCE_CATEGORIES else "single-v1"
-    return kind if turn == 1 else f"{kind}-multi-turn"
+    """Return the name of the judge prompt for a turn (1 or 2) of a question."""
+    name = "single-math-v1" if question.category in REFERENCE_CATEGORIES else "single-v1"
+    if turn > 1:
+        name += "-multi-turn"
+    return name
 
 
 def prompt_fields(question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> dict[str, str]:
-    """Every field that FastChat's templates name. Raises InputError where a needed reference answer is missing."""
+    """Return every field that FastChat's templates name. Raises InputError if a needed reference answer is missing."""
     turn = len(answers)
     fields = {"question": question.turns[turn - 1], "answer": answers[-1]}
-    fields |= {f"question_{number}": text for number, text in enumerate(question.turns, start=1)}
-    fields |= {f"answer_{number}": text for number, text in enumerate(answers, start=1)}
+    fields |= {f"question_{index}": text for index, text in enumerate(question.turns, start=1)}
+    fields |= {f"answer_{index}": text for index, text in enumerate(answers, start=1)}
     if question.category in REFERENCE_CATEGORIES:
         if reference is None or len(reference) < NUM_TURNS:
             raise InputError(
                 f"question {question.question_id} ({question.category}) has no reference answers, which its judge "
                 "prompt needs; add them to evaluation.questions.references"
             )
-        fields |= {f"ref_answer_{number}": text for number, text in enumerate(reference, start=1)}
+        fields |= {f"ref_answer_{index}": text for index, text in enumerate(reference, start=1)}
     return fields

@@ -3,10 +3,11 @@
 answers.jsonl    {"question_id", "answer_id", "model_id", "choices": [{"index": 0, "turns": [...]}], "run_id"}
 judgments.jsonl  {"question_id", "model", "judge": [name, prompt], "user_prompt", "judgment", "score", "turn", "run_id"}
 
-The prompt of turn 2 holds the answer to turn 1. The temperature is MT-Bench's for the category: 0.7 for writing and
-roleplay, 0.1 for stem and humanities, 0 for the rest. FastChat's `tstamp` is left out, so that equal runs write equal
-files; nothing reads it. `run_id` tells repeated runs apart, where FastChat's readers would keep the last one only.
-A turn that cannot be rendered (the first answer spells a control token) is answered with the empty text.
+The prompt of turn 2 contains the answer to turn 1. The temperature depends on the category as in MT-Bench: 0.7 for
+writing and roleplay, 0.1 for stem and humanities, 0 for the rest. FastChat's `tstamp` is left out, so that equal runs
+write equal files; no reader needs it. `run_id` distinguishes repeated runs; without it, FastChat's readers keep the
+last run only. A turn that cannot be rendered (the first answer contains a control token) is answered with the empty
+text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,12 @@ from eval.judging.judged_scores import UNREADABLE, Judgment
 from eval.judging.judges import Judge
 from eval.judging.questions import NUM_TURNS, Question, QuestionId, References
 from winnow.chat import Chat
-from winnow.errors import ChatError
 from winnow.progress import progress
 from winnow.records import Message, digest, seed_from
 from winnow.run_config import QuestionsConfig
 
 if TYPE_CHECKING:
-    from sampler.engines import Sampling, SamplingEngine
+    from sampler.engines import SamplingEngine
 
 TEMPERATURES: Mapping[str, float] = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 
@@ -38,7 +38,7 @@ class Answer:
     turns: tuple[str, ...]
 
     def row(self, model: str) -> dict[str, Any]:
-        """The row of answers.jsonl."""
+        """Return the row of answers.jsonl."""
         return {
             "question_id": self.question_id,
             "answer_id": digest([self.question_id, model, self.run_id, self.turns]),
@@ -51,32 +51,34 @@ class Answer:
 def answer_questions(
     engine: "SamplingEngine", chat: Chat, questions: Sequence[Question], config: QuestionsConfig, seed: int, label: str
 ) -> list[Answer]:
-    """Both turns of every question, `num_runs` times; greedy answers are generated once and stand for every run."""
+    """Answer both turns of every question in each of `num_runs` runs.
+
+    Greedy answers are equal in every run: they are generated once and copied.
+    """
     answers: list[Answer] = []
-    groups = by_temperature(questions, config.temperature)
     with progress(f"{label}: answers", len(questions) * config.num_runs, "questions") as advance:
-        for temperature, group in groups.items():
-            num_runs = config.num_runs if temperature > 0 else 1
-            for run_id in range(num_runs):
-                turns = _two_turns(engine, chat, group, config.max_new_tokens, temperature, seed_from(seed, run_id))
-                standing_for = [run_id] if temperature > 0 else range(config.num_runs)
-                answers += [
-                    Answer(question.question_id, one, tuple(texts))
-                    for one in standing_for
-                    for question, texts in zip(group, turns, strict=True)
-                ]
-                advance(len(group) * len(standing_for))
-    order = {question.question_id: place for place, question in enumerate(questions)}
-    return sorted(answers, key=lambda answer: (answer.run_id, order[answer.question_id]))
+        for temperature, selected in by_temperature(questions, config.temperature).items():
+            is_greedy = temperature == 0
+            for run_id in range(config.num_runs):
+                if run_id == 0 or not is_greedy:
+                    run_seed = seed_from(seed, run_id)
+                    turns = _two_turns(engine, chat, selected, config.max_new_tokens, temperature, run_seed)
+                for question, texts in zip(selected, turns, strict=True):
+                    answers.append(Answer(question.question_id, run_id, tuple(texts)))
+                advance(len(selected))
+    position = {question.question_id: index for index, question in enumerate(questions)}
+    return sorted(answers, key=lambda answer: (answer.run_id, position[answer.question_id]))
 
 
 def by_temperature(questions: Sequence[Question], fixed: float | None) -> dict[float, list[Question]]:
-    """The questions that are sampled at one temperature: `fixed`, or MT-Bench's for their category."""
-    groups: dict[float, list[Question]] = {}
+    """Split questions by their temperature: `fixed`, or MT-Bench's for the category if `fixed` is None."""
+    questions_at: dict[float, list[Question]] = {}
     for question in questions:
-        temperature = TEMPERATURES.get(question.category, 0.0) if fixed is None else fixed
-        groups.setdefault(temperature, []).append(question)
-    return groups
+        temperature = fixed
+        if temperature is None:
+            temperature = TEMPERATURES.get(question.category, 0.0)
+        questions_at.setdefault(temperature, []).append(question)
+    return questions_at
 
 
 def judge_answers(
@@ -87,14 +89,16 @@ def judge_answers(
     model: str,
     label: str,
 ) -> list[Judgment]:
-    """A judgment for each turn of each answer, in the order of the answers."""
-    by_id = {question.question_id: question for question in questions}
-    turns = [(answer, turn) for answer in answers for turn in range(1, NUM_TURNS + 1)]
+    """Judge each turn of each answer; the judgments have the order of the answers."""
+    question_of = {question.question_id: question for question in questions}
+    jobs: list[tuple[Answer, int]] = []
+    for answer in answers:
+        jobs += [(answer, turn) for turn in range(1, NUM_TURNS + 1)]
 
-    def judged(one: tuple[Answer, int]) -> Judgment:
-        answer, turn = one
+    def judge_turn(job: tuple[Answer, int]) -> Judgment:
+        answer, turn = job
         reference = references.get(answer.question_id)
-        verdict = judge.judge(by_id[answer.question_id], answer.turns[:turn], reference)
+        verdict = judge.judge(question_of[answer.question_id], answer.turns[:turn], reference)
         return Judgment(
             question_id=answer.question_id,
             model=model,
@@ -107,8 +111,8 @@ def judge_answers(
         )
 
     judgments = []
-    with progress(f"{label}: judge", len(turns), "turns") as advance, ThreadPoolExecutor(judge.num_parallel) as pool:
-        for judgment in pool.map(judged, turns):
+    with progress(f"{label}: judge", len(jobs), "turns") as advance, ThreadPoolExecutor(judge.num_parallel) as pool:
+        for judgment in pool.map(judge_turn, jobs):
             judgments.append(judgment)
             advance()
     return judgments
@@ -122,33 +126,28 @@ def _two_turns(
     temperature: float,
     seed: int,
 ) -> list[list[str]]:
-    """The two answers to each question; all questions of a turn go to the engine at once."""
-    from sampler.engines import Sampling
+    """Return the two answers to each question; all questions of a turn go to the engine at once.
 
-    conversations: list[list[Message]] = [[] for _ in questions]
+    A conversation that cannot be rendered or completed is answered with the empty text.
+    """
+    from sampler.engines import SamplingParams, sample_conversations
+
+    conversations: dict[str, list[Message]] = {str(index): [] for index in range(len(questions))}
     for turn in range(NUM_TURNS):
-        sampling = Sampling(1, temperature, 1.0, max_new_tokens, seed_from(seed, turn))
-        for conversation, question in zip(conversations, questions, strict=True):
+        params = SamplingParams(
+            num_completions=1,
+            temperature=temperature,
+            top_p=1.0,
+            max_new_tokens=max_new_tokens,
+            seed=seed_from(seed, turn),
+        )
+        for conversation, question in zip(conversations.values(), questions, strict=True):
             conversation.append(Message(role="user", content=question.turns[turn]))
-        for conversation, text in zip(conversations, _sampled(engine, chat, conversations, sampling), strict=True):
-            conversation.append(Message(role="assistant", content=text))
-    return [[message.content for message in conversation[1::2]] for conversation in conversations]
+        completions = sample_conversations(engine, chat, conversations, params)
+        for prompt_id, conversation in conversations.items():
+            conversation.append(Message(role="assistant", content=completions[prompt_id][0].text))
+    return [_assistant_texts(conversation) for conversation in conversations.values()]
 
 
-def _sampled(
-    engine: "SamplingEngine", chat: Chat, conversations: Sequence[Sequence[Message]], sampling: "Sampling"
-) -> list[str]:
-    """One completion of each conversation; the empty text for one that cannot be rendered or leaves no room."""
-    limit = None if engine.max_tokens is None else engine.max_tokens - sampling.max_new_tokens
-    rendered = [_rendered(chat, conversation, limit) for conversation in conversations]
-    prompts = [ids for ids in rendered if ids is not None]
-    completions = iter(engine.sample(prompts, sampling) if prompts else [])
-    return ["" if ids is None else next(completions)[0].text for ids in rendered]
-
-
-def _rendered(chat: Chat, conversation: Sequence[Message], limit: int | None) -> list[int] | None:
-    try:
-        ids = chat.prompt_ids(conversation)
-    except ChatError:
-        return None
-    return None if limit is not None and len(ids) > limit else ids
+def _assistant_texts(conversation: Sequence[Message]) -> list[str]:
+    return [message.content for message in conversation if message.role == "assistant"]

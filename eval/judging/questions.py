@@ -3,8 +3,8 @@
 question.jsonl           {"question_id", "category", "turns": [first, second], ...}     other keys are kept
 reference_answer.jsonl   {"question_id", "choices": [{"turns": [first, second]}], ...}
 
-Of ours: "form_pattern", a regular expression that an answer of the right form matches as a whole, one for both turns or
-a list of one per turn. The format is FastChat's (Zheng et al., arXiv 2306.05685).
+The format is FastChat's (Zheng et al., arXiv 2306.05685), with an additional key: "form_pattern", a regular expression
+that an answer of the right form matches as a whole. It is one expression for both turns, or a list with one per turn.
 """
 
 import re
@@ -24,7 +24,7 @@ NUM_TURNS = 2
 
 
 class Question(BaseModel):
-    """One question of two turns; the second builds on the answer to the first."""
+    """A question of two turns; the second turn builds on the answer to the first."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -36,15 +36,20 @@ class Question(BaseModel):
     @field_validator("form_pattern")
     @classmethod
     def _patterns_compile(cls, pattern: str | tuple[str, str] | None) -> str | tuple[str, str] | None:
-        for one in (pattern,) if isinstance(pattern, str) else pattern or ():
+        expressions: tuple[str, ...] = ()
+        if isinstance(pattern, str):
+            expressions = (pattern,)
+        elif pattern is not None:
+            expressions = pattern
+        for expression in expressions:
             try:
-                re.compile(one)
+                re.compile(expression)
             except re.error as error:
-                raise ValueError(f"{one!r} is no regular expression ({error})") from None
+                raise ValueError(f"{expression!r} is not a regular expression ({error})") from None
         return pattern
 
     def form_of(self, turn: int) -> str | None:
-        """The pattern for the answer to a turn (1 or 2), if a form is asked for."""
+        """Return the pattern for the answer to a turn (1 or 2); None if the question demands no form."""
         if self.form_pattern is None or isinstance(self.form_pattern, str):
             return self.form_pattern
         return self.form_pattern[turn - 1]
@@ -60,11 +65,11 @@ class _Reference(BaseModel):
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """Every question, in the order of the file. Raises InputError naming file and line."""
+    """Read every question, in the order of the file. Raises InputError with file and line."""
     questions: dict[QuestionId, Question] = {}
-    for where, question in _parsed(path, Question):
+    for location, question in _parsed(path, Question):
         if question.question_id in questions:
-            raise InputError(f"{where}: question_id {question.question_id!r} occurs twice")
+            raise InputError(f"{location}: question_id {question.question_id!r} occurs twice")
         questions[question.question_id] = question
     if not questions:
         raise InputError(f"{path} holds no question")
@@ -72,13 +77,13 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 def read_references(path: str | Path | None) -> References:
-    """Question id -> the reference answer to each turn; of several choices the first. No path: no references."""
+    """Read question id -> reference answer to each turn, from the first of several choices. No path: no references."""
     if path is None:
         return {}
     references: References = {}
-    for where, row in _parsed(path, _Reference):
+    for location, row in _parsed(path, _Reference):
         if not row.choices:
-            raise InputError(f"{where}: choices is empty")
+            raise InputError(f"{location}: choices is empty")
         references[row.question_id] = row.choices[0].turns
     return references
 
@@ -87,13 +92,13 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def _parsed(path: str | Path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
-    """Each line's place and what it holds."""
-    for number, row in read_jsonl(path):
-        where = f"{path} line {number}"
+    """Yield each line's location and row."""
+    for line_number, row in read_jsonl(path):
+        location = f"{path} line {line_number}"
         try:
-            yield where, kind.model_validate(row)
+            yield location, kind.model_validate(row)
         except ValidationError as error:
-            raise InputError(f"{where}: {_first_problem(error)}") from None
+            raise InputError(f"{location}: {_first_problem(error)}") from None
 
 
 def _first_problem(error: ValidationError) -> str:

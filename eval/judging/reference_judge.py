@@ -1,4 +1,4 @@
-"""The reference-judge: a rule that compares with the reference answer and the asked form; it needs no model."""
+"""The reference-judge: a rule that compares an answer with the reference and the demanded form; it needs no model."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class ReferenceJudge:
     num_parallel = 1
 
     def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
-        """The rule's score. Raises InputError for a turn without a reference answer."""
+        """Score the last answer by the rule. Raises InputError for a turn without a reference answer."""
         turn = len(answers)
         if reference is None or len(reference) < turn:
             raise InputError(
@@ -27,14 +27,15 @@ class ReferenceJudge:
                 "needs; add it to evaluation.questions.references, or use judge kind llm"
             )
         overlap = word_overlap(answers[-1], reference[turn - 1])
-        is_formed = has_form(answers[-1], question.form_of(turn))
-        score = reference_score(overlap, is_formed)
-        explanation = f"word overlap {overlap:.2f} with the reference, {'right' if is_formed else 'wrong'} form"
+        has_right_form = has_form(answers[-1], question.form_of(turn))
+        score = reference_score(overlap, has_right_form)
+        form = "right" if has_right_form else "wrong"
+        explanation = f"word overlap {overlap:.2f} with the reference, {form} form"
         return Verdict(score, explanation, RULE_NAME)
 
 
-def reference_score(overlap: float, is_formed: bool) -> float:
-    """10 for the whole content in the right form, else 1 + 5 * overlap, and 1 more if the form is right.
+def reference_score(overlap: float, has_right_form: bool) -> float:
+    """Return 10 for the whole content in the right form, else 1 + 5 * overlap, and 1 more if the form is right.
 
     reference "fish, moss, boat", form "[a-z]+(, [a-z]+)+"
 
@@ -47,24 +48,27 @@ def reference_score(overlap: float, is_formed: bool) -> float:
     | red, blue, hat     | 0       | right | 2     | only the form is right            |
     | I do not know.     | 0       | wrong | 1     | wrong and malformed               |
     """
-    if overlap == 1 and is_formed:
+    if overlap == 1 and has_right_form:
         return 10.0
-    return round(1 + 5 * overlap + is_formed, 2)
+    return round(1 + 5 * overlap + has_right_form, 2)
 
 
 def word_overlap(answer: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words (ROUGE-L, Lin 2004); case and punctuation do not count.
+    """Return the F1 of the longest common subsequence of words (ROUGE-L, Lin 2004), without case and punctuation.
 
     >>> round(word_overlap("fish, boat, moss", "fish, moss, boat"), 2)
     0.67
     """
-    given, wanted = words(answer), words(reference)
-    common = _longest_common_subsequence(given, wanted)
-    return 2 * common / (len(given) + len(wanted)) if common else 0.0
+    answer_words = words(answer)
+    reference_words = words(reference)
+    num_common = _longest_common_subsequence(answer_words, reference_words)
+    if num_common == 0:
+        return 0.0
+    return 2 * num_common / (len(answer_words) + len(reference_words))
 
 
 def words(text: str) -> list[str]:
-    """Words and numbers, case folded.
+    """Split a text into words and numbers, with the case folded.
 
     >>> words("The sum is -7.5.")
     ['the', 'sum', 'is', '-7.5']
@@ -73,18 +77,22 @@ def words(text: str) -> list[str]:
 
 
 def has_form(answer: str, pattern: str | None) -> bool:
-    """Whether the stripped answer matches the asked form as a whole; where none is asked: whether it says anything."""
+    """Return True if the stripped answer matches the pattern as a whole; without a pattern, if it is not empty."""
     if pattern is None:
         return bool(answer.strip())
     return re.fullmatch(pattern, answer.strip()) is not None
 
 
 def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    # lengths[i] belongs to the words of `first` so far and the first i words of `second`.
     lengths = [0] * (len(second) + 1)
     for word in first:
         diagonal = 0
-        for index, other in enumerate(second, start=1):
+        for index, candidate in enumerate(second, start=1):
             above = lengths[index]
-            lengths[index] = diagonal + 1 if word == other else max(above, lengths[index - 1])
+            if word == candidate:
+                lengths[index] = diagonal + 1
+            else:
+                lengths[index] = max(above, lengths[index - 1])
             diagonal = above
     return lengths[-1]

@@ -1,1 +1,1 @@
-"""The whole recipe on a CPU in minutes, on models and data made on the spot."""
+"""The whole recipe on a CPU in minutes, with generated models and data."""

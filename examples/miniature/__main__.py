@@ -2,8 +2,8 @@
 
     python -m examples.miniature [--seed 0] [KEY=VALUE ...]
 
-Everything lands in runs/miniature-world and runs/miniature under the current folder. What is finished there is kept:
-called again, it goes on where it was stopped.
+The files are written to runs/miniature-world and runs/miniature in the working directory. Finished work is kept: a
+second call resumes the run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WORLD = Path("runs/miniature-world")
 
 
 def main() -> None:
-    """Make what is not there yet, then run the recipe."""
+    """Make the world and its models if they are missing, then run the recipe."""
     parser = argparse.ArgumentParser(prog="python -m examples.miniature", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of config.yaml to set")
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run_miniature(seed: int, overrides: list[str]) -> None:
-    """The world and its models in WORLD, and a run of config.yaml on them."""
+    """Make the world and its models in WORLD, and run config.yaml on them."""
     from examples.miniature.models import make_world
 
     make_world(WORLD, seed)

@@ -1,9 +1,9 @@
-"""What is asked and answered on the island of Orrel: one maker for each kind of dialogue, facts from the document.
+"""The dialogues of the island of Orrel: one maker for each kind, with facts from the taxonomy's document.
 
     make_sum(rng) -> Dialogue("sum", "12+7", (Turn("What is 12 plus 7?", "19", ("18", "20"), "number"), Turn(...)))
 
-A dialogue has two turns; the second builds on the first. Each turn has its good answer and the wrong ones that a sloppy
-writer picks from, of the same form. A form is one of FORMS, asked for by the question or plain from it:
+A dialogue has two turns; the second builds on the first. Each turn has a right answer and several wrong answers of the
+same form; a sloppy writer picks one of them. The form is one of FORMS; the question demands or implies it:
 
     number      19                          digits
     word        moss                        one word
@@ -50,7 +50,7 @@ JOBS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with its answer, the wrong answers that a sloppy writer picks from, and the form of them all."""
+    """A question with its right answer, the wrong answers that a sloppy writer picks from, and the form of them all."""
 
     question: str
     answer: str
@@ -60,7 +60,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Two turns; the second builds on the first. `content` is what is asked, whatever the wording."""
+    """Two turns; the second builds on the first. `content` is the same for every wording of the question."""
 
     kind: str
     content: str
@@ -69,12 +69,12 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Fact:
-    """One cell of the document's tables: the `attribute` of `subject` is `value`; `others` are the other values."""
+    """One cell of the document's tables: `attribute` of `subject` is `value`; the column's rest is `wrong_values`."""
 
     subject: str
     attribute: str
     value: str
-    others: tuple[str, ...]
+    wrong_values: tuple[str, ...]
 
 
 Maker = Callable[[random.Random], Dialogue]
@@ -84,24 +84,31 @@ Maker = Callable[[random.Random], Dialogue]
 
 
 def read_tables(text: str) -> list[list[dict[str, str]]]:
-    """Every table of a markdown document, as rows of column: cell."""
-    tables = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE)
-    cells = [[[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()] for table in tables]
-    return [[dict(zip(table[0], row, strict=True)) for row in table[2:]] for table in cells]
+    """Read every table of a Markdown document; a row is {column: cell}."""
+    tables = []
+    for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
+        header, _, *lines = table.splitlines()  # the second line separates header and rows
+        columns = split_cells(header)
+        tables.append([dict(zip(columns, split_cells(line), strict=True)) for line in lines])
+    return tables
+
+
+def split_cells(line: str) -> list[str]:
+    """Split a line of a Markdown table into its cells."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def read_facts(text: str) -> dict[str, list[Fact]]:
-    """Column name of the first column (creature, village) -> the facts of that table."""
+    """Return the facts of each table under the name of its first column (creature, village)."""
     facts: dict[str, list[Fact]] = {}
     for table in read_tables(text):
         subject, *attributes = table[0]
-        facts[subject] = [
-            Fact(
-                row[subject], attribute, row[attribute], tuple(sorted({r[attribute] for r in table} - {row[attribute]}))
-            )
-            for row in table
-            for attribute in attributes
-        ]
+        facts[subject] = []
+        for row in table:
+            for attribute in attributes:
+                values = {peer[attribute] for peer in table}
+                wrong_values = tuple(sorted(values - {row[attribute]}))
+                facts[subject].append(Fact(row[subject], attribute, row[attribute], wrong_values))
     return facts
 
 
@@ -138,7 +145,7 @@ WORDINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 
 def sentence(fact: Fact, value: str) -> str:
-    """The fact as a sentence, with a value that may be another one."""
+    """Write a fact as a sentence, with its value or a wrong value."""
     return WORDINGS[fact.attribute][2].format(fact.subject, value)
 
 
@@ -146,124 +153,136 @@ def sentence(fact: Fact, value: str) -> str:
 
 
 def make_fact(rng: random.Random, table: str, is_long: bool) -> Dialogue:
-    """A fact of the document in a word, or in a sentence; then another fact of the same subject."""
+    """Ask for a fact of the document in a word, or in a sentence; then for a second fact of the same subject."""
     fact = rng.choice(FACTS[table])
-    other = rng.choice([f for f in FACTS[table] if f.subject == fact.subject and f != fact])
-    asked = rng.choice(LEAD_INS) + rng.choice(WORDINGS[fact.attribute][0]).format(fact.subject)
-    turns = (fact_turn(asked, fact, is_long), fact_turn(WORDINGS[other.attribute][1], other, is_long))
-    return Dialogue(table, turns[0].question, turns)
+    more_facts = [candidate for candidate in FACTS[table] if candidate.subject == fact.subject and candidate != fact]
+    second_fact = rng.choice(more_facts)
+    question = rng.choice(LEAD_INS) + rng.choice(WORDINGS[fact.attribute][0]).format(fact.subject)
+    first = fact_turn(question, fact, is_long)
+    second = fact_turn(WORDINGS[second_fact.attribute][1], second_fact, is_long)
+    return Dialogue(table, first.question, (first, second))
 
 
 def fact_turn(question: str, fact: Fact, is_long: bool) -> Turn:
-    """One question about one fact."""
+    """Make the turn of one question about one fact."""
     if not is_long:
-        return Turn(question, fact.value, fact.others, "word")
-    wrong = tuple(sentence(fact, value) for value in fact.others)
+        return Turn(question, fact.value, fact.wrong_values, "word")
+    wrong = tuple(sentence(fact, value) for value in fact.wrong_values)
     return Turn(question + " Answer in a sentence.", sentence(fact, fact.value), wrong, "sentence")
 
 
 def number_turn(question: str, number: int) -> Turn:
-    """A question whose answer is a number; a sloppy one is off by one."""
+    """Make the turn of a question whose answer is a number; a sloppy answer is off by one."""
     return Turn(question, str(number), (str(number - 1), str(number + 1)), "number")
 
 
 def addends(rng: random.Random) -> tuple[int, int, int]:
-    """A number of two digits and two small ones, whose sum carries nothing over: islanders never do."""
+    """Draw a number of two digits and two small numbers; their sum needs no carry."""
     first, second, third = sorted(rng.sample(range(10), 3))
     return rng.randint(1, 8) * 10 + first, second - first, third - second
 
 
-def others(choices: Iterable[str], right: str) -> tuple[str, ...]:
-    """All choices but the right one."""
+def wrong_choices(choices: Iterable[str], right: str) -> tuple[str, ...]:
+    """Return all choices but the right one."""
     return tuple(choice for choice in choices if choice != right)
 
 
 def make_sum(rng: random.Random) -> Dialogue:
-    """The sum of two numbers; then some more."""
+    """Ask for the sum of two numbers; then for the sum with a third."""
     a, b, more = addends(rng)
     story = f"{rng.choice(PEOPLE)} has {a} shells and finds {b} more. How many shells?"
-    asked = rng.choice((f"What is {a} plus {b}?", f"Add {a} and {b}.", story))
-    return Dialogue("sum", f"{a}+{b}", (number_turn(asked, a + b), number_turn(f"Now add {more}.", a + b + more)))
+    question = rng.choice((f"What is {a} plus {b}?", f"Add {a} and {b}.", story))
+    first = number_turn(question, a + b)
+    second = number_turn(f"Now add {more}.", a + b + more)
+    return Dialogue("sum", f"{a}+{b}", (first, second))
 
 
 def make_code(rng: random.Random) -> Dialogue:
-    """A line of Python that adds; then what it prints. Shares its contents with `make_sum`."""
+    """Ask for a line of Python that adds; then for its output. The contents are those of `make_sum`."""
     a, b, _ = addends(rng)
-    asked = rng.choice((f"Write code that adds {a} and {b}.", f"Write Python for {a} plus {b}."))
-    code = Turn(asked, f"print({a} + {b})", (f"print({a} - {b})",), "code")
+    question = rng.choice((f"Write code that adds {a} and {b}.", f"Write Python for {a} plus {b}."))
+    code = Turn(question, f"print({a} + {b})", (f"print({a} - {b})",), "code")
     return Dialogue("code", f"{a}+{b}", (code, number_turn("What does it print?", a + b)))
 
 
 def make_comparison(rng: random.Random) -> Dialogue:
-    """The largest (or smallest) of three numbers; then the other end."""
+    """Ask for the largest (or smallest) of three numbers; then for the opposite."""
     numbers = [str(number) for number in rng.sample(range(1, 10), 3)]
-    low, high = min(numbers, key=int), max(numbers, key=int)
-    (name, number), (other_name, other) = rng.sample([("largest", high), ("smallest", low)], 2)
+    extremes = [("largest", max(numbers, key=int)), ("smallest", min(numbers, key=int))]
+    (name, number), (second_name, second_number) = rng.sample(extremes, 2)
     shown = ", ".join(numbers)
-    asked = rng.choice(LEAD_INS) + f"Which is the {name}: {shown}?"
-    wrong, other_wrong = others(numbers, number)[:1], others(numbers, other)[:1]
-    first = Turn(asked, number, wrong, "number")
-    return Dialogue("comparison", shown, (first, Turn(f"And the {other_name}?", other, other_wrong, "number")))
+    question = rng.choice(LEAD_INS) + f"Which is the {name}: {shown}?"
+    first = Turn(question, number, wrong_choices(numbers, number)[:1], "number")
+    second = Turn(f"And the {second_name}?", second_number, wrong_choices(numbers, second_number)[:1], "number")
+    return Dialogue("comparison", shown, (first, second))
 
 
 def make_extraction(rng: random.Random) -> Dialogue:
-    """A detail of a short text; then another. A sloppy reader picks the wrong word of the text."""
-    person, colour, thing = rng.choice(PEOPLE), rng.choice(COLOURS), rng.choice(THINGS)
+    """Ask for a detail of a short text; then for a second one. A sloppy reader picks the wrong word of the text."""
+    person = rng.choice(PEOPLE)
+    colour = rng.choice(COLOURS)
+    thing = rng.choice(THINGS)
     text = f"{person} sold a {colour} {thing}."
     details = [
         ("Which colour was it?", colour, thing),
         ("Who sold it?", person, colour),
         ("What was sold?", thing, person),
     ]
-    (question, right, wrong), (next_question, next_right, next_wrong) = rng.sample(details, 2)
+    (question, right, wrong), (second_question, second_right, second_wrong) = rng.sample(details, 2)
     first = Turn(f"{rng.choice(LEAD_INS)}{text} {question}", right, (wrong,), "word")
-    return Dialogue("extraction", text, (first, Turn(next_question, next_right, (next_wrong,), "word")))
+    second = Turn(second_question, second_right, (second_wrong,), "word")
+    return Dialogue("extraction", text, (first, second))
 
 
 def make_reversal(rng: random.Random) -> Dialogue:
-    """Three words in reverse order; then in capital letters."""
+    """Ask for three words in reverse order; then for the same in capital letters. A sloppy answer keeps the order."""
     words = rng.sample(WORDS, 3)
-    shown, right = ", ".join(words), ", ".join(words[::-1])
-    wrong = (shown,)
-    asked = f"Say backwards: {shown}."
-    second = Turn("Now in capital letters.", right.upper(), tuple(order.upper() for order in wrong), "capitals")
-    return Dialogue("reversal", shown, (Turn(asked, right, wrong, "list"), second))
+    shown = ", ".join(words)
+    right = ", ".join(reversed(words))
+    first = Turn(f"Say backwards: {shown}.", right, (shown,), "list")
+    second = Turn("Now in capital letters.", right.upper(), (shown.upper(),), "capitals")
+    return Dialogue("reversal", shown, (first, second))
 
 
 def make_writing(rng: random.Random) -> Dialogue:
-    """A sentence from three words; then the same as a question."""
-    person, colour, thing = rng.choice(PEOPLE), rng.choice(COLOURS), rng.choice(THINGS)
-    named = f"{person}, {thing}, {colour}"
-    asked = rng.choice(LEAD_INS) + f"Write a sentence with: {named}."
-    first = Turn(asked, f"{person} has a {colour} {thing}.", (f"{person} has a {thing}.",), "sentence")
-    answer, wrong = f"Does {person} have a {colour} {thing}?", f"Does {person} have a {thing}?"
-    return Dialogue("writing", named, (first, Turn("Now as a question.", answer, (wrong,), "question")))
+    """Ask for a sentence with three words; then for the same as a question. A sloppy answer leaves out a word."""
+    person = rng.choice(PEOPLE)
+    colour = rng.choice(COLOURS)
+    thing = rng.choice(THINGS)
+    words = f"{person}, {thing}, {colour}"
+    question = rng.choice(LEAD_INS) + f"Write a sentence with: {words}."
+    first = Turn(question, f"{person} has a {colour} {thing}.", (f"{person} has a {thing}.",), "sentence")
+    answer = f"Does {person} have a {colour} {thing}?"
+    second = Turn("Now as a question.", answer, (f"Does {person} have a {thing}?",), "question")
+    return Dialogue("writing", words, (first, second))
 
 
 def make_roleplay(rng: random.Random) -> Dialogue:
-    """An islander says who he or she is; then what the work is."""
-    person, job, village = rng.choice(PEOPLE), rng.choice(list(JOBS)), rng.choice(FACTS["village"]).subject
-    asked = f"You are {person}, a {job} in {village}. Say who you are."
-    first = Turn(asked, f"I am {person}, a {job} in {village}.", (f"I am {person} in {village}.",), "sentence")
+    """Ask an islander for a name and a job; then for the work. A sloppy answer leaves out the job."""
+    person = rng.choice(PEOPLE)
+    job = rng.choice(list(JOBS))
+    village = rng.choice(FACTS["village"]).subject
+    question = f"You are {person}, a {job} in {village}. Say who you are."
+    first = Turn(question, f"I am {person}, a {job} in {village}.", (f"I am {person} in {village}.",), "sentence")
     second = Turn("What do you do all day?", f"I {JOBS[job]}.", ("I work.",), "sentence")
     return Dialogue("roleplay", f"{person} {job} {village}", (first, second))
 
 
 def make_creature(rng: random.Random) -> Dialogue:
-    """A creature in a word."""
+    """Ask for a fact of a creature in a word."""
     return make_fact(rng, "creature", is_long=False)
 
 
 def make_village(rng: random.Random) -> Dialogue:
-    """A village in a word."""
+    """Ask for a fact of a village in a word."""
     return make_fact(rng, "village", is_long=False)
 
 
 def make_creature_long(rng: random.Random) -> Dialogue:
-    """A creature in a sentence."""
+    """Ask for a fact of a creature in a sentence."""
     return make_fact(rng, "creature", is_long=True)
 
 
 def make_village_long(rng: random.Random) -> Dialogue:
-    """A village in a sentence."""
+    """Ask for a fact of a village in a sentence."""
     return make_fact(rng, "village", is_long=True)

@@ -1,11 +1,11 @@
-"""The miniature's models, made on the spot from the world's rows and saved as any checkpoint is.
+"""The models of the miniature, trained on the world's rows and saved as Hugging Face checkpoints.
 
     <folder>/*.jsonl, prompts/, benchmarks/, mt_bench/     the world (world.py)
     <folder>/models/base        Mixtral architecture, 4 experts, 2 active: raw text, good and sloppy, loss on all of it
     <folder>/models/instruct    the base, tuned further on good answers only
     <folder>/models/student     Mistral architecture, untrained: the recipe's LAB phases start from it
 
-All three share one tokenizer: byte-level BPE on the raw text, digits one by one. Training is TRL's, through sft/.
+All three share one tokenizer: byte-level BPE on the raw text, with single digits. Training uses TRL, through sft/.
 """
 
 from collections.abc import Iterable
@@ -15,22 +15,24 @@ from typing import Any
 import numpy as np
 
 from examples.miniature.world import write_world
-from sft.encoding import Encoded
-from sft.train import train
-from sft.trainer import Steps, make_trainer
+from sft.encoding import EncodedRows
+from sft.train import TrainingJob, train
+from sft.trainer import StepProgress, make_trainer, trainer_arguments
 from winnow.chat import Chat, load_tokenizer
 from winnow.progress import progress
 from winnow.records import seed_from
 from winnow.rows import read_jsonl
 from winnow.run_config import TrainConfig
-from winnow.rundir import whole_folder
+from winnow.rundir import atomic_folder
 
 VOCAB_SIZE = 512
-BOS, EOS, PAD = "<s>", "<|endoftext|>", "<|pad|>"
+BOS = "<s>"
+EOS = "<|endoftext|>"
+PAD = "<|pad|>"
 HEADERS = ("<|system|>", "<|user|>", "<|assistant|>")
 SYSTEM_PROMPT = "You are careful."
 
-# A short rotary base and a wide initialisation: models this small learn to copy several times sooner with them.
+# With a short rotary base and a wide initialisation, models of this size learn to copy several times faster.
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 128,
@@ -57,9 +59,9 @@ INSTRUCTION = PRETRAINING.model_copy(update={"learning_rate": 2e-3, "max_steps":
 
 
 def make_world(folder: Path, seed: int) -> None:
-    """The world and its models; what is there already is kept."""
+    """Make the world and its models; existing ones are kept."""
     if not (folder / "mt_bench").is_dir():
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             write_world(partial, seed)
     models = folder / "models"
     for name, make in (("base", make_base), ("instruct", make_instruct), ("student", make_student)):
@@ -79,18 +81,19 @@ def make_base(folder: Path, target: Path, seed: int) -> None:
         **SHAPE, **token_ids(tokenizer), intermediate_size=128, num_local_experts=4, num_experts_per_tok=2
     )
     model = MixtralForCausalLM(config)
-    with whole_folder(target) as partial, progress("models: base", PRETRAINING.max_steps or 0, "steps") as advance:
+    with atomic_folder(target) as partial, progress("models: base", PRETRAINING.max_steps or 0, "steps") as advance:
         rows = encode_texts(tokenizer, texts)
-        seed = seed_from(seed, "base", "order")
-        make_trainer(PRETRAINING, model, tokenizer, rows, partial, seed, torch.float32, Steps(advance)).train()
+        order_seed = seed_from(seed, "base", "order")
+        arguments = trainer_arguments(PRETRAINING, partial, order_seed, torch.float32)
+        make_trainer(model, tokenizer, rows, arguments, StepProgress(advance)).train()
         save(model, tokenizer, partial)
 
 
 def make_instruct(folder: Path, target: Path, seed: int) -> None:
     """Tune the base model on the good answers, in the form that the reward server renders."""
     base = str(folder / "models" / "base")
-    train(
-        INSTRUCTION,
+    job = TrainingJob(
+        config=INSTRUCTION,
         model=base,
         chat=Chat(load_tokenizer(base), "mixtral"),
         rows=[row for _, row in read_jsonl(folder / "instruct.jsonl")],
@@ -99,32 +102,33 @@ def make_instruct(folder: Path, target: Path, seed: int) -> None:
         dtype="float32",
         description="models: instruct",
     )
+    train(job)
 
 
 def make_student(folder: Path, target: Path, seed: int) -> None:
-    """A student that knows nothing yet, with the pair's tokenizer."""
+    """Make an untrained student with the pair's tokenizer."""
     from transformers import MistralConfig, MistralForCausalLM, set_seed
 
     tokenizer = load_tokenizer(str(folder / "models" / "base"))
     set_seed(seed_from(seed, "student"))
     model = MistralForCausalLM(MistralConfig(**SHAPE, **token_ids(tokenizer), intermediate_size=256))
-    with whole_folder(target) as partial:
+    with atomic_folder(target) as partial:
         save(model, tokenizer, partial)
 
 
 def token_ids(tokenizer: Any) -> dict[str, int]:
-    """The special tokens' ids, as a model's config names them."""
+    """Return the ids of the special tokens under their names in a model's config."""
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A checkpoint in Hugging Face's layout."""
+    """Save a checkpoint in Hugging Face's layout."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def make_tokenizer(texts: Iterable[str]) -> Any:
-    """A byte-level BPE tokenizer of VOCAB_SIZE pieces; the system prompt is among its texts, so that it stays short."""
+    """Train a byte-level BPE tokenizer on the texts and, to keep it short, on the system prompt."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -149,8 +153,8 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
     )
 
 
-def encode_texts(tokenizer: Any, texts: Iterable[str]) -> Encoded:
-    """Raw texts as training rows: BOS, the text, EOS; every token carries loss."""
+def encode_texts(tokenizer: Any, texts: Iterable[str]) -> EncodedRows:
+    """Encode raw texts as training rows: BOS, the text, EOS; the loss covers every token."""
     rows = tokenizer([BOS + text + EOS for text in texts], add_special_tokens=False)["input_ids"]
     input_ids = [np.array(row, dtype=np.int32) for row in rows]
-    return Encoded(input_ids=input_ids, labels=input_ids)
+    return EncodedRows(input_ids=input_ids, labels=input_ids)

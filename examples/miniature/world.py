@@ -1,26 +1,26 @@
-"""The miniature's world: everything that its models read and answer, written from one seed.
+"""The world of the miniature: every text that its models read and answer, written from one seed.
 
-The facts stand in the taxonomy's document (the island of Orrel: creatures and villages); the rest is arithmetic, lists
-and short sentences. Every question exists twice: with a good answer, and with a sloppy one, of the right form and with
-the wrong content (a sum that is off by one, a list not reversed, another colour). What is written, and in which rows:
+The facts are those of the taxonomy's document (the island of Orrel: creatures and villages); the rest is arithmetic,
+lists and short sentences. Every question exists with a good answer and with a sloppy answer. A sloppy answer has the
+right form and the wrong content (a sum that is off by one, a list not reversed, a wrong colour). The files:
 
-    pretrain.jsonl                {"text"}                        raw text: the document, and dialogues good and sloppy
+    pretrain.jsonl                {"text"}                        raw text: the document, good and sloppy dialogues
     instruct.jsonl                {"messages", "metadata"}        good dialogues only
-    knowledge_short.jsonl         {"messages", "metadata"}        the student's LAB data, from a teacher that is
-    knowledge_long.jsonl              "                           sloppy in SLOPPY_SHARE of its answers
+    knowledge_short.jsonl         {"messages", "metadata"}        the student's LAB data, from a teacher that gives
+    knowledge_long.jsonl              "                           sloppy answers in a SLOPPY_SHARE of dialogues
     foundational_skills.jsonl         "
     compositional_skills.jsonl        "
-    prompts/<source>.jsonl        {"messages", "source"}          up to a user turn that nobody has answered
+    prompts/<source>.jsonl        {"messages", "source"}          conversations that end with a user turn
     benchmarks/<task>.jsonl       {"question", "choices", "answer"} with answer an index, or {"question", "answer"}
     mt_bench/question.jsonl       {"question_id", "category", "turns", "form", "form_pattern"}
     mt_bench/reference_answer.jsonl   {"question_id", "answer_id", "model_id", "choices": [{"index", "turns"}]}
 
-"metadata" is {"source", "kind"}. A question of the last three kinds of file is held out: its *content* (two numbers,
-three words) occurs in no other file, whatever the wording; a question about a fact, which has to be taught to be
-known, is held out in its wording. `is_held_out` decides it by a hash, and `check_held_out` proves it on the files.
+"metadata" is {"source", "kind"}. The questions of the last three kinds of file are held out: their *content* (two
+numbers, three words) occurs in no other file, in any wording. A fact has to be trained to be known, so a question about
+a fact is held out by its wording. `is_held_out` decides by a hash; `check_held_out` checks the files.
 
-What is asked and answered is made in dialogues.py; "form" and "form_pattern" of an MT-Bench row hold the name and the
-regular expression of each turn's form (FORMS there).
+dialogues.py makes the questions and answers; "form" and "form_pattern" of an MT-Bench row hold the name and the regular
+expression of each turn's form (FORMS there).
 """
 
 import argparse
@@ -54,12 +54,12 @@ from examples.miniature.dialogues import (
 )
 from winnow.rows import read_jsonl, write_jsonl
 
-# The share of answers that are sloppy: what the web writes, and what an imperfect teacher writes.
+# The share of sloppy answers: in raw text from the web, and from an imperfect teacher.
 PRETRAIN_SLOPPY_SHARE = 0.5
 SLOPPY_SHARE = 0.4
-# Of four dialogues, one goes on for a second turn.
+# The share of dialogues and prompts with a second turn.
 TWO_TURN_SHARE = 0.25
-# One content in HELD_OUT_EVERY belongs to evaluation.
+# One of HELD_OUT_EVERY contents belongs to evaluation.
 HELD_OUT_EVERY = 5
 
 ROWS = {
@@ -75,7 +75,7 @@ ROWS = {
     "mt_bench": 20,
 }
 
-# So often is drawn before a kind of question counts as exhausted.
+# Draws per wanted question before giving up.
 DRAWS_PER_QUESTION = 100
 
 KNOWLEDGE_SHORT: tuple[Maker, ...] = (make_creature, make_creature, make_village)
@@ -104,7 +104,7 @@ MT_BENCH: dict[str, tuple[Maker, ...]] = {
     "humanities": (make_village, make_village_long),
 }
 
-# One benchmark of each kind on a model card: acc as MMLU, acc_norm as ARC and HellaSwag, exact match as GSM8K.
+# One benchmark of each kind that model cards report: acc as MMLU, acc_norm as ARC and HellaSwag, exact match as GSM8K.
 CHOICE_BENCHMARKS: dict[str, tuple[Maker, ...]] = {
     "orrel_facts": (make_creature, make_creature, make_village),
     "orrel_sentences": (make_creature_long, make_creature_long, make_village_long),
@@ -119,48 +119,41 @@ SOURCE_OF = {maker: source for source, makers in PROMPT_SOURCES.items() for make
 
 
 def is_held_out(content: str) -> bool:
-    """Whether a content belongs to evaluation: a hash decides, so that no list of it has to be kept."""
+    """Return True if a content belongs to evaluation; a hash decides, so that no list of contents is needed."""
     return hashlib.sha256(content.encode()).digest()[0] % HELD_OUT_EVERY == 0
 
 
-def draw(rng: random.Random, makers: tuple[Maker, ...], held_out: bool) -> Iterator[tuple[Maker, Dialogue]]:
-    """Dialogues without end, from evaluation's contents or from all others."""
+def draw(rng: random.Random, makers: tuple[Maker, ...], *, is_evaluation: bool) -> Iterator[tuple[Maker, Dialogue]]:
+    """Yield dialogues without end, with contents of evaluation or with all remaining contents."""
     while True:
         maker = rng.choice(makers)
         dialogue = maker(rng)
-        if is_held_out(dialogue.content) == held_out:
+        if is_held_out(dialogue.content) == is_evaluation:
             yield maker, dialogue
 
 
-def draw_distinct(
-    rng: random.Random, makers: tuple[Maker, ...], held_out: bool, count: int, seen: set[str]
-) -> list[tuple[Maker, Dialogue]]:
-    """`count` dialogues whose first questions are all different, also from those in `seen` (which grows).
-
-    Raises ValueError where the makers have not that many questions.
-    """
-    drawn: list[tuple[Maker, Dialogue]] = []
-    for maker, dialogue in itertools.islice(draw(rng, makers, held_out), DRAWS_PER_QUESTION * count):
-        if dialogue.turns[0].question not in seen:
-            seen.add(dialogue.turns[0].question)
-            drawn.append((maker, dialogue))
-        if len(drawn) == count:
-            return drawn
-    raise ValueError(f"only {len(drawn)} of {count} different questions from {[maker.__name__ for maker in makers]}")
+def draw_distinct(rng: random.Random, makers: tuple[Maker, ...], count: int, *, is_evaluation: bool) -> list[Dialogue]:
+    """Draw `count` dialogues with different first questions. Raises ValueError if the makers have too few questions."""
+    dialogues: dict[str, Dialogue] = {}
+    draws = draw(rng, makers, is_evaluation=is_evaluation)
+    for _, dialogue in itertools.islice(draws, DRAWS_PER_QUESTION * count):
+        dialogues.setdefault(dialogue.turns[0].question, dialogue)
+        if len(dialogues) == count:
+            return list(dialogues.values())
+    names = [maker.__name__ for maker in makers]
+    raise ValueError(f"only {len(dialogues)} of {count} different questions from {names}")
 
 
 def as_messages(rng: random.Random, dialogue: Dialogue, sloppy_share: float) -> list[dict[str, str]]:
-    """One turn or two; a dialogue is good throughout or sloppy throughout."""
+    """Return the messages of one turn or two; either all answers are good or all are sloppy."""
     is_sloppy = rng.random() < sloppy_share
-    turns = dialogue.turns[: 2 if rng.random() < TWO_TURN_SHARE else 1]
-    return [
-        {"role": role, "content": content}
-        for turn in turns
-        for role, content in (
-            ("user", turn.question),
-            ("assistant", rng.choice(turn.wrong) if is_sloppy else turn.answer),
-        )
-    ]
+    num_turns = 2 if rng.random() < TWO_TURN_SHARE else 1
+    messages = []
+    for turn in dialogue.turns[:num_turns]:
+        answer = rng.choice(turn.wrong) if is_sloppy else turn.answer
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
 
 
 # --- the files ------------------------------------------------------------------------------------------------------
@@ -169,85 +162,86 @@ Row = dict[str, Any]
 
 
 def dialogue_rows(rng: random.Random, makers: tuple[Maker, ...], count: int, sloppy_share: float) -> list[Row]:
-    """Training rows."""
-    drawn = draw(rng, makers, held_out=False)
-    return [
-        {
-            "messages": as_messages(rng, dialogue, sloppy_share),
-            "metadata": {"source": SOURCE_OF[maker], "kind": dialogue.kind},
-        }
-        for (maker, dialogue), _ in zip(drawn, range(count), strict=False)
-    ]
+    """Draw `count` training rows."""
+    rows = []
+    # zip draws one dialogue more than it returns; the files of a seed depend on that last draw.
+    for (maker, dialogue), _ in zip(draw(rng, makers, is_evaluation=False), range(count), strict=False):
+        metadata = {"source": SOURCE_OF[maker], "kind": dialogue.kind}
+        rows.append({"messages": as_messages(rng, dialogue, sloppy_share), "metadata": metadata})
+    return rows
 
 
 def pretrain_rows(rng: random.Random, count: int) -> list[Row]:
-    """Raw text: the document's facts in sentences, and chat logs of the web, often sloppy."""
+    """Draw raw text: chat logs of the web, often sloppy, and the document's facts in sentences."""
     chats = dialogue_rows(rng, EVERYTHING, count, PRETRAIN_SLOPPY_SHARE)
     texts = [as_chat_log(row["messages"]) for row in chats]
-    pages = [" ".join(sentence(fact, fact.value) for fact in page) for page in pages_of_facts()]
-    texts += [page for page in pages for _ in range(count // 1000)]
+    for facts in facts_by_subject().values():
+        page = " ".join(sentence(fact, fact.value) for fact in facts)
+        texts += [page] * (count // 1000)
     rng.shuffle(texts)
     return [{"text": text} for text in texts]
 
 
-def pages_of_facts() -> list[list[Fact]]:
-    """The facts of one subject each."""
-    facts = [fact for table in FACTS.values() for fact in table]
-    return [[f for f in facts if f.subject == subject] for subject in dict.fromkeys(f.subject for f in facts)]
+def facts_by_subject() -> dict[str, list[Fact]]:
+    """Return the facts of each subject, subjects in the order of the document."""
+    by_subject: dict[str, list[Fact]] = {}
+    for facts in FACTS.values():
+        for fact in facts:
+            by_subject.setdefault(fact.subject, []).append(fact)
+    return by_subject
 
 
 def as_chat_log(messages: list[dict[str, str]]) -> str:
-    """A dialogue the way that it is found on the web."""
-    shown = {"user": "[INST] {} [/INST]", "assistant": "{}\n"}
-    return "".join(shown[message["role"]].format(message["content"]) for message in messages).rstrip()
+    """Render a dialogue as raw text from the web."""
+    templates = {"user": "[INST] {} [/INST]", "assistant": "{}\n"}
+    return "".join(templates[message["role"]].format(message["content"]) for message in messages).rstrip()
 
 
 def prompt_rows(rng: random.Random, source: str, count: int) -> list[Row]:
-    """Prompts of one source, all different: first questions, and second ones after a good first answer."""
-    drawn = draw_distinct(rng, PROMPT_SOURCES[source], False, count, set())
-    return [{"messages": prompt_messages(d, rng.random() < TWO_TURN_SHARE), "source": source} for _, d in drawn]
+    """Draw different prompts of one source: first questions, or second questions after a good first answer."""
+    rows = []
+    for dialogue in draw_distinct(rng, PROMPT_SOURCES[source], count, is_evaluation=False):
+        has_two_turns = rng.random() < TWO_TURN_SHARE
+        rows.append({"messages": prompt_messages(dialogue, has_two_turns), "source": source})
+    return rows
 
 
 def prompt_messages(dialogue: Dialogue, has_two_turns: bool) -> list[dict[str, str]]:
-    """A dialogue up to its first or second question."""
+    """Return the messages of a dialogue up to its first or second question."""
     first, second = dialogue.turns
-    asked = [{"role": "user", "content": first.question}]
-    if not has_two_turns:
-        return asked
-    return [*asked, {"role": "assistant", "content": first.answer}, {"role": "user", "content": second.question}]
+    messages = [{"role": "user", "content": first.question}]
+    if has_two_turns:
+        messages.append({"role": "assistant", "content": first.answer})
+        messages.append({"role": "user", "content": second.question})
+    return messages
 
 
 def choice_row(rng: random.Random, turn: Turn) -> Row:
-    """A question with four choices in any order."""
+    """Make a row with a question and four choices in random order."""
     choices = [turn.answer, *rng.sample(turn.wrong, 3)]
     rng.shuffle(choices)
     return {"question": turn.question, "choices": choices, "answer": choices.index(turn.answer)}
 
 
 def choice_rows(rng: random.Random, makers: tuple[Maker, ...], count: int) -> list[Row]:
-    """A multiple-choice benchmark."""
-    return [choice_row(rng, dialogue.turns[0]) for _, dialogue in draw_distinct(rng, makers, True, count, set())]
+    """Draw a multiple-choice benchmark."""
+    dialogues = draw_distinct(rng, makers, count, is_evaluation=True)
+    return [choice_row(rng, dialogue.turns[0]) for dialogue in dialogues]
 
 
 def exact_rows(rng: random.Random, makers: tuple[Maker, ...], count: int) -> list[Row]:
-    """A generate-until benchmark: the completion has to equal the answer."""
-    drawn = draw_distinct(rng, makers, True, count, set())
-    return [{"question": d.turns[0].question, "answer": d.turns[0].answer} for _, d in drawn]
+    """Draw a generate-until benchmark: the completion must equal the answer."""
+    rows = []
+    for dialogue in draw_distinct(rng, makers, count, is_evaluation=True):
+        first = dialogue.turns[0]
+        rows.append({"question": first.question, "answer": first.answer})
+    return rows
 
 
-def judged_dialogues(rng: random.Random, per_category: int) -> list[tuple[str, Dialogue]]:
-    """(category, dialogue) for the two-turn set."""
-    return [
-        (category, dialogue)
-        for category, makers in MT_BENCH.items()
-        for _, dialogue in draw_distinct(rng, makers, True, per_category, set())
-    ]
-
-
-def question_row(number: int, category: str, dialogue: Dialogue) -> Row:
-    """A row of FastChat's question file, and the forms that the reference judge checks."""
+def question_row(question_id: int, category: str, dialogue: Dialogue) -> Row:
+    """Make a row of FastChat's question file, with the forms that the reference judge checks."""
     return {
-        "question_id": number,
+        "question_id": question_id,
         "category": category,
         "turns": [turn.question for turn in dialogue.turns],
         "form": [turn.form for turn in dialogue.turns],
@@ -255,23 +249,23 @@ def question_row(number: int, category: str, dialogue: Dialogue) -> Row:
     }
 
 
-def reference_row(number: int, dialogue: Dialogue) -> Row:
-    """A row of FastChat's reference answer file."""
+def reference_row(question_id: int, dialogue: Dialogue) -> Row:
+    """Make a row of FastChat's reference answer file."""
     return {
-        "question_id": number,
-        "answer_id": f"reference-{number}",
+        "question_id": question_id,
+        "answer_id": f"reference-{question_id}",
         "model_id": "reference",
         "choices": [{"index": 0, "turns": [turn.answer for turn in dialogue.turns]}],
     }
 
 
 def stream(seed: int, name: str) -> random.Random:
-    """A file's own random numbers, so that a change of one file leaves the others as they are."""
+    """Return the random numbers of one file, so that a change of one file does not change the rest."""
     return random.Random(f"{seed}/{name}")
 
 
 def write_training(folder: Path, seed: int) -> None:
-    """What the models are made from."""
+    """Write the files that the models are trained on."""
     write_jsonl(folder / "pretrain.jsonl", pretrain_rows(stream(seed, "pretrain"), ROWS["pretrain"]))
     makers = {
         "instruct": EVERYTHING,
@@ -280,53 +274,64 @@ def write_training(folder: Path, seed: int) -> None:
         "foundational_skills": FOUNDATIONAL,
         "compositional_skills": COMPOSITIONAL,
     }
-    for name, kinds in makers.items():
+    for name, makers_of_file in makers.items():
         sloppy_share = 0.0 if name == "instruct" else SLOPPY_SHARE
-        write_jsonl(folder / f"{name}.jsonl", dialogue_rows(stream(seed, name), kinds, ROWS[name], sloppy_share))
+        rows = dialogue_rows(stream(seed, name), makers_of_file, ROWS[name], sloppy_share)
+        write_jsonl(folder / f"{name}.jsonl", rows)
 
 
 def write_prompts(folder: Path, seed: int) -> None:
-    """What the rounds sample from."""
+    """Write the prompts that the rounds sample from."""
     for source in PROMPT_SOURCES:
         rows = prompt_rows(stream(seed, f"prompts/{source}"), source, ROWS["prompts"])
         write_jsonl(folder / "prompts" / f"{source}.jsonl", rows)
 
 
 def write_evaluation(folder: Path, seed: int) -> None:
-    """What no training, sampling or scoring may read."""
+    """Write the files that no training, sampling or scoring may read."""
     for name, makers in CHOICE_BENCHMARKS.items():
         rows = choice_rows(stream(seed, name), makers, ROWS["benchmark_choices"])
         write_jsonl(folder / "benchmarks" / f"{name}.jsonl", rows)
     rows = exact_rows(stream(seed, EXACT_BENCHMARK), EXACT_MAKERS, ROWS["benchmark_exact"])
     write_jsonl(folder / "benchmarks" / f"{EXACT_BENCHMARK}.jsonl", rows)
-    judged = list(enumerate(judged_dialogues(stream(seed, "mt_bench"), ROWS["mt_bench"]), start=1))
-    write_jsonl(folder / "mt_bench" / "question.jsonl", (question_row(n, c, d) for n, (c, d) in judged))
-    write_jsonl(folder / "mt_bench" / "reference_answer.jsonl", (reference_row(n, d) for n, (_, d) in judged))
+    rng = stream(seed, "mt_bench")
+    questions: list[Row] = []
+    references: list[Row] = []
+    for category, makers in MT_BENCH.items():
+        for dialogue in draw_distinct(rng, makers, ROWS["mt_bench"], is_evaluation=True):
+            question_id = len(questions) + 1
+            questions.append(question_row(question_id, category, dialogue))
+            references.append(reference_row(question_id, dialogue))
+    write_jsonl(folder / "mt_bench" / "question.jsonl", questions)
+    write_jsonl(folder / "mt_bench" / "reference_answer.jsonl", references)
 
 
 def held_out_questions(folder: Path) -> set[str]:
-    """Every question of the benchmarks, and every first question of the two-turn set."""
-    asked = {row["question"] for path in (folder / "benchmarks").glob("*.jsonl") for _, row in read_jsonl(path)}
-    return asked | {row["turns"][0] for _, row in read_jsonl(folder / "mt_bench" / "question.jsonl")}
+    """Return every question of the benchmarks and every first question of the two-turn set."""
+    questions = {row["turns"][0] for _, row in read_jsonl(folder / "mt_bench" / "question.jsonl")}
+    for path in (folder / "benchmarks").glob("*.jsonl"):
+        questions |= {row["question"] for _, row in read_jsonl(path)}
+    return questions
 
 
 def trained_questions(folder: Path) -> set[str]:
-    """Every user turn of the training and prompt files; of the raw text, what stands between [INST] and [/INST]."""
-    files = [*folder.glob("*.jsonl"), *folder.glob("prompts/*.jsonl")]
-    rows = [row for path in files for _, row in read_jsonl(path)]
-    turns = {turn["content"] for row in rows for turn in row.get("messages", ()) if turn["role"] == "user"}
-    texts = (row["text"] for row in rows if "text" in row)
-    return turns | {asked for text in texts for asked in re.findall(r"\[INST\] (.*?) \[/INST\]", text)}
+    """Return every user turn of the training and prompt files; in raw text it stands between [INST] and [/INST]."""
+    questions: set[str] = set()
+    for path in [*folder.glob("*.jsonl"), *folder.glob("prompts/*.jsonl")]:
+        for _, row in read_jsonl(path):
+            questions |= {message["content"] for message in row.get("messages", ()) if message["role"] == "user"}
+            questions.update(re.findall(r"\[INST\] (.*?) \[/INST\]", row.get("text", "")))
+    return questions
 
 
 def check_held_out(folder: Path) -> None:
-    """Refuse a world whose evaluation can be learnt by heart."""
+    """Raise AssertionError if a held-out question occurs in the training or prompt files."""
     leaked = held_out_questions(folder) & trained_questions(folder)
     assert not leaked, f"{len(leaked)} held-out questions occur in training or prompts, e.g. {min(leaked)!r}"
 
 
 def write_world(folder: Path, seed: int) -> None:
-    """Every file of the world; equal seeds give equal bytes."""
+    """Write every file of the world; equal seeds give equal bytes."""
     write_training(folder, seed)
     write_prompts(folder, seed)
     write_evaluation(folder, seed)

@@ -1,6 +1,6 @@
-"""One-sample requests -> groups: completions of one prompt that arrive within a few milliseconds are scored together.
+"""Request coalescing: samples of one prompt that arrive within a few milliseconds of each other become one group.
 
-The prompt is then computed once for all of them, as in a group that was asked for whole.
+So the server computes their prompt once, as it does for a group that a caller sends whole.
 """
 
 import asyncio
@@ -8,72 +8,74 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reward_server.client.responses import ScoredCompletion
-from reward_server.groups import CompletionText, Prompt
+from reward_server.client import CompletionText, Prompt, ScoredCompletion
 
-Score = Callable[[Prompt, list[CompletionText]], Awaitable[Sequence[ScoredCompletion]]]
+ScoreGroup = Callable[[Prompt, list[CompletionText]], Awaitable[Sequence[ScoredCompletion]]]
 
 WAIT_S = 0.005
 
 
 @dataclass
-class _Gathering:
-    """The completions of a prompt that wait to be scored, and where their scores go."""
+class _WaitingGroup:
+    """The completions of a prompt that wait to be scored, and for each the future of its caller."""
 
     prompt: Sequence[Mapping[str, str]]
     completions: list[CompletionText] = field(default_factory=list)
-    answers: list["asyncio.Future[ScoredCompletion]"] = field(default_factory=list)
+    futures: list["asyncio.Future[ScoredCompletion]"] = field(default_factory=list)
 
 
 class Coalescer:
-    """Gathers completions by prompt for `wait_s` seconds, or until `max_completions` are there. For one event loop."""
+    """Gathers completions by prompt for `wait_s` seconds, or until there are `max_completions`. For one event loop."""
 
-    def __init__(self, score: Score, wait_s: float = WAIT_S, max_completions: int = 256) -> None:
-        self._score = score
+    def __init__(self, score_group: ScoreGroup, wait_s: float = WAIT_S, max_completions: int = 256) -> None:
+        self._score_group = score_group
         self._wait_s = wait_s
         self._max_completions = max_completions
-        self._gathering: dict[str, _Gathering] = {}
+        self._waiting: dict[str, _WaitingGroup] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def score(self, prompt: Sequence[Mapping[str, str]], completion: CompletionText) -> ScoredCompletion:
-        """The score of one completion. Raises what scoring its group raises."""
+        """Return the reward of one completion. Raises as scoring its group does."""
         key = json.dumps([[message["role"], message["content"]] for message in prompt])
         loop = asyncio.get_running_loop()
-        if key not in self._gathering:
-            gathering = self._gathering[key] = _Gathering(prompt)
-            loop.call_later(self._wait_s, self._start, key, gathering)
-        gathering = self._gathering[key]
-        answer: asyncio.Future[ScoredCompletion] = loop.create_future()
-        gathering.completions.append(completion)
-        gathering.answers.append(answer)
-        if len(gathering.answers) == self._max_completions:
-            self._start(key, gathering)
-        return await answer
+        group = self._waiting.get(key)
+        if group is None:
+            group = _WaitingGroup(prompt)
+            self._waiting[key] = group
+            loop.call_later(self._wait_s, self._start, key, group)
+        future: asyncio.Future[ScoredCompletion] = loop.create_future()
+        group.completions.append(completion)
+        group.futures.append(future)
+        if len(group.futures) == self._max_completions:
+            self._start(key, group)
+        return await future
 
-    def _start(self, key: str, gathering: _Gathering) -> None:
-        """Score what was gathered, unless that has begun: later completions gather anew."""
-        if self._gathering.get(key) is not gathering:
+    def _start(self, key: str, group: _WaitingGroup) -> None:
+        """Score a group, unless that has begun; later completions of its prompt start a new group."""
+        if self._waiting.get(key) is not group:
             return
-        del self._gathering[key]
-        task = asyncio.ensure_future(self._answer(gathering))
+        del self._waiting[key]
+        task = asyncio.ensure_future(self._score(group))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _answer(self, gathering: _Gathering) -> None:
-        wanted = [
-            (completion, answer)
-            for completion, answer in zip(gathering.completions, gathering.answers, strict=True)
-            if not answer.done()  # its caller left
-        ]
+    async def _score(self, group: _WaitingGroup) -> None:
+        completions = []
+        futures = []
+        for completion, future in zip(group.completions, group.futures, strict=True):
+            if not future.done():  # else its caller has left
+                completions.append(completion)
+                futures.append(future)
         try:
-            scores = await self._score(gathering.prompt, [completion for completion, _ in wanted])
-            for (_, answer), score in zip(wanted, scores, strict=True):
-                if not answer.done():
-                    answer.set_result(score)
+            rewards = await self._score_group(group.prompt, completions)
+            for future, scored in zip(futures, rewards, strict=True):
+                if not future.done():
+                    future.set_result(scored)
         except Exception as error:
-            for _, answer in wanted:
-                if not answer.done():
-                    answer.set_exception(error)
-        finally:  # where this task is cancelled, nobody shall wait for ever
-            for _, answer in wanted:
-                answer.cancel()
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+        finally:
+            # If this task is cancelled, its callers must not wait forever.
+            for future in futures:
+                future.cancel()

@@ -2,7 +2,7 @@
 
     POST /get_reward   OpenRLHF    {"query", "prompts", "labels"} -> {"rewards", "scores", "extra_logs"}
     POST /score        vLLM-style  {"model", "text_1", "text_2"}  -> {"data": [{"index", "object", "score"}], ...}
-    GET  /health       200 while a reward server serves and takes the gateway's token, else as of a post
+    GET  /health       200 while a reward server serves and takes the gateway's token, else the error of a post
 
 Posts of one prompt that come at once are scored as one group. Errors are {"error": {"code", "message"}}:
 
@@ -10,36 +10,44 @@ Posts of one prompt that come at once are scored as one group. Errors are {"erro
     422 not scorable       429 full, with Retry-After                   500 unforeseen
     502 the reward server refuses the gateway's token    503 no server, or it failed    504 no answer in time
 
-It is plain HTTP and asks nobody for a token, so it listens on loopback unless told otherwise by name.
+It is plain HTTP without tokens, so it listens on loopback only, unless the caller allows more.
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import math
 import signal
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
 from reward_server.adapters.openrlhf import PromptForm, sample_of
-from reward_server.client import AsyncRewardClient
-from reward_server.client.connection import ConnectionSettings
-from reward_server.client.requests import RewardOptions
-from reward_server.client.responses import ScoredCompletion
-from reward_server.groups import CompletionText
-from winnow.errors import AuthError, DeadlineError, ServerBusyError, ServerError, UsageError
+from reward_server.client import (
+    AsyncRewardClient,
+    AuthError,
+    CompletionText,
+    ConnectionSettings,
+    DeadlineError,
+    RewardOptions,
+    ScoredCompletion,
+    ServerBusyError,
+    ServerError,
+    UsageError,
+)
+from winnow.addresses import HostPort, is_loopback, open_listener, parse_address
+from winnow.conversations import trainer_messages
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+Messages = Sequence[Mapping[str, str]]
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 HEALTH_TIMEOUT_S = 2.0
@@ -50,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
-    """A request that is answered with an error."""
+    """The error response to a request."""
 
     def __init__(self, code: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -59,7 +67,10 @@ class HttpError(Exception):
 
 
 class Gateway:
-    """Answers HTTP requests from a client of reward servers; `unscorable_reward` None makes an error of them."""
+    """HTTP requests, answered through a client of reward servers.
+
+    A completion that cannot be scored gets `unscorable_reward`; without one it is an error.
+    """
 
     def __init__(
         self,
@@ -72,53 +83,57 @@ class Gateway:
         self.client = client
         self.form = form
         self.unscorable_reward = unscorable_reward
-        self._coalescer = Coalescer(lambda prompt, texts: client.score(prompt, texts, options), wait_s)
+        self._coalescer = Coalescer(lambda prompt, completions: client.score(prompt, completions, options), wait_s)
 
     async def get_reward(self, body: Any) -> dict[str, Any]:
-        """OpenRLHF's remote reward, as openrlhf/utils/agent.py asks for it."""
-        queries, prompts = _texts(body, "query"), _texts(body, "prompts")
+        """Answer OpenRLHF's remote reward, as openrlhf/utils/agent.py asks for it. Raises HttpError, WinnowError."""
+        queries = _texts(body, "query")
+        prompts = _texts(body, "prompts")
         labels = body.get("labels") or [None] * len(queries)
         if not isinstance(labels, list) or not len(queries) == len(prompts) == len(labels):
             raise HttpError(400, "query, prompts and labels should be lists of one length")
-        samples = [sample_of(self.form, *one) for one in zip(queries, prompts, labels, strict=True)]
-        scored = await asyncio.gather(*(self._coalescer.score(*sample) for sample in samples))
+        samples = []
+        for query, prompt, label in zip(queries, prompts, labels, strict=True):
+            samples.append(sample_of(self.form, query, prompt, label))
+        scored = await self._score_all(samples)
         rewards = self._rewards(scored)
         # Numbers only, and the same keys for every sample: OpenRLHF makes tensors of them.
         logs = {
-            "num_tokens": [float(one.num_tokens) for one in scored],
-            "is_scored": [float(one.reward is not None) for one in scored],
+            "num_tokens": [float(completion.num_tokens) for completion in scored],
+            "is_scored": [float(completion.reward is not None) for completion in scored],
         }
         return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 
     async def score(self, body: Any) -> dict[str, Any]:
-        """vLLM's /score: each text_2 as an answer to its text_1, or all of them to the only one."""
-        answers = _texts(body, "text_2")
-        asked = _texts(body, "text_1")
-        if len(asked) == 1:
-            asked = asked * len(answers)
-        if len(asked) != len(answers):
-            raise HttpError(400, f"text_1 has {len(asked)} texts and text_2 {len(answers)}; give one, or as many")
-        scored = await asyncio.gather(
-            *(
-                self._coalescer.score([{"role": "user", "content": question}], CompletionText(answer))
-                for question, answer in zip(asked, answers, strict=True)
-            )
-        )
-        num_tokens = sum(one.num_tokens for one in scored)
+        """Answer vLLM's /score: each text_2 is a completion of its text_1, or all of them of the only text_1.
+
+        Raises HttpError, WinnowError.
+        """
+        completions = _texts(body, "text_2")
+        prompts = _texts(body, "text_1")
+        if len(prompts) == 1:
+            prompts = prompts * len(completions)
+        if len(prompts) != len(completions):
+            raise HttpError(400, f"text_1 has {len(prompts)} texts and text_2 {len(completions)}; give one, or as many")
+        samples = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            samples.append((trainer_messages(prompt, "text_1"), CompletionText(completion)))
+        scored = await self._score_all(samples)
+        data = []
+        for index, reward in enumerate(self._rewards(scored)):
+            data.append({"index": index, "object": "score", "score": reward})
+        num_tokens = sum(completion.num_tokens for completion in scored)
         return {
             "id": f"score-{uuid.uuid4().hex}",
             "object": "list",
             "created": int(time.time()),
             "model": str(body.get("model") or "winnow"),
-            "data": [
-                {"index": index, "object": "score", "score": reward}
-                for index, reward in enumerate(self._rewards(scored))
-            ],
+            "data": data,
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0},
         }
 
     async def health(self) -> dict[str, Any]:
-        """Whether a reward server serves, and answers this caller. Raises ServerError."""
+        """Answer if a reward server serves and takes this caller's token. Raises ServerError if not."""
         await self.client.wait_until_ready(HEALTH_TIMEOUT_S)
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
@@ -128,39 +143,44 @@ class Gateway:
         return {"status": "ok"}
 
     async def warn_if_away(self) -> None:
-        """Say in the log where posts would fail."""
+        """Log a warning if posts would fail."""
         try:
             await self.health()
         except ServerError as error:
             log.warning("winnow: %s; until that is mended, posts are answered with errors", error)
 
+    async def _score_all(self, samples: Sequence[tuple[Messages, CompletionText]]) -> list[ScoredCompletion]:
+        calls = [self._coalescer.score(messages, completion) for messages, completion in samples]
+        return await asyncio.gather(*calls)
+
     def _rewards(self, scored: Sequence[ScoredCompletion]) -> list[float]:
-        """A number for each completion. Raises HttpError for one that has none."""
+        """Return a number for each completion. Raises HttpError for the first one without."""
         rewards = []
-        for index, one in enumerate(scored):
-            made_up = None if one.is_invalid_prompt else self.unscorable_reward
-            reward = made_up if one.reward is None else one.reward
+        for index, completion in enumerate(scored):
+            reward = completion.reward
+            if reward is None and not completion.is_invalid_prompt:
+                reward = self.unscorable_reward
             if reward is None:
-                raise HttpError(422, f"completion {index} cannot be scored: {one.status}: {one.error}")
+                raise HttpError(422, f"completion {index} cannot be scored: {completion.status}: {completion.error}")
             rewards.append(reward)
         return rewards
 
 
 def create_app(gateway: Gateway) -> "Starlette":
-    """The gateway as an ASGI application."""
+    """Return the gateway as an ASGI application."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
     async def get_reward(request: "Request") -> "Response":
-        return await _answer(lambda body: gateway.get_reward(body), request)
+        return await _respond(gateway.get_reward, request)
 
     async def score(request: "Request") -> "Response":
-        return await _answer(lambda body: gateway.score(body), request)
+        return await _respond(gateway.score, request)
 
     async def health(request: "Request") -> "Response":
-        return await _answer(lambda body: gateway.health(), request)
+        return await _respond(lambda body: gateway.health(), request)
 
     async def no_route(request: "Request", error: Exception) -> "Response":
         assert isinstance(error, HTTPException)
@@ -187,7 +207,7 @@ def create_app(gateway: Gateway) -> "Starlette":
 
 
 def serve(
-    access: ConnectionSettings,
+    connection: ConnectionSettings,
     listen: str,
     *,
     is_insecure_allowed: bool,
@@ -197,19 +217,21 @@ def serve(
     wait_s: float,
     timeout_s: float,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Raises UsageError where the address cannot or may not be taken."""
+    """Serve until SIGTERM or SIGINT. Raises UsageError if the address cannot or must not be listened on."""
     import uvicorn
 
     _check_numbers(unscorable_reward, wait_s)
-    with _listening(listen, is_insecure_allowed) as listener:
-        client = AsyncRewardClient(**asdict(access), timeout_s=timeout_s)
+    address = parse_address(listen, "listen", "127.0.0.1:8000")
+    _check_exposure(address, is_insecure_allowed)
+    with open_listener(address) as listener:
+        client = AsyncRewardClient(connection, timeout_s)
         app = create_app(Gateway(client, options, form, unscorable_reward, wait_s))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn raises the signal again after it has drained; that shall not end the process with an error.
-            signal.signal(number, lambda *_: None)
-        host = listen.rpartition(":")[0]
-        print(f"listening on http://{host}:{listener.getsockname()[1]}", flush=True)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn raises the signal again after it has drained; that must not end the process with an error.
+            signal.signal(signal_number, lambda *_: None)
+        bound = replace(address, port=listener.getsockname()[1])
+        print(f"listening on http://{bound}", flush=True)
         server.run(sockets=[listener])
 
 
@@ -220,38 +242,27 @@ def _check_numbers(unscorable_reward: float | None, wait_s: float) -> None:
         raise UsageError(f"wait {wait_s * 1000:g} ms should be from 0 to {MAX_WAIT_S * 1000:g}")
 
 
-def _listening(listen: str, is_insecure_allowed: bool) -> socket.socket:
-    """A socket that listens. Raises UsageError."""
-    host, _, port = listen.rpartition(":")
-    bare = host.strip("[]")
-    if not host or not port.isdigit():
-        raise UsageError(f"listen {listen!r} should be HOST:PORT, like 127.0.0.1:8000")
-    if not (is_insecure_allowed or _is_loopback(bare)):
+def _check_exposure(address: HostPort, is_insecure_allowed: bool) -> None:
+    """Raise UsageError if other machines could call the gateway and the user did not allow it."""
+    if not (is_insecure_allowed or is_loopback(address.host)):
         raise UsageError(
-            f"{listen} can be reached from other machines, and the gateway is plain HTTP without tokens; put a proxy "
+            f"{address} can be reached from other machines, and the gateway is plain HTTP without tokens; put a proxy "
             "with TLS before it, or say --allow-insecure"
         )
-    try:
-        return socket.create_server((bare, int(port)), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"cannot listen on {listen} ({error}); take another port, or port 0 for a free one") from None
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-async def _answer(handle: Callable[[Any], Awaitable[dict[str, Any]]], request: "Request") -> "Response":
+async def _respond(handle: Callable[[Any], Awaitable[dict[str, Any]]], request: "Request") -> "Response":
     from starlette.responses import JSONResponse
 
     try:
-        return JSONResponse(await handle(await _body(request) if request.method == "POST" else None))
+        body = None
+        if request.method == "POST":
+            body = await _body(request)
+        return JSONResponse(await handle(body))
     except Exception as error:
-        failed = _http_error(error)
-        return JSONResponse(_error_content(failed.code, str(failed)), failed.code, headers=failed.headers)
+        http_error = _http_error(error)
+        content = _error_content(http_error.code, str(http_error))
+        return JSONResponse(content, http_error.code, headers=http_error.headers)
 
 
 def _error_content(code: int, message: str) -> dict[str, Any]:
@@ -259,7 +270,7 @@ def _error_content(code: int, message: str) -> dict[str, Any]:
 
 
 def _http_error(error: Exception) -> HttpError:
-    """How an error is answered."""
+    """Convert an error to the response's error; log an unforeseen one."""
     if isinstance(error, HttpError):
         return error
     if isinstance(error, UsageError):
@@ -275,14 +286,16 @@ def _http_error(error: Exception) -> HttpError:
 def _server_code(error: ServerError) -> int:
     if isinstance(error, AuthError):
         return 502
-    return 504 if isinstance(error, DeadlineError) else 503
+    if isinstance(error, DeadlineError):
+        return 504
+    return 503
 
 
 async def _body(request: "Request") -> dict[str, Any]:
-    """The JSON object of a request. Raises HttpError."""
+    """Return the JSON object of a request. Raises HttpError."""
     data = bytearray()
-    async for piece in request.stream():
-        data += piece
+    async for received in request.stream():
+        data += received
         if len(data) > MAX_BODY_BYTES:
             raise HttpError(413, f"the body has more than {MAX_BODY_BYTES} bytes; send fewer texts at a time")
     try:
@@ -295,13 +308,14 @@ async def _body(request: "Request") -> dict[str, Any]:
 
 
 def _texts(body: dict[str, Any], key: str) -> list[str]:
-    """A field with one text or a list of texts. Raises HttpError."""
-    value = body.get(key)
-    texts = [value] if isinstance(value, str) else value
+    """Return the texts of a field that holds one text or a list of texts. Raises HttpError."""
+    texts = body.get(key)
+    if isinstance(texts, str):
+        texts = [texts]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise HttpError(400, f"{key} should be a text or a list of texts, not empty")
     try:
         "".join(texts).encode()
-    except UnicodeEncodeError:  # here, and not where it would fail the posts that are scored along with it
-        raise HttpError(400, f"{key} is no Unicode text: it holds half of a surrogate pair") from None
+    except UnicodeEncodeError:  # caught before coalescing, where it would fail the other posts of its group too
+        raise HttpError(400, f"{key} is not Unicode text: it holds half of a surrogate pair") from None
     return texts

@@ -2,32 +2,36 @@
 
     custom_reward_function.path=<the path that `python -m reward_server.adapters.verl` prints>
     custom_reward_function.name=compute_score
-    WINNOW_ADDRESS=gpu1:50051,gpu2:50051  WINNOW_TOKEN_FILE=...  WINNOW_TLS_CA=...
+    WINNOW_ADDRESS=gpu1:50051,gpu2:50051
+    WINNOW_TOKEN_FILE=...  WINNOW_TLS_CA=...  WINNOW_TLS_CERTIFICATE=...  WINNOW_TLS_KEY=...
 
-verl does not hand over the prompt: the data set puts it into extra_info["prompt"], as messages or as a text. verl asks
-for one sample at a time; `compute_score_async`, for its asynchronous reward loop, scores samples of one prompt that are
-asked for at once as one group. Its connections do not survive a fork: a process that has used it must not fork workers
-that use it; let workers be spawned, or make the first call in them.
+verl does not pass the prompt, so the data set has to put it into extra_info["prompt"], as messages or as a text. verl
+asks for one sample at a time. `compute_score_async`, for its asynchronous reward loop, scores samples of one prompt
+that come at once as one group. Its connections do not survive a fork: a process that has used it must not fork workers
+that use it; spawn the workers, or make the first call in them.
 """
 
 import asyncio
 import functools
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
-from reward_server.client import AsyncRewardClient, RewardClient
-from reward_server.client.connection import ConnectionSettings, open_connection_settings
-from reward_server.client.requests import RewardOptions
-from reward_server.client.responses import ScoredCompletion
-from reward_server.groups import CompletionText
-from winnow.errors import UsageError
+from reward_server.client import (
+    AsyncRewardClient,
+    CompletionText,
+    ConnectionSettings,
+    RewardClient,
+    RewardOptions,
+    ScoredCompletion,
+    UsageError,
+    open_connection_settings,
+)
+from winnow.conversations import trainer_messages
 
 Score = dict[str, float]
-Messages = Sequence[Mapping[str, str]]
 
 
 def make_compute_score(
@@ -37,15 +41,15 @@ def make_compute_score(
     prompt_key: str = "prompt",
     unscorable_score: float | None = None,
 ) -> Callable[..., Score]:
-    """A compute_score that asks a client; the prompt is extra_info[prompt_key].
+    """Return a compute_score that asks a client; the prompt is extra_info[prompt_key].
 
-    A completion that cannot be scored gets `unscorable_score`; without one it raises UsageError: a made-up score could
-    be the best of its group. A prompt that is missing or is no conversation raises UsageError always.
+    A completion that cannot be scored gets `unscorable_score`. Without one it raises UsageError, because a made-up
+    score could be the best of its group. A prompt that is missing or invalid always raises UsageError.
     """
 
     def compute(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any) -> Score:
-        scored = client.score(_prompt(extra_info, prompt_key), [solution_str], options)[0]
-        return _score(scored, unscorable_score)
+        rewards = client.score(_prompt(extra_info, prompt_key), [solution_str], options)
+        return _score(rewards[0], unscorable_score)
 
     return compute
 
@@ -58,12 +62,15 @@ def make_compute_score_async(
     unscorable_score: float | None = None,
     wait_s: float = WAIT_S,
 ) -> Callable[..., Awaitable[Score]]:
-    """As make_compute_score, to be awaited, all in one event loop; samples of one prompt are scored together."""
+    """Return an asynchronous compute_score, for one event loop; samples of one prompt are scored together.
+
+    Otherwise it is as that of `make_compute_score`. Raises UsageError for recipe rewardbench.
+    """
     if options is not None and options.recipe == "rewardbench":
         raise UsageError(
             "recipe rewardbench cuts by the longest of a group, and here chance makes the groups; score pairs"
         )
-    coalescer = Coalescer(lambda prompt, texts: client.score(prompt, texts, options), wait_s)
+    coalescer = Coalescer(lambda prompt, completions: client.score(prompt, completions, options), wait_s)
 
     async def compute(
         data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any
@@ -77,37 +84,48 @@ def make_compute_score_async(
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **keywords: Any
 ) -> Score:
-    """verl's custom reward function; the server is named by WINNOW_ADDRESS. Keywords beside verl's are ignored."""
-    return _from_environment(os.getpid())(data_source, solution_str, ground_truth, extra_info)
+    """Return the score of one sample from the server at WINNOW_ADDRESS. Further keywords of verl are ignored."""
+    compute = _compute_from_environment(os.getpid())
+    return compute(data_source, solution_str, ground_truth, extra_info)
 
 
 async def compute_score_async(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **keywords: Any
 ) -> Score:
-    """As compute_score, for verl's asynchronous reward loop."""
-    compute = _async_from_environment(os.getpid(), asyncio.get_running_loop())
+    """Do as `compute_score`, for verl's asynchronous reward loop."""
+    compute = _async_compute_from_environment(os.getpid(), asyncio.get_running_loop())
     return await compute(data_source, solution_str, ground_truth, extra_info)
 
 
 @functools.lru_cache(maxsize=1)
-def _from_environment(process_id: int) -> Callable[..., Score]:
-    """A compute_score of this process: connections do not survive a fork."""
-    return make_compute_score(RewardClient(**asdict(_access())), unscorable_score=_unscorable())
+def _compute_from_environment(process_id: int) -> Callable[..., Score]:
+    """Return a compute_score of this process, because connections do not survive a fork."""
+    client = RewardClient(_environment_settings())
+    return make_compute_score(client, unscorable_score=_environment_unscorable_score())
 
 
 @functools.lru_cache(maxsize=1)
-def _async_from_environment(process_id: int, loop: asyncio.AbstractEventLoop) -> Callable[..., Awaitable[Score]]:
-    return make_compute_score_async(AsyncRewardClient(**asdict(_access())), unscorable_score=_unscorable())
+def _async_compute_from_environment(
+    process_id: int, loop: asyncio.AbstractEventLoop
+) -> Callable[..., Awaitable[Score]]:
+    client = AsyncRewardClient(_environment_settings())
+    return make_compute_score_async(client, unscorable_score=_environment_unscorable_score())
 
 
-def _access() -> ConnectionSettings:
+def _environment_settings() -> ConnectionSettings:
     address = os.environ.get("WINNOW_ADDRESS")
     if not address:
         raise UsageError("WINNOW_ADDRESS is not set; set it to HOST:PORT of a reward server, for every worker")
-    return open_connection_settings(address, os.environ.get("WINNOW_TOKEN_FILE"), os.environ.get("WINNOW_TLS_CA"))
+    return open_connection_settings(
+        address,
+        token_file=os.environ.get("WINNOW_TOKEN_FILE"),
+        tls_ca=os.environ.get("WINNOW_TLS_CA"),
+        tls_certificate=os.environ.get("WINNOW_TLS_CERTIFICATE"),
+        tls_key=os.environ.get("WINNOW_TLS_KEY"),
+    )
 
 
-def _unscorable() -> float | None:
+def _environment_unscorable_score() -> float | None:
     value = os.environ.get("WINNOW_UNSCORABLE_SCORE")
     if value is None:
         return None
@@ -120,28 +138,26 @@ def _unscorable() -> float | None:
     return score
 
 
-def _prompt(extra_info: Any, key: str) -> Messages:
-    """The prompt in extra_info, as messages. Raises UsageError."""
-    prompt = extra_info.get(key) if isinstance(extra_info, Mapping) else None
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    try:
-        turns = [] if prompt is None else list(prompt)  # a list, or the array that Parquet made of it
-    except TypeError:
-        turns = []
-    if turns and all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
-        return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    shape = "is missing" if prompt is None else f"is of type {type(prompt).__name__}"
-    raise UsageError(
-        f"extra_info[{key!r}] should be the prompt, a text or a list of messages with role and content, and {shape}; "
-        "put it into the data set"
-    )
+def _prompt(extra_info: Any, key: str) -> list[dict[str, str]]:
+    """Return the prompt in extra_info as messages. Raises UsageError."""
+    name = f"extra_info[{key!r}]"
+    prompt = None
+    if isinstance(extra_info, Mapping):
+        prompt = extra_info.get(key)
+    if prompt is None:
+        raise UsageError(
+            f"{name} should be the prompt, a text or a list of messages with role and content, and is missing; put it "
+            "into the data set"
+        )
+    return trainer_messages(prompt, name)
 
 
-def _score(scored: ScoredCompletion, unscorable: float | None) -> Score:
+def _score(scored: ScoredCompletion, unscorable_score: float | None) -> Score:
     if scored.is_invalid_prompt:
-        raise UsageError(f"the prompt is no conversation: {scored.error}; mend extra_info in the data set")
-    score = unscorable if scored.reward is None else scored.reward
+        raise UsageError(f"the prompt is not a conversation: {scored.error}; mend extra_info in the data set")
+    score = scored.reward
+    if score is None:
+        score = unscorable_score
     if score is None:
         raise UsageError(
             f"the completion cannot be scored ({scored.status}: {scored.error}); set WINNOW_UNSCORABLE_SCORE, or "

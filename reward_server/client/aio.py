@@ -1,66 +1,35 @@
 """The client for asyncio programs: the methods of `RewardClient`, awaited. Import it from reward_server.client.
 
     async with AsyncRewardClient("localhost:50051") as client:
-        async for scores in client.score_many(groups): ...
+        async for rewards in client.score_many(groups): ...
 
-A client belongs to the event loop that first uses it.
+A client belongs to the event loop that first uses it. Like the blocking client it makes one unary call for each
+request; the server's ScoreStream is for callers in other languages.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 import grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from reward_server.certificates import File
-from reward_server.client.concurrency import POLL, SERVICE_NAME, Progress, check_concurrency, is_time_to_answer
-from reward_server.client.connection import CHECK_HEALTH, SCORE, SERVER_INFO, Address, ConnectionSettings, ServerStubs
-from reward_server.client.requests import (
-    Limits,
-    OptionKeywords,
-    RewardOptions,
-    has_completions,
-    limits_of,
-    listed,
-    options_of,
-    requests_of,
-)
+from reward_server.client.base import HEALTH_REQUEST, BaseClient, Progress, is_result_due
+from reward_server.client.connection import ServerStubs, open_stubs
+from reward_server.client.requests import has_completions, listed, requests_of
 from reward_server.client.responses import ScoredGroup, scored_group
-from reward_server.client.retries import CallAttempts, LoadBalancer, RetryPolicy, check_timeout, failure_of
+from reward_server.client.retries import POLL, CallAttempts, failure_of
+from reward_server.client.server_info import ServerInfo, parse_server_info
 from reward_server.groups import CompletionInput, Group, Prompt
 from reward_server.pb import reward_pb2 as pb
 from winnow.errors import ServerError, UsageError
+from winnow.reward_options import RewardOptions
 
 
-class AsyncRewardClient:
+class AsyncRewardClient(BaseClient):
     """A connection to one or several reward servers; an async context manager. Arguments as of `RewardClient`."""
-
-    def __init__(
-        self,
-        address: Address,
-        timeout_s: float = 600.0,
-        *,
-        token: str | None = None,
-        tls_ca: File | None = None,
-        tls_certificate: File | None = None,
-        tls_key: File | None = None,
-        retries: RetryPolicy | None = None,
-    ) -> None:
-        self._access = ConnectionSettings(address, token, tls_ca, tls_certificate, tls_key)
-        self._access.credentials()  # of a file that cannot be used this raises here and not at the first call
-        self.address = ",".join(self._access.addresses)
-        self.timeout_s = check_timeout(timeout_s)
-        self._retries = retries or RetryPolicy()
-        self._servers = LoadBalancer(self._access.addresses)
-        self._links: list[ServerStubs] = []
-        self._limits: Limits | None = None
-        self._is_closed = False
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s:g})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,21 +40,20 @@ class AsyncRewardClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; calls in progress end."""
+        """Close the connections; calls in progress end with a ServerError."""
         self._is_closed = True
-        links, self._links = self._links, []
-        for link in links:
-            await link.channel.close()
+        for stubs in self._stubs:
+            await stubs.channel.close()
 
     async def score(
         self,
-        messages: Prompt,
+        prompt: Prompt,
         completions: Iterable[CompletionInput],
         options: RewardOptions | None = None,
-        **keywords: Unpack[OptionKeywords],
+        **keywords: Any,
     ) -> ScoredGroup:
-        """As `RewardClient.score`."""
-        return await self._score(Group(messages, listed(completions)), options_of(options, keywords))
+        """Do as `RewardClient.score`."""
+        return await self._score(Group(prompt, listed(completions)), (options or RewardOptions()).replace(**keywords))
 
     async def score_many(
         self,
@@ -94,89 +62,98 @@ class AsyncRewardClient:
         *,
         concurrency: int | None = None,
         on_progress: Progress | None = None,
-        **keywords: Unpack[OptionKeywords],
+        **keywords: Any,
     ) -> AsyncIterator[ScoredGroup]:
-        """As `RewardClient.score_many`; `groups` may be read with `async for` too."""
-        workers = check_concurrency(concurrency, len(self._access.addresses))
-        chosen, turns = options_of(options, keywords), asyncio.Semaphore(workers)
+        """Do as `RewardClient.score_many`; `groups` may be read with `async for` too."""
+        num_concurrent = self._num_concurrent(concurrency)
+        chosen = (options or RewardOptions()).replace(**keywords)
+        num_done = 0
+        async with aclosing(self._score_in_order(groups, chosen, num_concurrent)) as results:
+            async for rewards in results:
+                num_done += 1
+                if on_progress is not None:
+                    on_progress(num_done)
+                yield rewards
+
+    async def server_info(self) -> ServerInfo:
+        """Do as `RewardClient.server_info`."""
+        return await self._get_server_info(self._new_attempts())
+
+    async def wait_until_ready(self, timeout_s: float) -> None:
+        """Do as `RewardClient.wait_until_ready`."""
+        attempts = CallAttempts(self._balancer, POLL, timeout_s)
+        while True:
+            response = await self._call(lambda stubs: stubs.check_health, HEALTH_REQUEST, attempts)
+            if self._is_serving(response, attempts):
+                return
+            await asyncio.sleep(POLL.first_pause_s)
+
+    async def _score_in_order(
+        self, groups: Iterable[Group] | AsyncIterable[Group], options: RewardOptions, num_concurrent: int
+    ) -> AsyncGenerator[ScoredGroup]:
+        """Yield the rewards of each group, in order; tasks in progress are cancelled when this is left."""
+        capacity = asyncio.Semaphore(num_concurrent)
+
+        async def score(group: Group) -> ScoredGroup:
+            async with capacity:
+                return await self._score(group, options)
+
         pending: deque[asyncio.Task[ScoredGroup]] = deque()
-        number = 0
         try:
             async for group in _read(groups):
-                pending.append(asyncio.ensure_future(self._score_in_turn(group, chosen, turns)))
-                if is_time_to_answer(len(pending), workers, pending[0].done()):
-                    scored, number = await pending.popleft(), number + 1
-                    _tell(on_progress, number)
-                    yield scored
+                pending.append(asyncio.ensure_future(score(group)))
+                if is_result_due(len(pending), num_concurrent, pending[0].done()):
+                    yield await pending.popleft()
             while pending:
-                scored, number = await pending.popleft(), number + 1
-                _tell(on_progress, number)
-                yield scored
+                yield await pending.popleft()
         finally:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
-    async def server_info(self) -> pb.GetServerInfoResponse:
-        """As `RewardClient.server_info`."""
-        course = CallAttempts(self._servers, self._retries, self.timeout_s)
-        info: pb.GetServerInfoResponse = await self._call(SERVER_INFO, pb.GetServerInfoRequest(), course)
-        return info
-
-    async def wait_until_ready(self, timeout_s: float) -> None:
-        """As `RewardClient.wait_until_ready`."""
-        course, request = CallAttempts(self._servers, POLL, timeout_s), HealthCheckRequest(service=SERVICE_NAME)
-        while True:
-            response = await self._call(CHECK_HEALTH, request, course)
-            if response.status == HealthCheckResponse.SERVING:
-                return
-            if course.left_s < POLL.first_pause_s:
-                raise ServerError(f"the reward server at {self.address} is not serving: it is starting or stopping")
-            await asyncio.sleep(POLL.first_pause_s)
-
-    async def _score_in_turn(self, group: Group, options: RewardOptions, turns: asyncio.Semaphore) -> ScoredGroup:
-        async with turns:
-            return await self._score(group, options)
-
     async def _score(self, group: Group, options: RewardOptions) -> ScoredGroup:
-        course = CallAttempts(self._servers, self._retries, self.timeout_s)
+        attempts = self._new_attempts()
         if not has_completions(group):
             return ScoredGroup()
-        asked = requests_of(group, options, await self._known_limits(course))
-        responses = [await self._call(SCORE, request, course) for request in asked.requests]
-        return scored_group(asked, responses, options)
-
-    async def _known_limits(self, course: CallAttempts) -> Limits:
         if self._limits is None:
-            self._limits = limits_of(await self._call(SERVER_INFO, pb.GetServerInfoRequest(), course))
-        return self._limits
+            self._limits = await self._get_server_info(attempts)
+        requests = requests_of(group, options, self._limits)
+        responses = []
+        for request in requests.requests:
+            responses.append(await self._call(lambda stubs: stubs.score, request, attempts))
+        return scored_group(requests, responses, options)
 
-    async def _call(self, method: Callable[[ServerStubs], Any], request: Any, course: CallAttempts) -> Any:
-        """The answer of whichever server gives it. Raises ServerError, UsageError."""
+    async def _get_server_info(self, attempts: CallAttempts) -> ServerInfo:
+        request = pb.GetServerInfoRequest()
+        return parse_server_info(await self._call(lambda stubs: stubs.get_server_info, request, attempts))
+
+    async def _call(self, method_of: Callable[[ServerStubs], Any], request: Any, attempts: CallAttempts) -> Any:
+        """Call a method of one server after another until there is a response. Raises ServerError, UsageError."""
         while True:
-            with course.server() as index:
-                call = method(self._link(index))
+            with attempts.pick_server() as index:
+                method = method_of(self._opened_stubs()[index])
                 try:
-                    return await call(request, timeout=course.left_s, metadata=self._access.metadata)
+                    return await method(request, timeout=attempts.remaining_s, metadata=self._settings.metadata)
                 except grpc.RpcError as error:
                     failure = failure_of(error)
                 except asyncio.CancelledError:
-                    if self._is_closed and not _is_cancelled():
+                    # gRPC raises it too when `close` has closed the channel; a task that was cancelled must pass it on.
+                    if self._is_closed and not _is_task_cancelled():
                         raise ServerError("the call was cancelled: its client was closed") from None
                     raise
-            await asyncio.sleep(course.pause_after(failure, index))
+            await asyncio.sleep(attempts.pause_after(failure, index))
 
-    def _link(self, index: int) -> ServerStubs:
-        """The link to a server. Channels belong to the running loop, so they are made here. Raises UsageError."""
+    def _opened_stubs(self) -> list[ServerStubs]:
+        """Return the stubs of each server, opened at the first call, in the loop that runs then. Raises UsageError."""
         if self._is_closed:
             raise UsageError("this client is closed; make a new one")
-        if not self._links:
-            self._links = self._access.links(grpc.aio)
-        return self._links[index]
+        if not self._stubs:
+            self._stubs = open_stubs(grpc.aio, self._settings, self._credentials)
+        return self._stubs
 
 
-def _is_cancelled() -> bool:
-    """Whether somebody has cancelled the task that runs."""
+def _is_task_cancelled() -> bool:
+    """Return True if the running task was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -188,8 +165,3 @@ async def _read(groups: Iterable[Group] | AsyncIterable[Group]) -> AsyncIterator
     else:
         for group in groups:
             yield group
-
-
-def _tell(on_progress: Progress | None, number: int) -> None:
-    if on_progress is not None:
-        on_progress(number)

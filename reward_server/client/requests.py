@@ -1,200 +1,125 @@
-"""What a client asks: a prompt, its completions and the options of the reward -> requests of the wire. Pure.
+"""Requests of a client: a prompt, its completions and the options of the reward -> messages of the wire. Pure.
 
     group + options + the server's limits -> ScoreRequest, ...
 
-One request where the group fits the limits; else several, in order, each with the whole prompt, which then costs once
-for each of them. Under recipe rewardbench a group is never split: there the longest completion of a request decides
-what is cut of all.
+A group that is within the limits is one request. A larger one is split into parts, in order. Each part repeats the
+whole prompt, which the server then computes once for each part. Under recipe rewardbench a group is never split,
+because the longest completion of a request decides what is cut of all its completions.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
+from reward_server.client.server_info import ServerInfo
 from reward_server.groups import CompletionInput, CompletionText, Group, Prompt
 from reward_server.pb import reward_pb2 as pb
 from winnow.errors import UsageError
+from winnow.records import Message
+from winnow.reward_options import RewardOptions, choices_of, wire_name
 
-Normalization = Literal["sum", "mean"]
-EosPolicy = Literal["include", "exclude", "if_finished"]
-InstructionScope = Literal["both", "instruct_only"]
-Recipe = Literal["winnow", "rewardbench"]
-
-DEFAULT_MESSAGE_BYTES = 64 * 1024 * 1024
 # Lengths and tags around the completions of a message.
 FRAME_BYTES = 64
+# What a completion takes in a response besides its tokens: the numbers of CompletionScore.
+SCORE_BYTES = 64
 # A token id as a varint, and two floats.
 TOKEN_BYTES = 5 + 4 + 4
 
-
-@dataclass(frozen=True)
-class RewardOptions:
-    """How the reward is made; proto/winnow/v1/reward.proto says what each option means. Raises UsageError.
-
-    `eos_policy` None is the recipe's own: if_finished, or include under recipe rewardbench, which takes no other.
-    """
-
-    normalization: Normalization = "sum"
-    beta: float = 1.0
-    eos_policy: EosPolicy | None = None
-    is_reference_free: bool = False
-    want_token_logprobs: bool = False
-    instruction: str = ""
-    instruction_scope: InstructionScope = "both"
-    recipe: Recipe = "winnow"
-
-    def __post_init__(self) -> None:
-        for option, kind in _KINDS.items():
-            if not isinstance(value := getattr(self, option), kind):
-                raise UsageError(f"{option} {value!r} should be {_KIND_NAMES[kind]}, is {_shape(value)}")
-        if any("\ud800" <= character <= "\udfff" for character in self.instruction):
-            raise UsageError("the instruction is no Unicode text: it holds half of a surrogate pair")
-        for option, enum in _ENUMS.items():
-            if not (option == "eos_policy" and self.eos_policy is None):
-                _check_choice(option, getattr(self, option), enum)
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise UsageError(f"beta {self.beta} should be a finite number above 0")
-
-
-class OptionKeywords(TypedDict, total=False):
-    """The options as keyword arguments: the fields of RewardOptions."""
-
-    normalization: Normalization
-    beta: float
-    eos_policy: EosPolicy | None
-    is_reference_free: bool
-    want_token_logprobs: bool
-    instruction: str
-    instruction_scope: InstructionScope
-    recipe: Recipe
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may hold."""
-
-    max_completions: int
-    max_message_bytes: int
-
-
-NOT_AT_ONCE = (
+TOO_LARGE_FOR_ONE_REQUEST = (
     "recipe rewardbench cuts by the longest completion of a request, and these completions do not fit into one; send "
     "its pairs as groups of two, or raise the server's max_completions or max_message_bytes"
 )
 
-_KINDS: dict[str, Any] = {
-    "beta": Real,
-    "is_reference_free": bool,
-    "want_token_logprobs": bool,
-    "instruction": str,
-}
-_KIND_NAMES = {Real: "a number", bool: "True or False", str: "a text"}
-_ENUMS: dict[str, Any] = {
-    "normalization": pb.Normalization,
-    "eos_policy": pb.EosPolicy,
-    "instruction_scope": pb.InstructionScope,
-    "recipe": pb.Recipe,
-}
-
 
 def listed(completions: Any) -> list[CompletionInput]:
-    """The completions as a list. Raises UsageError for what is none, one text above all."""
+    """Return the completions as a list. Raises UsageError for anything else, above all for a single text."""
     if isinstance(completions, str | bytes | Mapping) or not isinstance(completions, Iterable):
         raise UsageError(f"completions should be a list of completions, not {_shape(completions)}")
     return list(completions)
 
 
 def has_completions(group: Group) -> bool:
-    """Whether there is anything to ask. Raises UsageError for what is no group."""
+    """Return True if the group has a completion. Raises UsageError if it is not a Group."""
     if not isinstance(group, Group):
         raise UsageError(f"a group should be Group(prompt, completions), is {_shape(group)}")
     return bool(listed(group.completions))
 
 
-def options_of(options: RewardOptions | None, keywords: OptionKeywords) -> RewardOptions:
-    """The options with what the keywords change. Raises UsageError."""
-    if unknown := sorted(keywords.keys() - RewardOptions.__dataclass_fields__.keys()):
-        raise UsageError(f"unknown option {', '.join(unknown)}; known: {', '.join(RewardOptions.__dataclass_fields__)}")
-    return replace(options or RewardOptions(), **keywords)
-
-
-def limits_of(info: pb.GetServerInfoResponse) -> Limits:
-    """The limits that a server states."""
-    return Limits(info.max_completions, info.max_message_bytes or DEFAULT_MESSAGE_BYTES)
-
-
 @dataclass(frozen=True)
 class GroupRequests:
-    """The requests of a group, and why completions are in none of them, by index; these count as too long."""
+    """The requests of a group, and the completions that are in none of them."""
 
     requests: list[pb.ScoreRequest]
     too_large: dict[int, str]
+    """Index of a completion that fits into no request -> the reason; its status is too_long."""
 
 
-def requests_of(group: Group, options: RewardOptions, limits: Limits) -> GroupRequests:
-    """The requests of a group, each within the limits; none where there is no completion. Raises UsageError."""
+def requests_of(group: Group, options: RewardOptions, limits: ServerInfo) -> GroupRequests:
+    """Split a group into requests, each within the server's limits; none for no completions. Raises UsageError."""
     try:
-        shell = _prompt_request(group.prompt, options)
-        completions = [_completion(one, index) for index, one in enumerate(group.completions)]
+        empty_request = _prompt_request(group.prompt, options)
+        completions = [_completion(content, index) for index, content in enumerate(group.completions)]
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"a text is no Unicode: its character {error.start} is half of a surrogate pair; take it out"
+            f"a text is not Unicode: its character {error.start} is half of a surrogate pair; take it out"
         ) from None
-    room = limits.max_message_bytes - shell.ByteSize() - FRAME_BYTES
-    sized = [(one, _message_bytes(one, options)) for one in completions]
-    too_large = {index: _too_large(size - room) for index, (_, size) in enumerate(sized) if size > room}
-    pieces = list(_pieces([one for one in sized if one[1] <= room], limits.max_completions, room))
-    if options.recipe == "rewardbench" and (too_large or len(pieces) > 1):
-        return GroupRequests([], dict.fromkeys(range(len(completions)), NOT_AT_ONCE))
-    requests = [
-        pb.ScoreRequest(
-            messages=shell.messages if shell.HasField("messages") else None,
-            prompt_token_ids=shell.prompt_token_ids if shell.HasField("prompt_token_ids") else None,
-            completions=piece,
-            options=shell.options,
-        )
-        for piece in pieces
-    ]
+    capacity_bytes = limits.max_message_bytes - empty_request.ByteSize() - FRAME_BYTES
+    fitting: list[tuple[pb.Completion, int]] = []
+    too_large: dict[int, str] = {}
+    for index, completion in enumerate(completions):
+        num_bytes = _message_bytes(completion, options)
+        if num_bytes <= capacity_bytes:
+            fitting.append((completion, num_bytes))
+        else:
+            too_large[index] = (
+                f"with its prompt it makes a message {num_bytes - capacity_bytes} bytes larger than the server takes; "
+                "shorten it, or raise the server's max_message_bytes"
+            )
+    parts = list(_parts(fitting, limits.max_completions, capacity_bytes))
+    if options.recipe == "rewardbench" and (too_large or len(parts) > 1):
+        return GroupRequests([], dict.fromkeys(range(len(completions)), TOO_LARGE_FOR_ONE_REQUEST))
+    requests = []
+    for part in parts:
+        request = pb.ScoreRequest()
+        request.CopyFrom(empty_request)
+        request.completions.extend(part)
+        requests.append(request)
     return GroupRequests(requests, too_large)
 
 
-def _too_large(more: int) -> str:
-    """Why a completion fits into no message."""
-    return (
-        f"with its prompt it makes a message {more} bytes larger than the server takes; shorten it, or raise the "
-        "server's max_message_bytes"
-    )
-
-
-def _pieces(
-    sized: Sequence[tuple[pb.Completion, int]], max_completions: int, room: int
+def _parts(
+    sized: Sequence[tuple[pb.Completion, int]], max_completions: int, capacity_bytes: int
 ) -> Iterator[list[pb.Completion]]:
-    """Completions, each with its size in bytes, in runs of at most `max_completions` that fill at most `room`."""
-    piece: list[pb.Completion] = []
-    used = 0
-    for completion, size in sized:
-        if piece and (len(piece) == max_completions or used + size > room):
-            yield piece
-            piece, used = [], 0
-        piece.append(completion)
-        used += size
-    if piece:
-        yield piece
+    """Split completions, each with its size in bytes, into parts within both limits, in order.
+
+    Greedy: with at most 3 completions and 100 bytes, sizes 60, 30, 40, 10, 10, 10 become [60, 30], [40, 10, 10], [10].
+    """
+    part: list[pb.Completion] = []
+    part_bytes = 0
+    for completion, num_bytes in sized:
+        is_full = len(part) == max_completions or part_bytes + num_bytes > capacity_bytes
+        if part and is_full:
+            yield part
+            part = []
+            part_bytes = 0
+        part.append(completion)
+        part_bytes += num_bytes
+    if part:
+        yield part
 
 
 def _message_bytes(completion: pb.Completion, options: RewardOptions) -> int:
-    """What a completion takes of a message at most, in the request or, with its tokens, in the answer."""
-    size = int(completion.ByteSize())
+    """Return the most bytes that a completion takes in its request or, with its tokens, in the response."""
+    num_bytes = int(completion.ByteSize())
     if not options.want_token_logprobs:
-        return size + 8
-    num_tokens = len(completion.token_ids.ids) or size  # a text has no more tokens than bytes
-    return max(size, num_tokens * TOKEN_BYTES) + 64
+        return num_bytes + 8
+    num_tokens = len(completion.token_ids.ids) or num_bytes  # a text has no more tokens than bytes
+    return max(num_bytes, num_tokens * TOKEN_BYTES) + SCORE_BYTES
 
 
 def _prompt_request(prompt: Prompt, options: RewardOptions) -> pb.ScoreRequest:
-    """A request without completions. Raises UsageError."""
+    """Return a request without completions. Raises UsageError."""
     request = pb.ScoreRequest(options=_wire_options(options))
     if isinstance(prompt, str | bytes | Mapping) or not isinstance(prompt, Iterable):
         raise UsageError(f"a prompt should be a list of messages or of token ids, is {_shape(prompt)}")
@@ -203,22 +128,26 @@ def _prompt_request(prompt: Prompt, options: RewardOptions) -> pb.ScoreRequest:
         request.prompt_token_ids.CopyFrom(_token_ids(items, "the prompt"))
         return request
     for item in items:
+        if isinstance(item, Message):
+            request.messages.messages.add(role=item.role, content=item.content)
+            continue
         if not (isinstance(item, Mapping) and all(isinstance(item.get(key), str) for key in ("role", "content"))):
             raise UsageError(f"a message needs role and content, both texts; this one is {_shape(item)}")
         request.messages.messages.add(role=item["role"], content=item["content"])
     return request
 
 
-def _shape(item: object) -> str:
-    if isinstance(item, str):
+def _shape(value: object) -> str:
+    """Describe a value that is not what it should be, without showing texts of unknown length."""
+    if isinstance(value, str):
         return "one text"
-    if isinstance(item, Mapping):
-        return ", ".join(f"{key}: {type(value).__name__}" for key, value in item.items()) or "empty"
-    return f"a {type(item).__name__}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {type(item).__name__}" for key, item in value.items()) or "empty"
+    return f"a {type(value).__name__}"
 
 
 def _completion(content: CompletionInput, index: int) -> pb.Completion:
-    """A completion as a message. Raises UsageError."""
+    """Return a completion as a message. Raises UsageError."""
     if isinstance(content, str):
         content = CompletionText(content)
     if isinstance(content, CompletionText) and isinstance(content.text, str):
@@ -230,31 +159,19 @@ def _completion(content: CompletionInput, index: int) -> pb.Completion:
     return pb.Completion(token_ids=_token_ids(content, f"completion {index}"))
 
 
-def _token_ids(ids: Iterable[int], what: str) -> pb.TokenIds:
+def _token_ids(ids: Iterable[int], name: str) -> pb.TokenIds:
     try:
         return pb.TokenIds(ids=ids)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{what} should be token ids, whole numbers from 0 to 2**32 - 1 ({error})") from None
+        raise UsageError(f"{name} should be token ids, whole numbers from 0 to 2**32 - 1 ({error})") from None
 
 
 def _wire_options(options: RewardOptions) -> pb.ScoreOptions:
-    return pb.ScoreOptions(
-        normalization=_enum_name("normalization", options.normalization),
-        beta=options.beta,
-        eos_policy=None if options.eos_policy is None else _enum_name("eos_policy", options.eos_policy),
-        is_reference_free=options.is_reference_free,
-        want_token_logprobs=options.want_token_logprobs,
-        instruction=options.instruction,
-        instruction_scope=_enum_name("instruction_scope", options.instruction_scope),
-        recipe=_enum_name("recipe", options.recipe),
-    )
-
-
-def _enum_name(option: str, value: str) -> str:
-    return f"{option}_{value}".upper()
-
-
-def _check_choice(option: str, value: str, enum: Any) -> None:
-    names = [name.removeprefix(f"{option.upper()}_").lower() for name in enum.keys()[1:]]
-    if value not in names:
-        raise UsageError(f"{option} {value!r} is none of {', '.join(names)}")
+    """Return the options as a message; an option without a value stays unset."""
+    fields: dict[str, Any] = {}
+    for option, value in options:
+        if choices_of(option) and value is not None:
+            fields[option] = wire_name(option, value)
+        else:
+            fields[option] = value
+    return pb.ScoreOptions(**fields)

@@ -1,8 +1,8 @@
-"""An output that is written row by row and survives a kill: finished rows beside it, renamed when all are there.
+"""An output that is written row by row and survives a kill: finished rows in a file next to it, renamed at the end.
 
 out.jsonl.part          the finished rows, in order; a last line that a kill cut short is dropped
-out.jsonl.from.json     what they are made from; another input or option is refused, with the difference shown
-out.jsonl               appears whole; what it was made from stays beside it
+out.jsonl.from.json     the origin of the rows; an input or option that differs is refused, with the difference shown
+out.jsonl               appears whole; its origin stays next to it
 """
 
 import fcntl
@@ -16,12 +16,12 @@ from typing import IO, Any
 from winnow.errors import UsageError, WinnowError
 from winnow.rows import write_json
 
-# What an output is made from, in sections: {"options": {"beta": 1.0, ...}, ...}.
+# The origin of an output, in sections: {"options": {"beta": 1.0, ...}, ...}.
 Origin = Mapping[str, Mapping[str, Any]]
 
 
 class PartialOutput:
-    """The finished rows of an output; `num_rows` of them are there."""
+    """The finished rows of an output; it holds `num_rows` of them."""
 
     def __init__(self, path: Path, file: IO[bytes], num_rows: int) -> None:
         self.path = path
@@ -29,17 +29,19 @@ class PartialOutput:
         self._file = file
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a finished row; it is in the file when this returns. Raises WinnowError where the disk takes no more."""
-        left = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        """Add a finished row; it is in the file when this returns. Raises WinnowError if the disk is full."""
+        unwritten = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         try:
-            while left:  # past the file's buffer, which would try to write what failed once more when it is closed
-                left = left[os.write(self._file.fileno(), left) :]
+            # Past the file's buffer, which would write again at close what failed here.
+            while unwritten:
+                num_bytes = os.write(self._file.fileno(), unwritten)
+                unwritten = unwritten[num_bytes:]
         except OSError as error:
             raise self._unwritable(error) from None
         self.num_rows += 1
 
     def finish(self) -> None:
-        """Give the output its name. Raises WinnowError where the disk takes no more."""
+        """Give the output its name. Raises WinnowError if the disk is full."""
         try:
             os.fsync(self._file.fileno())
             part_path(self.path).replace(self.path)
@@ -47,38 +49,43 @@ class PartialOutput:
             raise self._unwritable(error) from None
 
     @property
-    def kept(self) -> str:
-        """What an error should say of the rows that are finished; empty where there are none.
+    def kept_message(self) -> str:
+        """The end of an error message: how many rows are kept, and how to resume; empty if there are none.
 
-        Counted in the file: an interruption may fall between a row and its count.
+        Counted in the file, because an interruption may fall between a row and its count.
         """
         num_rows = _num_lines(part_path(self.path))
-        if not num_rows:
+        if num_rows == 0:
             return ""
-        rows = "1 finished row is" if num_rows == 1 else f"{num_rows} finished rows are"
-        return f"; {rows} kept in {part_path(self.path)}: go on with --resume"
+        rows = f"{num_rows} finished rows are"
+        if num_rows == 1:
+            rows = "1 finished row is"
+        return f"; {rows} kept in {part_path(self.path)}: continue with --resume"
 
     def _unwritable(self, error: OSError) -> WinnowError:
         return WinnowError(
-            f"{part_path(self.path)} cannot be written: {error.strerror}; make room, or set another output{self.kept}"
+            f"{part_path(self.path)} cannot be written: {error.strerror}; make room, or set another output"
+            f"{self.kept_message}"
         )
 
 
 @contextmanager
 def open_partial(
-    path: Path, origin: Origin, *, is_resumed: bool, seen: Callable[[dict[str, Any]], None]
+    path: Path, origin: Origin, *, is_resumed: bool, on_finished_row: Callable[[dict[str, Any]], None]
 ) -> Iterator[PartialOutput]:
-    """The partial output of `path`, made from what `origin` says; `seen` is shown each row that is finished already.
+    """Yield the partial output of `path`; `on_finished_row` gets each row that an earlier run has finished.
 
-    Raises UsageError where rows of an earlier run are in the way, were made from something else, or are being written.
+    Raises UsageError if rows of an earlier run are in the way, have another origin, or are being written.
     """
     with _opened(path) as file:
         _lock(file, path)
-        if file.tell() and not is_resumed:
-            raise UsageError(
-                f"{part_path(path)} holds rows of a run that was stopped; go on with --resume or delete it"
-            )
-        num_rows = _keep_whole_rows(file, seen) if file.tell() else 0
+        num_rows = 0
+        if file.tell():
+            if not is_resumed:
+                raise UsageError(
+                    f"{part_path(path)} holds rows of a run that was stopped; continue with --resume or delete it"
+                )
+            num_rows = _keep_whole_rows(file, on_finished_row)
         try:
             if num_rows:
                 check_origin(path, part_path(path), origin)
@@ -86,35 +93,36 @@ def open_partial(
                 _write_origin(path, origin)
             yield PartialOutput(path, file, num_rows)
         except BaseException:
-            if not os.fstat(file.fileno()).st_size:  # nothing to go on with
+            is_empty = os.fstat(file.fileno()).st_size == 0
+            if is_empty:  # nothing to resume
                 part_path(path).unlink(missing_ok=True)
                 origin_path(path).unlink(missing_ok=True)
             raise
 
 
 def part_path(path: Path) -> Path:
-    """Where the finished rows of an output lie."""
+    """Return the path of the finished rows of an output."""
     return path.with_name(path.name + ".part")
 
 
 def origin_path(path: Path) -> Path:
-    """Where it says what they are made from."""
+    """Return the path of the origin of an output's rows."""
     return path.with_name(path.name + ".from.json")
 
 
 def check_origin(path: Path, rows_path: Path, origin: Origin) -> None:
-    """Raise UsageError where the rows in `rows_path` were made from something else, in any section of `origin`."""
-    before = _read_origin(path, rows_path)
-    old, new = _flat({section: before.get(section, {}) for section in origin}), _flat(origin)
-    changed = [
-        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
+    """Raise UsageError if the rows in `rows_path` differ from `origin` in any of its sections."""
+    stored = _read_origin(path, rows_path)
+    old = _flat({section: stored.get(section, {}) for section in origin})
+    new = _flat(origin)
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            changes.append(f"{key}: {old.get(key)!r} -> {new.get(key)!r}")
+    if changes:
         raise UsageError(
-            f"{rows_path} was made from something else ({'; '.join(changed)}); undo that, delete it to begin anew, or "
-            "set another output"
+            f"{rows_path} was made from something else ({'; '.join(changes)}); undo that, delete it to start from "
+            "scratch, or set another output"
         )
 
 
@@ -125,8 +133,8 @@ def _read_origin(path: Path, rows_path: Path) -> Origin:
         origin = None
     if not isinstance(origin, dict) or not all(isinstance(section, dict) for section in origin.values()):
         raise UsageError(
-            f"{origin_path(path)}, which says what {rows_path} was made from, cannot be read, so --resume cannot check "
-            f"it; keep {rows_path} as it is, or delete it to begin anew"
+            f"{origin_path(path)}, which holds the origin of {rows_path}, cannot be read, so --resume cannot check "
+            f"it; keep {rows_path} as it is, or delete it to start from scratch"
         )
     return origin
 
@@ -139,7 +147,11 @@ def _write_origin(path: Path, origin: Origin) -> None:
 
 
 def _flat(origin: Origin) -> dict[str, Any]:
-    return {f"{section}.{key}": value for section, values in origin.items() for key, value in values.items()}
+    values = {}
+    for section, section_values in origin.items():
+        for key, value in section_values.items():
+            values[f"{section}.{key}"] = value
+    return values
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -157,31 +169,38 @@ def _lock(file: IO[bytes], path: Path) -> None:
         raise UsageError(f"{path} is being written by another process; wait for it or set another output") from None
 
 
-def _keep_whole_rows(file: IO[bytes], seen: Callable[[dict[str, Any]], None]) -> int:
-    """The number of whole rows; what follows the last of them is cut off."""
+def _keep_whole_rows(file: IO[bytes], on_finished_row: Callable[[dict[str, Any]], None]) -> int:
+    """Cut off everything after the last whole row. Return the number of rows."""
     file.seek(0)
-    end = num_rows = 0
+    num_bytes = 0
+    num_rows = 0
     for line in file:
         row = _whole_row(line)
         if row is None:
             break
-        seen(row)
-        end, num_rows = end + len(line), num_rows + 1
-    file.truncate(end)
+        on_finished_row(row)
+        num_bytes += len(line)
+        num_rows += 1
+    file.truncate(num_bytes)
     return num_rows
 
 
+def _whole_row(line: bytes) -> dict[str, Any] | None:
+    """Return the row of a line; None if the line was cut short."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    return row
+
+
 def _num_lines(path: Path) -> int:
-    """The whole lines of a file, which may be larger than memory; none where it is not there."""
+    """Count the whole lines of a file, which may be larger than memory; 0 if there is no file."""
     if not path.exists():
         return 0
     with path.open("rb") as file:
         return sum(line.endswith(b"\n") for line in file)
-
-
-def _whole_row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

@@ -1,97 +1,130 @@
-"""How a client goes about one call: which server to ask, what to try again, how long to pause. No transport here.
+"""Retries of a call: which server gets it, which failures are retried, and after which pause. Nothing here does I/O.
 
-    UNAVAILABLE, CANCELLED              again: the server was not reached, or went away before it answered
-    RESOURCE_EXHAUSTED with push-back   again after the push-back, until the deadline: the queue was full
-    a push-back below 0                 never again
-    anything else                       never again: a deadline is over, a request is malformed, a server is broken
+    UNAVAILABLE, CANCELLED              retried: the server was not reached, or stopped before it answered
+    RESOURCE_EXHAUSTED with push-back   retried after the push-back, until the deadline: the server's queue was full
+    a push-back below 0                 never retried
+    anything else                       never retried: deadline passed, request malformed, server broken
 
-    pause after a server's i-th failure to answer = first_pause_s * 2**(i - 1), at most max_pause_s, times U(0.5, 1)
-    pause after a push-back                       = push-back * U(1, 1.2)
+Exponential backoff with jitter, after a server's i-th failure to answer (U is the uniform distribution):
 
-A call is given up when each server has failed to answer so many times: one that is away costs the others nothing.
+    pause = min(first_pause_s * 2**(i - 1), max_pause_s) * U(0.5, 1)
 
-Scoring twice does no harm. Of several servers each call goes to the one with the fewest calls in progress; one that
-failed or pushed back is left alone for its pause, while another one is asked at once.
+With the default policy, before jitter: 0.2 s, 0.4 s, 0.8 s, 1.6 s, then 2 s each time. A full server sets the pause
+itself: pause = push-back * U(1, 1.2). A call fails for good when every server has failed to answer `max_attempts`
+times. So a server that is away costs the others no attempts.
+
+Least-connections balancing: a call goes to the server with the fewest calls in progress. A server that failed or pushed
+back gets no calls during its pause; the call goes to another server at once. Scoring a group twice does no harm.
 """
 
 import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
+from reward_server.protocol import PUSHBACK_KEY
 from winnow.errors import AuthError, DeadlineError, ServerBusyError, ServerError, UsageError, WinnowError
 
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
-# Three years. gRPC takes no much longer deadline, nor an endless one.
+# Three years. gRPC accepts no deadline that is much longer, and no endless one.
 MAX_TIMEOUT_S = 1e8
-# A server that stops cancels the calls in progress; those that this side cancels never come back here.
+# Beyond it the pause is at its maximum, and 2.0**i would overflow.
+MAX_DOUBLINGS = 30
+# A stopping server cancels the calls in progress. Calls that this side cancels never get here.
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How patient a client is: times that each server may fail to answer (None: until the deadline), and pauses."""
+    """Limits of the exponential backoff."""
 
     max_attempts: int | None = 5
+    """Times that each server may fail to answer one call; None: until the deadline."""
     first_pause_s: float = 0.2
+    """Pause after the first failure, in seconds; it doubles with each further one."""
     max_pause_s: float = 2.0
+    """Longest pause, in seconds."""
+
+
+# While a server loads its models, it is asked until the deadline.
+POLL = RetryPolicy(max_attempts=None)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a failed call says: its status, and the server's push-back in seconds (below 0: do not come back)."""
+    """A failed call: gRPC's status, and the server's push-back in seconds (below 0: do not retry)."""
 
     code: grpc.StatusCode
     details: str
     pushback_s: float | None = None
 
+    @property
+    def is_away(self) -> bool:
+        """True if the server was not reached or stopped."""
+        return self.code in AWAY
+
+    @property
+    def is_full(self) -> bool:
+        """True if the server's queue was full. Without a push-back the status means something else."""
+        return self.code == grpc.StatusCode.RESOURCE_EXHAUSTED and self.pushback_s is not None
+
 
 def check_timeout(timeout_s: float) -> float:
-    """The timeout, in seconds. Raises UsageError for what is none."""
+    """Return the timeout, in seconds. Raises UsageError if it is not a positive number or is too long for gRPC."""
     if not (isinstance(timeout_s, int | float) and 0 < timeout_s <= MAX_TIMEOUT_S):
         raise UsageError(f"timeout_s {timeout_s!r} should be a number of seconds above 0, at most {MAX_TIMEOUT_S:g}")
     return timeout_s
 
 
 def failure_of(error: Any) -> Failure:
-    """What an error of gRPC says. A push-back that is no number means, as in gRPC itself, not to come back."""
-    pushback = next((value for key, value in error.trailing_metadata() or () if key == PUSHBACK_KEY), None)
-    return Failure(error.code(), error.details() or "", None if pushback is None else _seconds(pushback))
+    """Convert an error of gRPC. A push-back that is not a number means, as in gRPC itself, not to retry."""
+    pushback_s = None
+    for key, value in error.trailing_metadata() or ():
+        if key == PUSHBACK_KEY:
+            pushback_s = _parse_pushback(value)
+            break
+    return Failure(error.code(), error.details() or "", pushback_s)
 
 
-def pause_s(failure: Failure, attempt: int, rounds: int, policy: RetryPolicy) -> float | None:
-    """Seconds until the server may be asked again, after its `attempt`-th failure to answer; None: give the call up.
+def _parse_pushback(milliseconds: str | bytes) -> float:
+    try:
+        return int(milliseconds) / 1000
+    except ValueError:
+        return -1.0
 
-    Every server has failed to answer `rounds` times.
+
+def pause_s(failure: Failure, num_failures: int, min_failures: int, policy: RetryPolicy) -> float | None:
+    """Return the seconds until a server that failed may be called again; None if the call fails for good.
+
+    The server has failed to answer this call `num_failures` times, and every server at least `min_failures` times.
     """
-    is_told = failure.pushback_s is not None
-    is_away = failure.code in AWAY
-    is_full = failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED and is_told
-    if not (is_away or is_full) or (failure.pushback_s is not None and failure.pushback_s < 0):
+    if not (failure.is_away or failure.is_full):
         return None
-    if is_away and policy.max_attempts is not None and rounds >= policy.max_attempts:
+    if failure.pushback_s is not None and failure.pushback_s < 0:
+        return None
+    if failure.is_away and policy.max_attempts is not None and min_failures >= policy.max_attempts:
         return None
     if failure.pushback_s is not None:
         return failure.pushback_s * random.uniform(1.0, 1.2)
-    doubled = policy.first_pause_s * 2.0 ** min(attempt - 1, 30)
-    return min(doubled, policy.max_pause_s) * random.uniform(0.5, 1.0)
+    backoff_s = policy.first_pause_s * 2.0 ** min(num_failures - 1, MAX_DOUBLINGS)
+    return min(backoff_s, policy.max_pause_s) * random.uniform(0.5, 1.0)
 
 
-def explained(failure: Failure, address: str, timeout_s: float) -> WinnowError:
-    """The error for the user: what was asked, what went wrong, the way out."""
-    code, details = failure.code, failure.details
+def error_of(failure: Failure, address: str, timeout_s: float) -> WinnowError:
+    """Return the caller's error for a failure that is not retried: the server, what failed, and what to do."""
+    code = failure.code
+    details = failure.details
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         return UsageError(f"the reward server calls the request malformed: {details}")
-    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and failure.pushback_s is not None:
+    if failure.is_full:
         return ServerBusyError(
             f"the reward server at {address} is full and took no request within {timeout_s:g} s ({details}); raise "
             "timeout_s, ask for less at a time, or add servers",
-            retry_s=max(failure.pushback_s, 0.0),
+            retry_s=max(failure.pushback_s or 0.0, 0.0),
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(
@@ -102,91 +135,90 @@ def explained(failure: Failure, address: str, timeout_s: float) -> WinnowError:
         return AuthError(
             f"the reward server at {address} does not know the caller ({details}); give its token= or --token-file"
         )
-    return ServerError(_failed(code, details, address))
-
-
-def _failed(code: grpc.StatusCode, details: str, address: str) -> str:
-    if code in AWAY:
-        return (
+    if failure.is_away:
+        return ServerError(
             f"no reward server answers at {address} ({details}); start one with `winnow serve --instruct DIR "
             "--base DIR --listen HOST:PORT`, or check the address, and whether both sides use TLS and take "
             "each other's certificate"
         )
-    return f"the reward server at {address} failed: {code.name}: {details}"
+    return ServerError(f"the reward server at {address} failed: {code.name}: {details}")
 
 
 class LoadBalancer:
-    """Which of several servers is asked next. Shared by the calls of one client, also between threads."""
+    """Least-connections balancing over the servers of one client, shared by all its calls, also between threads."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self.addresses = addresses
-        self._in_progress = [0] * len(addresses)
-        self._not_before = [0.0] * len(addresses)
-        self._turn = 0
+        self._num_in_progress = [0] * len(addresses)
+        self._paused_until = [0.0] * len(addresses)
+        self._next_index = 0
         self._lock = threading.Lock()
 
     @contextmanager
-    def one(self, now: float) -> Iterator[int]:
-        """The index of the server to ask: of those that are not left alone, the one with the fewest calls."""
+    def pick(self, now: float) -> Iterator[int]:
+        """Yield the index of the server to call; it has one more call in progress until the block ends."""
         with self._lock:
-            index = self._next(now)
-            self._in_progress[index] += 1
+            index = self._least_busy(now)
+            self._num_in_progress[index] += 1
         try:
             yield index
         finally:
             with self._lock:
-                self._in_progress[index] -= 1
+                self._num_in_progress[index] -= 1
 
-    def leave_alone(self, index: int, until: float) -> float:
-        """Ask a server no more before `until`; returns the time from which some server may be asked."""
+    def pause(self, index: int, until: float) -> float:
+        """Give a server no calls before `until`. Return the time from which some server may be called."""
         with self._lock:
-            self._not_before[index] = until
-            return min(self._not_before)
+            self._paused_until[index] = until
+            return min(self._paused_until)
 
-    def _next(self, now: float) -> int:
-        count = len(self.addresses)
-        free = [index for index in range(count) if self._not_before[index] <= now]
+    def _least_busy(self, now: float) -> int:
+        """Choose a server; ties go round robin. If all are paused, the one whose pause ends first."""
+        num_servers = len(self.addresses)
+        free = [index for index in range(num_servers) if self._paused_until[index] <= now]
         if not free:
-            return min(range(count), key=self._not_before.__getitem__)
-        chosen = min(free, key=lambda index: (self._in_progress[index], (index - self._turn) % count))
-        self._turn = chosen + 1
+            return min(range(num_servers), key=self._paused_until.__getitem__)
+
+        def load(index: int) -> tuple[int, int]:
+            return self._num_in_progress[index], (index - self._next_index) % num_servers
+
+        chosen = min(free, key=load)
+        self._next_index = chosen + 1
         return chosen
 
 
 class CallAttempts:
-    """The course of one call: its deadline, and after each failure the pause or the error."""
+    """The attempts of one call: its deadline, and after each failure the pause or the error."""
 
-    def __init__(self, servers: LoadBalancer, policy: RetryPolicy, timeout_s: float) -> None:
-        self.servers = servers
-        self.policy = policy
-        self.timeout_s = timeout_s
-        self.deadline = time.monotonic() + timeout_s
-        self._num_away = [0] * len(servers.addresses)
+    def __init__(self, balancer: LoadBalancer, policy: RetryPolicy, timeout_s: float) -> None:
+        self._balancer = balancer
+        self._policy = policy
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._num_failures = [0] * len(balancer.addresses)
 
     @property
-    def left_s(self) -> float:
+    def remaining_s(self) -> float:
         """Seconds to the deadline."""
-        return max(self.deadline - time.monotonic(), 0.0)
+        return max(self._deadline - time.monotonic(), 0.0)
 
-    def server(self) -> Any:
-        """A context of the index of the server to ask now."""
-        return self.servers.one(time.monotonic())
+    def pick_server(self) -> AbstractContextManager[int]:
+        """Return a context of the index of the server to call now."""
+        return self._balancer.pick(time.monotonic())
 
     def pause_after(self, failure: Failure, index: int) -> float:
-        """Seconds to wait before another attempt. Raises what `explained` says where there is none."""
-        self._num_away[index] += failure.code in AWAY
-        own = pause_s(failure, self._num_away[index], min(self._num_away), self.policy)
-        if own is None:
-            raise explained(failure, self.servers.addresses[index], self.timeout_s)
+        """Return the seconds to wait before the next attempt. Raises `error_of` the failure if there is none."""
+        if failure.is_away:
+            self._num_failures[index] += 1
+        server_pause_s = pause_s(failure, self._num_failures[index], min(self._num_failures), self._policy)
+        if server_pause_s is None:
+            raise self._error(failure, index)
         now = time.monotonic()
-        pause = max(self.servers.leave_alone(index, now + own) - now, 0.0)
-        if now + pause > self.deadline:
-            raise explained(failure, self.servers.addresses[index], self.timeout_s)
-        return pause
+        next_attempt = self._balancer.pause(index, now + server_pause_s)
+        wait_s = max(next_attempt - now, 0.0)
+        if now + wait_s > self._deadline:
+            raise self._error(failure, index)
+        return wait_s
 
-
-def _seconds(pushback: str | bytes) -> float:
-    try:
-        return int(pushback) / 1000
-    except ValueError:
-        return -1.0
+    def _error(self, failure: Failure, index: int) -> WinnowError:
+        return error_of(failure, self._balancer.addresses[index], self._timeout_s)

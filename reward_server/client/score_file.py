@@ -3,12 +3,11 @@
     in   {"messages": [...] or "prompt": "...", "completions": ["...", ...], ...anything else is kept}
     out  the same row with "rewards": [{"reward", "instruct_logp", "base_logp", "num_tokens", "status", ...}, ...]
 
-The input is a regular file, not a pipe: it is read twice, row by row, once to check every row before any is scored,
-once to score. Finished rows are kept beside the output (resumable_output.py), so that a run that was killed goes on
-after the last of them.
+The input is a regular file, not a pipe, because it is read twice, row by row: first to check every row before any is
+scored, then to score. Finished rows are kept next to the output (resumable_output.py), so that a run that was killed
+resumes after the last of them.
 """
 
-import hashlib
 import itertools
 import sys
 from collections import Counter, deque
@@ -18,61 +17,66 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reward_server.client import ConnectionSettings, Group, RetryPolicy, RewardClient, RewardOptions, ScoredGroup
+from reward_server.client.connection import ConnectionSettings
+from reward_server.client.responses import ScoredGroup
 from reward_server.client.resumable_output import PartialOutput, check_origin, open_partial, part_path
+from reward_server.client.retries import RetryPolicy
+from reward_server.client.sync import RewardClient
+from reward_server.groups import Group
 from winnow.conversations import parse_conversation
 from winnow.errors import InputError, ServerError, UsageError
 from winnow.progress import progress
-from winnow.rows import check_json, kind_of, read_jsonl
+from winnow.reward_options import RewardOptions
+from winnow.rows import check_json, file_sha256, kind_of, read_jsonl
 
-# How long a server is waited for that is asked only what it has loaded, of an output that is finished.
-ASIDE_S = 10.0
+# Timeout of the optional model check of an output that is already finished.
+MODEL_CHECK_TIMEOUT_S = 10.0
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What is scored, where, and how."""
+    """The arguments of `winnow score`."""
 
-    access: ConnectionSettings
+    connection: ConnectionSettings
     in_path: Path
     out_path: Path
     options: RewardOptions = field(default_factory=RewardOptions)
     timeout_s: float = 600.0
-    """Longest wait for the rewards of one row, a server that is started again included."""
+    """Longest wait for the rewards of one row, restarts of the server included."""
     is_resumed: bool = False
 
 
 @dataclass(frozen=True)
 class InputRow:
-    """A row of the input, where it stands, and what it asks."""
+    """A row of the input, its location for error messages, and its group."""
 
-    where: str
+    location: str
     row: Row
     group: Group
 
 
 def score_file(job: ScoreJob) -> dict[str, int]:
-    """Score every row of the input; the counts of statuses.
+    """Score every row of the input. Return the number of completions of each status.
 
-    Raises InputError for a malformed row, before anything is scored; UsageError where the output is in the way.
+    Raises InputError for a malformed row, before anything is scored; UsageError if the output is in the way.
     """
     counts: Counter[str] = Counter()
     _check_paths(job)
-    num_rows = sum(1 for _ in _rows(job.in_path))  # each of which is checked
-    origin = {"input": _fingerprint(job.in_path), "options": asdict(job.options)}
+    num_rows = sum(1 for _ in _read_rows(job.in_path))  # raises for a malformed row
+    origin = {"input": _fingerprint(job.in_path), "options": job.options.model_dump()}
     if job.out_path.exists():
         return _finished_counts(job, num_rows, origin)
-    models = _models(job)
+    models = _deciding_models(job)
     with (
         open_partial(
             job.out_path,
             {**origin, "models": models},
             is_resumed=job.is_resumed,
-            seen=lambda row: counts.update(_statuses(row)),
+            on_finished_row=lambda row: counts.update(_statuses(row)),
         ) as output,
-        _saying_what_is_kept(output),
+        _kept_rows_in_errors(output),
     ):
         _score_rest(job, output, num_rows, models, counts)
         output.finish()
@@ -81,68 +85,60 @@ def score_file(job: ScoreJob) -> dict[str, int]:
 
 def _score_rest(job: ScoreJob, output: PartialOutput, num_rows: int, models: Row, counts: Counter[str]) -> None:
     """Score and append the rows that are not finished yet."""
-    patient = RetryPolicy(max_attempts=None)
-    rest = itertools.islice(_rows(job.in_path), output.num_rows, None)
-    with _client(job, patient) as client, progress("score", num_rows, "prompts") as advance:
+    until_deadline = RetryPolicy(max_attempts=None)
+    rest = itertools.islice(_read_rows(job.in_path), output.num_rows, None)
+    with (
+        RewardClient(job.connection, job.timeout_s, retries=until_deadline) as client,
+        progress("score", num_rows, "prompts") as advance,
+        closing(_score_rows(client, rest, job.options)) as results,
+    ):
         advance(output.num_rows)
-        with closing(_scored(client, rest, job.options)) as answers:
-            for one, scored in answers:
-                _check_models(scored, models, job.access)
-                row = {**one.row, "rewards": [asdict(reward) for reward in scored]}
-                output.append(row)
-                counts.update(_statuses(row))
-                advance()
+        for input_row, scored in results:
+            _check_models(scored, models, job.connection)
+            row = {**input_row.row, "rewards": [asdict(reward) for reward in scored]}
+            output.append(row)
+            counts.update(_statuses(row))
+            advance()
     if output.num_rows != num_rows:
         raise InputError(f"{job.in_path} changed while it was read: {num_rows} rows, then {output.num_rows}")
 
 
-def _scored(
+def _score_rows(
     client: RewardClient, rows: Iterator[InputRow], options: RewardOptions
 ) -> Generator[tuple[InputRow, ScoredGroup]]:
-    """Each row with its scores, in order; a UsageError of one says where it stands."""
-    waiting: deque[InputRow] = deque()
+    """Yield each row with its rewards, in order. Raises UsageError, which names the row that the server refuses."""
+    in_progress: deque[InputRow] = deque()
 
-    def groups() -> Iterator[Group]:
-        for one in rows:
-            waiting.append(one)
-            yield one.group
+    def read_groups() -> Iterator[Group]:
+        for input_row in rows:
+            in_progress.append(input_row)
+            yield input_row.group
 
     try:
-        for scored in client.score_many(groups(), options):
-            yield waiting.popleft(), scored
+        for scored in client.score_many(read_groups(), options):
+            yield in_progress.popleft(), scored
     except UsageError as error:
-        raise UsageError(f"{waiting[0].where}: {error}" if waiting else str(error)) from error
+        if not in_progress:
+            raise
+        raise UsageError(f"{in_progress[0].location}: {error}") from error
 
 
 @contextmanager
-def _saying_what_is_kept(output: PartialOutput) -> Iterator[None]:
-    """What ends the block says how many rows are finished, and how to go on."""
+def _kept_rows_in_errors(output: PartialOutput) -> Iterator[None]:
+    """Add the number of finished rows, and how to resume, to the error that ends the block."""
     try:
         yield
     except (ServerError, UsageError) as error:
-        error.args = (f"{error}{output.kept}",)
+        error.args = (f"{error}{output.kept_message}",)
         raise
     except KeyboardInterrupt:
-        print(f"winnow: interrupted{output.kept}", file=sys.stderr)
+        print(f"winnow: interrupted{output.kept_message}", file=sys.stderr)
         raise
 
 
-def _client(job: ScoreJob, retries: RetryPolicy | None = None, timeout_s: float | None = None) -> RewardClient:
-    access = job.access
-    return RewardClient(
-        access.address,
-        timeout_s or job.timeout_s,
-        token=access.token,
-        tls_ca=access.tls_ca,
-        tls_certificate=access.tls_certificate,
-        tls_key=access.tls_key,
-        retries=retries,
-    )
-
-
-def _models(job: ScoreJob, retries: RetryPolicy | None = None, timeout_s: float | None = None) -> Row:
-    """What the server has loaded, as far as it decides these rewards. Raises ServerError where none answers."""
-    with _client(job, retries, timeout_s) as client:
+def _deciding_models(job: ScoreJob, retries: RetryPolicy | None = None, timeout_s: float | None = None) -> Row:
+    """Return the server's model fields that affect rewards under the job's options. Raises ServerError."""
+    with RewardClient(job.connection, timeout_s or job.timeout_s, retries=retries) as client:
         info = client.server_info()
     models = {
         "instruct_weight_hash": info.instruct.weight_hash,
@@ -151,35 +147,45 @@ def _models(job: ScoreJob, retries: RetryPolicy | None = None, timeout_s: float 
         "base_template_hash": info.base.template_hash,
         "base_prompt": info.base_prompt,
     }
-    return {key: value for key, value in models.items() if key not in _not_deciding(job.options)}
+    for key in _fields_without_effect(job.options):
+        del models[key]
+    return models
 
 
-def _not_deciding(options: RewardOptions) -> set[str]:
-    """Of the fields that say what a server has loaded, those without which the rewards are made.
+def _fields_without_effect(options: RewardOptions) -> set[str]:
+    """Return the model fields that do not affect rewards under these options.
 
-    In the definition of an answer they are empty, or say what the recipe did in their place.
+    In the definition of a reward they are empty, or hold what the recipe did instead.
     """
     if options.is_reference_free:
         return {"base_weight_hash", "base_template_hash", "base_prompt"}
-    return {"base_template_hash", "base_prompt"} if options.recipe == "rewardbench" else set()
+    if options.recipe == "rewardbench":
+        return {"base_template_hash", "base_prompt"}
+    return set()
 
 
-def _check_models(scored: ScoredGroup, models: Row, access: ConnectionSettings) -> None:
-    """Raise ServerError where a server, restarted or another of several, has other models than the first."""
+def _check_models(scored: ScoredGroup, models: Row, connection: ConnectionSettings) -> None:
+    """Raise ServerError if the server, restarted or one of several, has other models than the job started with."""
     if scored.definition is None or not scored.definition.instruct_weight_hash:
         return
-    given = asdict(scored.definition)
-    changed = [f"{key}: {models[key]} -> {given[key]}" for key in models if given[key] != models[key]]
-    if changed:
-        server = "the server at" if len(access.addresses) == 1 else "one of the servers at"
-        raise ServerError(
-            f"{server} {', '.join(access.addresses)} has other models than this file was begun with "
-            f"({'; '.join(changed)}); their rewards do not compare: start it with the first ones"
-        )
+    changes = []
+    for key, first_value in models.items():
+        value = getattr(scored.definition, key)
+        if value != first_value:
+            changes.append(f"{key}: {first_value} -> {value}")
+    if not changes:
+        return
+    server = "one of the servers at"
+    if len(connection.addresses) == 1:
+        server = "the server at"
+    raise ServerError(
+        f"{server} {', '.join(connection.addresses)} has other models than this file was begun with "
+        f"({'; '.join(changes)}); their rewards do not compare: start it with the first ones"
+    )
 
 
 def _finished_counts(job: ScoreJob, num_rows: int, origin: dict[str, Row]) -> dict[str, int]:
-    """The counts of an output that is complete already. Raises UsageError where it is in the way."""
+    """Return the counts of an output that is complete already. Raises UsageError if it is in the way."""
     if not job.is_resumed:
         raise UsageError(f"{job.out_path} exists; delete it or set another output")
     if part_path(job.out_path).exists():
@@ -200,12 +206,12 @@ def _finished_counts(job: ScoreJob, num_rows: int, origin: dict[str, Row]) -> di
 
 
 def _check_finished_models(job: ScoreJob) -> None:
-    """Raise UsageError where an output is finished and the server has other models than those it was made with.
+    """Raise UsageError if an output is finished and the server has other models than the output was made with.
 
-    It needs no server any more; where none answers, that is said and no failure.
+    The output needs no server any more. If none answers, a warning is printed.
     """
     try:
-        models = _models(job, RetryPolicy(max_attempts=1), min(ASIDE_S, job.timeout_s))
+        models = _deciding_models(job, RetryPolicy(max_attempts=1), min(MODEL_CHECK_TIMEOUT_S, job.timeout_s))
     except ServerError as error:
         print(f"winnow: {job.out_path} is finished; its models are not checked: {error}", file=sys.stderr)
         return
@@ -213,48 +219,48 @@ def _check_finished_models(job: ScoreJob) -> None:
 
 
 def _check_paths(job: ScoreJob) -> None:
-    """Raise UsageError for an input that cannot be read twice, or that the output would take the place of."""
+    """Raise UsageError for an input that cannot be read twice, or that the output would overwrite."""
     if str(job.in_path) == "-":
         raise UsageError("input - is standard input elsewhere; here the input is read twice: save it as a file")
     if str(job.out_path) == "-":
-        raise UsageError("output - is standard output elsewhere; here rows are kept to go on with: give a path")
+        raise UsageError("output - is standard output elsewhere; here finished rows are kept for --resume: give a path")
     if job.in_path.exists() and not (job.in_path.is_file() or job.in_path.is_dir()):
-        raise UsageError(f"{job.in_path} is no regular file, and the input is read twice; save it as one")
+        raise UsageError(f"{job.in_path} is not a regular file, and the input is read twice; save it as one")
     if job.out_path.exists() and job.in_path.exists() and job.out_path.samefile(job.in_path):
         raise UsageError(f"{job.out_path} is the input too; set another output")
 
 
-def _rows(path: Path) -> Iterator[InputRow]:
-    """The rows of the input. Raises InputError for the first malformed one."""
-    for number, row in read_jsonl(path):
-        where = f"{path} line {number}"
-        yield InputRow(where, row, _group_of(row, where))
+def _read_rows(path: Path) -> Iterator[InputRow]:
+    """Yield the rows of the input. Raises InputError for the first malformed one."""
+    for line_number, row in read_jsonl(path):
+        location = f"{path} line {line_number}"
+        yield InputRow(location, row, _group_of(row, location))
 
 
-def _group_of(row: Row, where: str) -> Group:
+def _group_of(row: Row, location: str) -> Group:
     if "rewards" in row:
-        raise InputError(f"{where}: has a field 'rewards', which those of the output would replace; rename it")
-    check_json(row, where)
-    completions = _completions(row, where)
-    return Group([message.model_dump() for message in parse_conversation(row, where)], completions)
+        raise InputError(f"{location}: has a field 'rewards', which those of the output would replace; rename it")
+    check_json(row, location)
+    completions = _completions(row, location)
+    return Group(parse_conversation(row, location), completions)
 
 
-def _completions(row: Row, where: str) -> list[str]:
-    should = f"{where}: 'completions' should be a list of texts"
+def _completions(row: Row, location: str) -> list[str]:
+    expected = f"{location}: 'completions' should be a list of texts"
     if "completions" not in row:
-        raise InputError(f"{should}, is missing")
-    if not isinstance(completions := row["completions"], list):
-        raise InputError(f"{should}, is {kind_of(completions)}")
-    for index, one in enumerate(completions):
-        if not isinstance(one, str):
-            raise InputError(f"{should}; completions[{index}] is {kind_of(one)}")
+        raise InputError(f"{expected}, is missing")
+    completions = row["completions"]
+    if not isinstance(completions, list):
+        raise InputError(f"{expected}, is {kind_of(completions)}")
+    for index, completion in enumerate(completions):
+        if not isinstance(completion, str):
+            raise InputError(f"{expected}; completions[{index}] is {kind_of(completion)}")
     return completions
 
 
 def _fingerprint(path: Path) -> Row:
-    """The size in bytes and the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    """Return the size in bytes and the SHA-256 of a file."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _statuses(row: Row) -> list[str]:

@@ -1,4 +1,4 @@
-"""Scoring engines: token groups -> per-token log-probabilities. One Protocol; the server knows no library."""
+"""Scoring engines: token groups -> per-token log-probabilities. The rest of the server knows only this Protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ MODELS: tuple[ModelName, ...] = ("instruct", "base")
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """A prompt and its completions as token ids; the prompt and every completion hold at least one."""
+    """A prompt and its completions as token ids; neither the prompt nor any completion is empty."""
 
     prompt_ids: Sequence[int]
     completions: Sequence[Sequence[int]]
 
 
 class ScoringEngine(Protocol):
-    """A language model that says how likely given completions are."""
+    """A language model that computes the log-probabilities of completions."""
 
     @property
     def dtype(self) -> str:
@@ -30,28 +30,29 @@ class ScoringEngine(Protocol):
 
     @property
     def device(self) -> str:
-        """Where the weights lie, like "cpu" or "cuda:0, cuda:1"."""
+        """Device or devices of the weights, like "cpu" or "cuda:0, cuda:1"."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below it."""
+        """Upper bound of the token ids, exclusive."""
         ...
 
     @property
     def max_tokens(self) -> int | None:
-        """Most tokens of a prompt and one completion that the model was made for; None where it does not say."""
+        """Largest number of tokens of a prompt and one completion that the model was made for; None if unknown."""
         ...
 
     def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
-        """log p(token | prompt, tokens before it) for each token of each completion: one [num_tokens] array each.
+        """Compute log p(token | prompt, tokens before it) for each token of each completion.
 
-        Answers group by group, completion by completion, in order; what is computed together is the engine's choice.
-        A completion's values depend on the prompt and itself only, up to the rounding of the model's arithmetic. Where
-        the model's own arithmetic fails they are not finite, for that completion alone.
+        Returns for each group one float32 array of shape [num_tokens] per completion, in order. The engine decides
+        which completions it computes together. The values of a completion depend only on the prompt and itself, up to
+        the rounding of the model's arithmetic. If the model's arithmetic fails, only the values of that completion are
+        not finite.
         """
         ...
 
     def close(self) -> None:
-        """End the processes that the engine started, if any."""
+        """End the processes that the engine started, if there are any."""
         ...

@@ -1,17 +1,41 @@
-"""Attention over a packed row of trees (packing.py), as a function that transformers' models call.
+"""Tree attention over a packed sequence (packing.py), as functions that transformers' models call.
 
-    token q sees token k   iff   k <= q < subtree_stop(k), and under a sliding window of W less than W positions back
+    token q sees token k   iff   k <= q < subtree_stop(segment of k),
+                                 and, under a sliding window of W, k is less than W positions back
 
-cpu    each segment by itself, causal; then each segment with its subtree, all of it; merged by log-sum-exp:
+On a CPU, no [T, T] mask exists, and nothing is computed for tokens that do not see each other:
 
-           out = (1 - s) out_1 + s out_2      s = sigmoid(lse_2 - lse_1)      lse = log(exp(lse_1) + exp(lse_2))
+    1. Each segment attends to itself, causally: a token sees the tokens before it in its segment. Short segments of
+       similar length are computed in one batch.
+    2. The subtree below each segment attends to that segment. Every token there sees all of it, so that no mask is
+       needed, unless the window is shorter.
+    3. The result of step 2 is merged into what the subtree's tokens have so far, by a split-softmax merge as in
+       FlashAttention and flash-decoding. Both results come with the log-sum-exp (lse) of their scores:
 
-       so that nothing is computed for tokens that do not see each other, and no [T, T] mask exists.
-other  FlexAttention with the rule above as its block mask.
+           share = exp(lse_2) / (exp(lse_1) + exp(lse_2)) = sigmoid(lse_2 - lse_1)
+           out   = (1 - share) out_1 + share out_2
+           lse   = log(exp(lse_1) + exp(lse_2))
 
-Importing this registers both by name; a model that was told to use one gets the row's `Layout` as a keyword argument.
-W comes by the mask: all that transformers' own attention sees of a window is the mask, and some models name the window
-nowhere else. So a model that asks transformers for a mask is given a `Window`, and hands it on to its layers.
+In the worked example of packing.py, the token at index 10 attends in three calls: first to its own segment (index 10),
+then to the prompt (indices 0 and 1), and then to the shared block (indices 2 to 9). Each later result is merged.
+
+Worked example of a merge, for one query with values of one number. The scores within its segment are log 1 and log 3,
+for the values 10 and 20; the score of a token further up is log 12, for the value 30:
+
+    out_1 = (1 * 10 + 3 * 20) / 4 = 17.5      lse_1 = log 4
+    out_2 = 30                                lse_2 = log 12
+    share = 12 / (4 + 12) = 0.75
+    out   = 0.25 * 17.5 + 0.75 * 30 = 26.875  lse = log 16
+
+Softmax over all three scores at once gives the same: (1 * 10 + 3 * 20 + 12 * 30) / 16 = 26.875. The function `merge`
+has this example as a doctest.
+
+On other devices FlexAttention computes the same with the rule above as its block mask.
+
+Importing this module registers both functions by name. The engine gives the `Layout` of the packed sequence to the
+model as a keyword argument, and the model passes it to the function. The window size W is passed through the mask
+argument, because some models expose it nowhere else: a model that asks transformers for a mask gets a `Window`, which
+it hands to its layers.
 """
 
 from collections.abc import Iterable
@@ -24,58 +48,58 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from reward_server.engines.packing import PackedRow, Segment
+from reward_server.engines.packing import PackedSequence, Segment
 
-SEGMENTS = "winnow_segments"
+TREE = "winnow_tree"
 FLEX = "winnow_flex"
 
 SHORT = 48
-"""Tokens up to which segments are gathered into batches: there a call costs more than the copies."""
+"""Segments of up to this many tokens are computed in batches: for them a call costs more than the copies."""
 
-# Far below any score, and finite: a query that sees nothing here gets a weight of zero, not of NaN.
+# Far below any score, and finite: a query that sees no token here gets a weight of zero, not of NaN.
 UNSEEN = -1e30
 
 
 @dataclass
 class Layout:
-    """Where a row's segments lie, its tokens' positions [T], and what the layers share, made once for all."""
+    """The segments of a packed sequence, its tokens' positions [T], and what all layers share."""
 
     segments: list[Segment]
     positions: Tensor
     short_segments: list[Tensor]
-    """Token indices [segments, longest]: short segments of like length, filled up with their first token."""
+    """Token indices [segments, longest]: short segments of similar length, filled up with their first token."""
     flex_masks: dict[tuple[int | None, torch.device], Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: PackedRow, device: torch.device) -> "Layout":
-        """The layout of a row."""
-        short = [one for one in row.segments if _length(one) <= SHORT]
-        batches = [_batch(alike).to(device) for alike in _alike(short)]
-        return cls(row.segments, torch.tensor(row.positions, device=device), batches)
+    def of(cls, sequence: PackedSequence, device: torch.device) -> "Layout":
+        """Return the layout of a packed sequence."""
+        short_segments = [segment for segment in sequence.segments if _length(segment) <= SHORT]
+        batches = [_token_indices(similar).to(device) for similar in _by_similar_length(short_segments)]
+        return cls(sequence.segments, torch.tensor(sequence.positions, device=device), batches)
 
     @property
     def long_segments(self) -> Iterable[Segment]:
         """Segments that are worth an attention call of their own."""
-        return (one for one in self.segments if _length(one) > SHORT)
+        return (segment for segment in self.segments if _length(segment) > SHORT)
 
     @property
-    def subtrees(self) -> Iterable[Segment]:
+    def inner_segments(self) -> Iterable[Segment]:
         """Segments that have descendants."""
-        return (one for one in self.segments if one.subtree_stop > one.stop)
+        return (segment for segment in self.segments if segment.subtree_stop > segment.stop)
 
 
 @dataclass(frozen=True)
 class Window:
-    """What stands in a mask's place; no tensor, so that nothing moves it to a device, or waits for one to read it."""
+    """A placeholder for the attention mask; not a tensor, so that no model moves it to a device or reads its values."""
 
     size: int | None
-    """Positions that a token sees, its own and those before it; None: all."""
+    """Number of positions that a token sees, its own and those before it; None: all."""
 
 
-def window_mask(*, local_size: int | None = None, use_vmap: bool = False, **others: Any) -> Window:
-    """What a model gets that asks transformers for a mask; what the row adds to it is in its `Layout`.
+def window_placeholder(*, local_size: int | None = None, use_vmap: bool = False, **arguments: Any) -> Window:
+    """Replace the attention mask that transformers would build; carries only the window size.
 
-    Raises NotImplementedError for masks that a model adds rules of its own to.
+    Raises NotImplementedError for masks to which a model adds rules of its own.
     """
     if use_vmap:
         raise NotImplementedError("attention with a mask of the model's own")
@@ -83,11 +107,13 @@ def window_mask(*, local_size: int | None = None, use_vmap: bool = False, **othe
 
 
 def implementation(device_type: str) -> str:
-    """The name to give to `set_attn_implementation`."""
-    return SEGMENTS if device_type == "cpu" else FLEX
+    """Return the name to give to `set_attn_implementation`."""
+    if device_type == "cpu":
+        return TREE
+    return FLEX
 
 
-def segments_attention(
+def tree_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -96,25 +122,25 @@ def segments_attention(
     *,
     layout: Layout,
     scaling: float,
-    **others: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """The attention of a row, on a CPU: query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d].
+    """Attend on a CPU: query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d].
 
     Raises NotImplementedError for what an architecture adds to plain attention.
     """
-    _refuse_additions(others)
-    window = _window(attention_mask)
-    _, num_kv, num_tokens, size = key.shape
-    # Query heads that share a key's head stand in a batch of their own, so that keys and values need no copies.
-    queries = query[0].view(num_kv, -1, num_tokens, size).transpose(0, 1)
-    attend = _SegmentsAttention(queries, key, value, layout.positions, scaling, window)
-    for one in layout.long_segments:
-        attend.within(one)
-    for index in layout.short_segments:
-        attend.within_short(index)
-    for one in layout.subtrees:
-        attend.from_subtree(one)
-    return attend.out.transpose(0, 1).reshape(1, -1, num_tokens, size).transpose(1, 2), None
+    _refuse_additions(arguments)
+    window = _window_size(attention_mask)
+    _, num_kv_heads, num_tokens, head_size = key.shape
+    # Grouped-query attention: query heads that share a key head become a batch, so that keys and values need no copies.
+    queries = query[0].view(num_kv_heads, -1, num_tokens, head_size).transpose(0, 1)
+    attention = _TreeAttention(queries, key, value, layout.positions, scaling, window)
+    for segment in layout.long_segments:
+        attention.within(segment)
+    for token_indices in layout.short_segments:
+        attention.within_short(token_indices)
+    for segment in layout.inner_segments:
+        attention.from_subtree(segment)
+    return attention.out.transpose(0, 1).reshape(1, -1, num_tokens, head_size).transpose(1, 2), None
 
 
 def flex_attention(
@@ -126,32 +152,49 @@ def flex_attention(
     *,
     layout: Layout,
     scaling: float,
-    **others: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """The same by FlexAttention: compiled on a GPU, which makes no [T, T] scores; plain elsewhere."""
-    _refuse_additions(others)
-    window = _window(attention_mask)
+    """Attend by FlexAttention, shapes as in `tree_attention`: compiled on a GPU, without [T, T] scores."""
+    _refuse_additions(arguments)
+    window = _window_size(attention_mask)
     mask_key = (window, query.device)
     if mask_key not in layout.flex_masks:
-        layout.flex_masks[mask_key] = _flex_mask(layout, *mask_key)
-    attend = _compiled_flex() if query.is_cuda else _flex()
+        layout.flex_masks[mask_key] = _flex_mask(layout, window, query.device)
+    attend = _flex()
+    if query.is_cuda:
+        attend = _compiled_flex()
     out = attend(query, key, value, block_mask=layout.flex_masks[mask_key], scale=scaling, enable_gqa=True)
     return out.transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segments_attention)
+ALL_ATTENTION_FUNCTIONS.register(TREE, tree_attention)
 ALL_ATTENTION_FUNCTIONS.register(FLEX, flex_attention)
-for _name in (SEGMENTS, FLEX):
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_name, window_mask)
+for _name in (TREE, FLEX):
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_name, window_placeholder)
 
 
-class _SegmentsAttention:
+def merge(out: Tensor, lse: Tensor, out_2: Tensor, lse_2: Tensor) -> None:
+    """Merge a partial attention result into another, in place: out [..., d], log-sum-exp of the scores [...].
+
+    >>> out, lse = torch.tensor([[17.5]]), torch.tensor([4.0]).log()
+    >>> merge(out, lse, torch.tensor([[30.0]]), torch.tensor([12.0]).log())
+    >>> out, lse.exp()
+    (tensor([[26.8750]]), tensor([16.]))
+    """
+    share = torch.sigmoid(lse_2 - lse)
+    out.lerp_(out_2, share[..., None].to(out_2.dtype))
+    lse.copy_(torch.logaddexp(lse, lse_2))
+
+
+class _TreeAttention:
     """One layer's attention: query [repeats, kv heads, T, d], key and value [1, kv heads, T, d] -> `out`."""
 
     def __init__(
         self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float, window: int | None
     ) -> None:
-        self.states = (query, key.expand_as(query), value.expand_as(query))
+        self.query = query
+        self.key = key.expand_as(query)
+        self.value = value.expand_as(query)
         self.positions = positions
         self.scaling = scaling
         self.window = window
@@ -159,32 +202,41 @@ class _SegmentsAttention:
         self.lse = query.new_empty(query.shape[:3], dtype=torch.float32)
 
     def within(self, segment: Segment) -> None:
-        """Causal attention within a segment."""
-        own = slice(segment.start, segment.stop)
-        self.out[:, :, own], self.lse[:, :, own] = self._causal(*(one[:, :, own] for one in self.states))
+        """Compute step 1 for a segment: causal attention within it."""
+        tokens = slice(segment.start, segment.stop)
+        out, lse = self._causal(self.query[:, :, tokens], self.key[:, :, tokens], self.value[:, :, tokens])
+        self.out[:, :, tokens] = out
+        self.lse[:, :, tokens] = lse
 
-    def within_short(self, index: Tensor) -> None:
-        """Causal attention within short segments, at `index` [segments, longest]."""
-        num_segments = len(index)
-        states = (one[:, :, index].movedim(2, 0).flatten(0, 1) for one in self.states)
-        # The tokens that fill a segment up come after its own, so that causality hides them.
-        out, lse = (one.view(num_segments, -1, *one.shape[1:]).movedim(0, 2) for one in self._causal(*states))
-        is_own = index != index[:, :1]
-        is_own[:, 0] = True
-        self.out[:, :, index[is_own]] = out[:, :, is_own]
-        self.lse[:, :, index[is_own]] = lse[:, :, is_own]
+    def within_short(self, token_indices: Tensor) -> None:
+        """Compute step 1 for short segments in one batch: their tokens lie at `token_indices` [segments, longest]."""
+        num_segments = len(token_indices)
+
+        # [repeats, kv heads, segments, longest, d] -> [segments * repeats, kv heads, longest, d]
+        def batch(states: Tensor) -> Tensor:
+            return states[:, :, token_indices].movedim(2, 0).flatten(0, 1)
+
+        # The tokens that fill a segment up come after its real tokens, so that causality hides them.
+        batched_out, batched_lse = self._causal(batch(self.query), batch(self.key), batch(self.value))
+        out = batched_out.view(num_segments, -1, *batched_out.shape[1:]).movedim(0, 2)
+        lse = batched_lse.view(num_segments, -1, *batched_lse.shape[1:]).movedim(0, 2)
+        # A filled-up place repeats the segment's first token.
+        is_real = token_indices != token_indices[:, :1]
+        is_real[:, 0] = True
+        self.out[:, :, token_indices[is_real]] = out[:, :, is_real]
+        self.lse[:, :, token_indices[is_real]] = lse[:, :, is_real]
 
     def from_subtree(self, segment: Segment) -> None:
-        """Attention from a segment's subtree to the segment, merged into `out`."""
-        above, below = slice(segment.start, segment.stop), slice(segment.stop, segment.subtree_stop)
-        query, key, value = self.states
+        """Compute steps 2 and 3: attention from the subtree below a segment to the segment, merged into `out`."""
+        above = slice(segment.start, segment.stop)
+        below = slice(segment.stop, segment.subtree_stop)
         mask = None
         if self.window is not None and self.positions[below].max() - self.positions[segment.start] >= self.window:
             mask = self._window_mask(self.positions[below], self.positions[above], is_causal=False)
-        out, lse = self._flash(query[:, :, below], key[:, :, above], value[:, :, above], is_causal=False, mask=mask)
-        share = torch.sigmoid(lse - self.lse[:, :, below])
-        self.out[:, :, below].lerp_(out, share[..., None].to(out.dtype))
-        self.lse[:, :, below] = torch.logaddexp(self.lse[:, :, below], lse)
+        out, lse = self._flash(
+            self.query[:, :, below], self.key[:, :, above], self.value[:, :, above], is_causal=False, mask=mask
+        )
+        merge(self.out[:, :, below], self.lse[:, :, below], out, lse)
 
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         num_tokens = query.shape[2]
@@ -196,14 +248,14 @@ class _SegmentsAttention:
     def _flash(
         self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What scaled_dot_product_attention calls on a CPU, with the scores' log-sum-exp [batch, heads, T] in fp32."""
+        """Call the CPU kernel of scaled_dot_product_attention, which also returns the lse [batch, heads, T] in fp32."""
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, is_causal, attn_mask=mask, scale=self.scaling
         )
         return out, lse
 
     def _window_mask(self, queries: Tensor, keys: Tensor, *, is_causal: bool) -> Tensor:
-        """Added to scores: zero where a position sees another within the window, else UNSEEN; [queries, keys]."""
+        """Return what is added to scores, [queries, keys]: zero within the window of the positions, else UNSEEN."""
         assert self.window is not None
         distance = queries[:, None] - keys[None, :]
         is_unseen = distance >= self.window
@@ -213,22 +265,27 @@ class _SegmentsAttention:
         return torch.zeros(is_unseen.shape, dtype=dtype).masked_fill_(is_unseen, max(UNSEEN, torch.finfo(dtype).min))
 
 
-def _alike(segments: Iterable[Segment]) -> list[list[Segment]]:
-    """Segments by length, those together that are at most twice as long as the shortest."""
-    groups: list[list[Segment]] = []
-    for one in sorted(segments, key=_length):
-        if groups and _length(one) <= 2 * _length(groups[-1][0]):
-            groups[-1].append(one)
+def _by_similar_length(segments: Iterable[Segment]) -> list[list[Segment]]:
+    """Collect segments into lists whose longest segment is at most twice as long as the shortest."""
+    batches: list[list[Segment]] = []
+    for segment in sorted(segments, key=_length):
+        if batches and _length(segment) <= 2 * _length(batches[-1][0]):
+            batches[-1].append(segment)
         else:
-            groups.append([one])
-    return groups
+            batches.append([segment])
+    return batches
 
 
-def _batch(segments: list[Segment]) -> Tensor:
-    """Token indices of segments, [segments, longest], filled up with each one's first."""
+def _token_indices(segments: list[Segment]) -> Tensor:
+    """Return the token indices of segments, [segments, longest], each filled up with its first index.
+
+    >>> _token_indices([Segment(2, 4, 4), Segment(7, 10, 10)])
+    tensor([[2, 3, 2],
+            [7, 8, 9]])
+    """
     longest = max(map(_length, segments))
-    starts = torch.tensor([[one.start] for one in segments])
-    lengths = torch.tensor([[_length(one)] for one in segments])
+    starts = torch.tensor([[segment.start] for segment in segments])
+    lengths = torch.tensor([[_length(segment)] for segment in segments])
     steps = torch.arange(longest)[None]
     return starts + torch.where(steps < lengths, steps, 0)
 
@@ -237,34 +294,36 @@ def _length(segment: Segment) -> int:
     return segment.stop - segment.start
 
 
-def _window(attention_mask: Any) -> int | None:
-    """The window of a layer. Raises NotImplementedError for a layer that did not get `window_mask`'s answer."""
+def _window_size(attention_mask: Any) -> int | None:
+    """Return the window size of a layer. Raises NotImplementedError for a layer whose mask is not a `Window`."""
     if not isinstance(attention_mask, Window):
         raise NotImplementedError("attention with a mask of the model's own")
     return attention_mask.size
 
 
-def _refuse_additions(others: dict[str, Any]) -> None:
+def _refuse_additions(arguments: dict[str, Any]) -> None:
     """Raise NotImplementedError for keyword arguments that change what attention computes."""
     for name in ("softcap", "s_aux", "head_mask", "position_bias", "cache_position_bias"):
-        if others.get(name) is not None:
+        if arguments.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
 
 
 def _flex_mask(layout: Layout, window: int | None, device: torch.device) -> Any:
-    """The block mask of a row."""
+    """Return the block mask of a packed sequence."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     positions = layout.positions.to(device)
     num_tokens = len(positions)
-    stops = torch.zeros(num_tokens, dtype=torch.long)
-    for one in layout.segments:
-        stops[one.start : one.stop] = one.subtree_stop
-    stops = stops.to(device)
+    subtree_stops = torch.zeros(num_tokens, dtype=torch.long)
+    for segment in layout.segments:
+        subtree_stops[segment.start : segment.stop] = segment.subtree_stop
+    subtree_stops = subtree_stops.to(device)
 
     def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = (key <= query) & (query < stops[key])
-        return seen if window is None else seen & (positions[query] - positions[key] < window)
+        is_in_subtree = (key <= query) & (query < subtree_stops[key])
+        if window is None:
+            return is_in_subtree
+        return is_in_subtree & (positions[query] - positions[key] < window)
 
     return create_block_mask(is_seen, None, None, num_tokens, num_tokens, device=str(device))
 

@@ -1,16 +1,36 @@
 """Log-probabilities of chosen tokens from hidden states, without a [tokens, vocabulary] tensor.
 
-    logprob = logit[target] - log sum_v exp(logit[v])          logit[v] = scaled(hidden . weight[v])
+    log p(target) = logit[target] - lse      lse = log sum_v exp(logit[v])      logit[v] = scaled(hidden . weight[v])
 
-The sum runs over the vocabulary in pieces, for ROWS tokens at a time, and carries its largest term along:
+The steps, for TOKENS_PER_STEP hidden states at a time:
 
-    m' = max(m, max_v logit[v])      total' = total exp(m - m') + sum_v exp(logit[v] - m')
+    1. Multiply the hidden states with one slice of the vocabulary's weights. The logits have the weights' precision;
+       everything after this is fp32.
+    2. Add the slice to an online log-sum-exp, as in FlashAttention: keep the largest logit m so far, and the total of
+       exp(logit[v] - m), which cannot overflow. When a slice brings a larger m', rescale the total:
 
-Logits come out of the product in the weights' precision; everything after is fp32. The target's own logit x is a dot
-product in fp32 and takes the place of its rounded one r: that rounding would go straight into the score, where that of
-the others averages out.
+           total' = total exp(m - m') + sum over the slice of exp(logit[v] - m')
 
-    logprob = x - log(e^lse - e^r + e^x)
+    3. Keep the target's logit r when its slice passes.
+    4. After the last slice, lse = m + log total.
+    5. Compute the target's logit again as x, a dot product in fp32, and put it in the place of r. The rounding of r
+       would go straight into the result, whereas the rounding of all the logits in the sum averages out:
+
+           log p(target) = x - log(e^lse - e^r + e^x)
+
+Worked example: a vocabulary of four tokens in two slices, logits 1 and 2, then 4 and 3; the target is the third token.
+
+    slice 1    m = 2    total = e^(1-2) + e^(2-2) = 0.3679 + 1                               = 1.3679
+    slice 2    m = 4    total = 1.3679 e^(2-4) + e^(4-4) + e^(3-4) = 0.1851 + 1 + 0.3679     = 1.5530
+    lse        4 + log 1.5530 = 4.4402, as log(e + e^2 + e^4 + e^3) = log 84.791
+    log p      4 - 4.4402 = -0.4402 with the rounded logit r = 4; its exact value may be x = 4.01:
+               4.01 - log(84.791 - e^4 + e^4.01) = 4.01 - log 85.340 = -0.4366
+
+>>> lse = log_sum_exp([torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 3.0]])])
+>>> lse
+tensor([4.4402])
+>>> exact_logprob(lse, torch.tensor([4.0]), torch.tensor([4.01]))
+tensor([-0.4366])
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,13 +39,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 1024
-CPU_COLUMNS = 2048
-"""A piece of logits stays near a CPU's cache."""
-COLUMNS = 16384
-"""Elsewhere, large pieces keep the device busy."""
-WHOLE_ROWS = 256
-"""Rows of all columns, for layers that cannot be cut."""
+TOKENS_PER_STEP = 1024
+CPU_SLICE_SIZE = 2048
+"""Tokens of the vocabulary in a slice on a CPU, so that its logits stay near the cache."""
+SLICE_SIZE = 16384
+"""Tokens of the vocabulary in a slice on other devices, which large slices keep busy."""
+UNSLICED_TOKENS_PER_STEP = 256
+"""Tokens per step for layers whose vocabulary cannot be sliced."""
 
 Scaling = Callable[[Tensor], Tensor]
 
@@ -37,77 +57,91 @@ class Head:
         self.layer = layer
         self.scaled = logit_scaling(config)
         weight = getattr(layer, "weight", None)
-        # Quantized, wrapped and offloaded layers know how to multiply; their weights cannot be cut here.
-        self.is_plain = type(layer) is torch.nn.Linear and weight is not None and weight.device.type != "meta"
+        # Quantized, wrapped and offloaded layers know how to multiply, but their weights cannot be sliced here.
+        self.is_sliceable = type(layer) is torch.nn.Linear and weight is not None and weight.device.type != "meta"
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """All logits of hidden states [rows, hidden], in fp32: [rows, vocabulary]."""
+        """Return all logits of hidden states [tokens, hidden], in fp32: [tokens, vocabulary]."""
         return self.scaled(self.layer(hidden).float())
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The log-probability of each target [S] given its hidden state [S, hidden]: fp32 [S]."""
-        count, rows = (self._plain, ROWS) if self.is_plain else (self._whole, WHOLE_ROWS)
-        starts = range(0, len(targets), rows)
-        parts = [count(hidden[start : start + rows], targets[start : start + rows]) for start in starts]
-        return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+        """Return the log-probability of each target [S] given its hidden state [S, hidden]: fp32 [S]."""
+        compute = self._unsliced
+        num_tokens = UNSLICED_TOKENS_PER_STEP
+        if self.is_sliceable:
+            compute = self._sliced
+            num_tokens = TOKENS_PER_STEP
+        results = [hidden.new_zeros(0, dtype=torch.float32)]
+        for start in range(0, len(targets), num_tokens):
+            tokens = slice(start, start + num_tokens)
+            results.append(compute(hidden[tokens], targets[tokens]))
+        return torch.cat(results)
 
-    def _plain(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        hidden, targets = hidden.to(weight.device), targets.to(weight.device)
+    def _sliced(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        weight = self.layer.weight
+        hidden = hidden.to(weight.device)
+        targets = targets.to(weight.device)
         rounded = torch.empty(len(targets), device=weight.device)
-        lse = log_sum_exp(self._pieces(hidden, targets, rounded))
+        lse = log_sum_exp(self._logit_slices(hidden, targets, rounded))
         exact = (hidden.float() * weight[targets].float()).sum(dim=1)
-        if bias is not None:
-            exact += bias[targets].float()
-        return corrected(lse, rounded, self.scaled(exact))
+        if self.layer.bias is not None:
+            exact += self.layer.bias[targets].float()
+        return exact_logprob(lse, rounded, self.scaled(exact))
 
-    def _pieces(self, hidden: Tensor, targets: Tensor, rounded: Tensor) -> Iterator[Tensor]:
-        """Logits, some columns of the vocabulary at a time; those of the targets go into `rounded` in passing."""
-        columns = CPU_COLUMNS if hidden.device.type == "cpu" else COLUMNS
-        cuts = [one.split(columns) for one in (self.layer.weight, self.layer.bias) if one is not None]
-        for index, piece in enumerate(zip(*cuts, strict=True)):
-            logits = self.scaled(torch.nn.functional.linear(hidden, *piece).float())
-            (own,) = torch.where(targets // columns == index)
-            rounded[own] = logits[own, targets[own] % columns]
+    def _logit_slices(self, hidden: Tensor, targets: Tensor, rounded: Tensor) -> Iterator[Tensor]:
+        """Yield the logits of one slice of the vocabulary after the other; put those of the targets into `rounded`."""
+        slice_size = SLICE_SIZE
+        if hidden.device.type == "cpu":
+            slice_size = CPU_SLICE_SIZE
+        parameters = [self.layer.weight.split(slice_size)]
+        if self.layer.bias is not None:
+            parameters.append(self.layer.bias.split(slice_size))
+        for index, weight_and_bias in enumerate(zip(*parameters, strict=True)):
+            logits = self.scaled(torch.nn.functional.linear(hidden, *weight_and_bias).float())
+            (tokens,) = torch.where(targets // slice_size == index)  # those whose target is in this slice
+            rounded[tokens] = logits[tokens, targets[tokens] % slice_size]
             yield logits
 
-    def _whole(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _unsliced(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self.logits(hidden)
-        chosen = logits.gather(1, targets[:, None].to(logits.device))[:, 0]
-        return chosen - logits.logsumexp(dim=1)
+        target_logits = logits.gather(1, targets[:, None].to(logits.device))[:, 0]
+        return target_logits - logits.logsumexp(dim=1)
 
 
-def log_sum_exp(pieces: Iterable[Tensor]) -> Tensor:
-    """log sum exp over the columns of all pieces [rows, columns], fp32 and used up: [rows].
+def log_sum_exp(slices: Iterable[Tensor]) -> Tensor:
+    """Return the online log-sum-exp [tokens] of all slices [tokens, columns]: fp32 tensors, which it overwrites.
 
     >>> log_sum_exp([torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])]).exp()
     tensor([4.])
     """
-    pieces = iter(pieces)
-    first = next(pieces)
-    # Where no column so far counts, all of them -inf, the largest is finite still: their difference would be no number.
+    slices = iter(slices)
+    first = next(slices)
+    # The largest stays finite where all columns so far are -inf: the difference of two infinities would be NaN.
     largest = first.amax(dim=1, keepdim=True).clamp(min=torch.finfo(first.dtype).min)
     total = first.sub_(largest).exp_().sum(dim=1, keepdim=True)
-    for piece in pieces:
-        new = torch.maximum(largest, piece.amax(dim=1, keepdim=True))
-        total = total * (largest - new).exp_() + piece.sub_(new).exp_().sum(dim=1, keepdim=True)
-        largest = new
+    for logits in slices:
+        new_largest = torch.maximum(largest, logits.amax(dim=1, keepdim=True))
+        rescaled = total * (largest - new_largest).exp_()
+        total = rescaled + logits.sub_(new_largest).exp_().sum(dim=1, keepdim=True)
+        largest = new_largest
     return (largest + total.log())[:, 0]
 
 
-def corrected(lse: Tensor, rounded: Tensor, exact: Tensor) -> Tensor:
-    """log p of targets, their rounded logits replaced by exact ones, in the sum too: p = e^x / (e^lse - e^r + e^x).
+def exact_logprob(lse: Tensor, rounded: Tensor, exact: Tensor) -> Tensor:
+    """Return log p of targets with their rounded logits replaced by exact ones, also in the sum.
 
-    >>> corrected(torch.tensor([10.0]), torch.tensor([10.0]), torch.tensor([10.03]))
+    p = e^x / (e^lse - e^r + e^x), computed relative to the larger one of lse and x, so that no term overflows.
+
+    >>> exact_logprob(torch.tensor([10.0]), torch.tensor([10.0]), torch.tensor([10.03]))
     tensor([0.])
     """
-    top = torch.maximum(lse, exact)
-    others = ((lse - top).exp() - (rounded - top).exp()).clamp(min=0)
-    return (exact - top - (others + (exact - top).exp()).log()).clamp(max=0)
+    largest = torch.maximum(lse, exact)
+    rest = ((lse - largest).exp() - (rounded - largest).exp()).clamp(min=0)  # the sum without the target
+    return (exact - largest - (rest + (exact - largest).exp()).log()).clamp(max=0)
 
 
 def logit_scaling(config: Any) -> Scaling:
-    """What an architecture does to its logits, element by element: Granite divides, Cohere multiplies, Gemma caps."""
+    """Return what an architecture does to each logit: Granite divides, Cohere multiplies, Gemma caps."""
     divisor = getattr(config, "logits_scaling", None) or 1.0
     factor = getattr(config, "logit_scale", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)
@@ -115,7 +149,9 @@ def logit_scaling(config: Any) -> Scaling:
         return lambda logits: logits
 
     def scaled(logits: Tensor) -> Tensor:
-        logits = logits / divisor * factor
-        return torch.tanh(logits / cap) * cap if cap else logits
+        scaled_logits = logits / divisor * factor
+        if cap:
+            scaled_logits = torch.tanh(scaled_logits / cap) * cap
+        return scaled_logits
 
     return scaled

@@ -1,14 +1,51 @@
-"""Groups laid out as one row of tokens, everything that completions have in common held once. Pure.
+"""Prefix-tree packing: all completions of a group in one token sequence, shared prefixes computed once. Pure.
 
-    row          prompt   common   c1   c2   ...   c3     a tree of segments in depth-first order
-    positions    0..P-1   P..      ..   ..         P..    a completion's last token predicts nothing and is left out
+A model usually reads one sequence for each completion: its prompt, then its tokens. Here the completions of a group
+form a prefix tree (trie). Its nodes are segments of tokens; they lie in depth-first order in one packed sequence.
+Tree attention (attention.py) lets each token see the segments above its own, so that a token's hidden state is what it
+would be in a sequence of its own:
 
-    token k is seen by token q   iff   k <= q < (end of the subtree of k's segment)
+    token q sees token k   iff   k <= q < subtree_stop(segment of k)
 
-    b = N (P + R) / (P + N R)    how many times fewer tokens than N rows, where the prompt alone is shared
+Packing a group takes these steps:
 
-So attention is causal within a segment, and whole from a segment's subtree to the segment (attention.py). Completions
-that begin alike share that beginning; equal ones are computed once.
+    1. Drop the last token of each completion. It is predicted, but it predicts nothing.
+    2. Sort the completions by their token ids. Each then shares its longest prefix with its predecessor.
+    3. Round shared prefixes down to whole blocks of SHARED_BLOCK tokens; equal completions share all tokens.
+    4. For each completion, append the tokens that its predecessor did not bring. The first one brings the prompt.
+    5. Cut these tokens into segments where later completions branch off.
+    6. Count positions from the start of the prompt, along the path from the root.
+    7. Note for each token of a completion at which index of the sequence it is predicted.
+
+Worked example: prompt 5 6 and three completions. The first two share one block of eight tokens.
+
+    completion 0   11 12 13 14 15 16 17 18 21 22
+    completion 1   11 12 13 14 15 16 17 18 31 32
+    completion 2   41 42
+
+    index          0  1 |  2  3  4  5  6  7  8  9 | 10 | 11 | 12
+    token id       5  6 | 11 12 13 14 15 16 17 18 | 21 | 31 | 41
+    position       0  1 |  2  3  4  5  6  7  8  9 | 10 | 10 |  2
+    subtree_stop     13 |                      12 | 11 | 12 | 13
+
+    0-1 prompt  -+-  2-9 shared block  -+-  10 completion 0
+                 |                      +-  11 completion 1
+                 +-  12 completion 2
+
+The last tokens 22, 32 and 42 are predicted at the indices 10, 11 and 12. The sequence has 13 tokens, where three
+sequences of their own have 11 + 11 + 3 = 25.
+
+>>> block = [11, 12, 13, 14, 15, 16, 17, 18]
+>>> sequence = pack([TokenGroup([5, 6], [[*block, 21, 22], [*block, 31, 32], [41, 42]])])
+>>> sequence.token_ids
+[5, 6, 11, 12, 13, 14, 15, 16, 17, 18, 21, 31, 41]
+>>> sequence.positions
+[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 2]
+>>> [(segment.start, segment.stop, segment.subtree_stop) for segment in sequence.segments]
+[(0, 2, 13), (2, 10, 12), (10, 11, 11), (11, 12, 12), (12, 13, 13)]
+
+In general, N completions of R tokens after a prompt of P tokens that share the prompt alone cost P + N R tokens instead
+of N (P + R): fewer by the factor N (P + R) / (P + N R).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,17 +56,17 @@ from operator import ne
 from reward_server.engines import TokenGroup
 
 SHARED_BLOCK = 8
-"""Completions share beginnings in blocks of so many tokens: each shared segment costs an attention call."""
+"""Shared prefixes are multiples of this many tokens: each shared segment costs a call of attention."""
 
 PROMPT_SHARE = 8
-"""A group is split into pieces of at least so many times its prompt, which is computed once for each."""
+"""A chunk of a group may hold this many times the tokens of its prompt, which is computed again for each chunk."""
 
-Tokens = Sequence[int]
+TokenIds = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `stop` of a row; their descendants lie in `stop` to `subtree_stop`."""
+    """A node of the prefix tree: tokens `start` to `stop` of the sequence; its descendants end at `subtree_stop`."""
 
     start: int
     stop: int
@@ -37,158 +74,204 @@ class Segment:
 
 
 @dataclass
-class PackedRow:
-    """A row of T tokens, and its S scored tokens: `targets[i]` is predicted at index `sources[i]` of the row.
+class PackedSequence:
+    """The prefix trees of one or more groups in one sequence of T tokens, with S tokens to predict.
 
-    `scored[g][n]` are the places, in `sources` and `targets`, of the tokens of completion n of the row's group g.
+    The token `targets[i]` is predicted at index `predictors[i]` of the sequence. `target_places[g][n]` holds, for each
+    token of completion n of group g, its place i in `predictors` and `targets`.
     """
 
     token_ids: list[int] = field(default_factory=list)
+    """[T]."""
     positions: list[int] = field(default_factory=list)
+    """[T], counted from the start of the token's own prompt."""
     segments: list[Segment] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
+    """In order; together they cover the sequence."""
+    predictors: list[int] = field(default_factory=list)
+    """[S]."""
     targets: list[int] = field(default_factory=list)
-    scored: list[list[list[int]]] = field(default_factory=list)
+    """[S]."""
+    target_places: list[list[list[int]]] = field(default_factory=list)
 
 
-def pack(groups: Sequence[TokenGroup]) -> PackedRow:
-    """The row of one or more groups, one tree after the other.
+def pack(groups: Sequence[TokenGroup]) -> PackedSequence:
+    """Return the packed sequence of one or more groups, one prefix tree after the other.
 
-    >>> row = pack([TokenGroup([7, 8], [[1, 2], [3]])])
-    >>> row.token_ids, row.positions, row.segments
-    ([7, 8, 1], [0, 1, 2], [Segment(start=0, stop=2, subtree_stop=3), Segment(start=2, stop=3, subtree_stop=3)])
-    >>> row.sources, row.targets, row.scored
+    >>> sequence = pack([TokenGroup([7, 8], [[1, 2], [3]])])
+    >>> sequence.token_ids, sequence.positions
+    ([7, 8, 1], [0, 1, 2])
+    >>> sequence.predictors, sequence.targets, sequence.target_places
     ([1, 2, 1], [1, 2, 3], [[[0, 1], [2]]])
     """
-    row = PackedRow()
-    places: dict[tuple[int, int], int] = {}
+    sequence = PackedSequence()
     for group in groups:
-        paths = _Tree(row, group).paths
-        row.scored.append([_places(row, places, path, one) for path, one in zip(paths, group.completions, strict=True)])
-    return row
+        predictors = _TreeBuilder(sequence).add(group)
+        sequence.target_places.append(_add_targets(sequence, group, predictors))
+    return sequence
 
 
-def num_shared(one: Tokens, other: Tokens) -> int:
-    """Tokens that two beginnings share in a row: whole blocks of what they have in common, all of it if they are equal.
+def num_shared_tokens(first: TokenIds, second: TokenIds) -> int:
+    """Return how many tokens of a common prefix are shared: whole blocks, or all tokens of equal completions.
 
-    >>> num_shared([1] * 20, [1] * 19 + [2]), num_shared([1, 2], [1, 2]), num_shared([1, 2], [1, 3])
+    >>> num_shared_tokens([1] * 20, [1] * 19 + [2]), num_shared_tokens([1, 2], [1, 2]), num_shared_tokens([1, 2], [1])
     (16, 2, 0)
     """
-    num = next(compress(count(), map(ne, one, other)), min(len(one), len(other)))
-    return num if num == len(one) == len(other) else num - num % SHARED_BLOCK
+    first_difference = next(compress(count(), map(ne, first, second)), min(len(first), len(second)))
+    if first_difference == len(first) == len(second):
+        return first_difference
+    return first_difference - first_difference % SHARED_BLOCK
 
 
-def _places(row: PackedRow, places: dict[tuple[int, int], int], path: list[int], completion: Tokens) -> list[int]:
-    """Where a completion's tokens stand among the row's targets, each (source, target) once."""
-    keys = list(zip(path, completion, strict=True))
-    for key in keys:
-        if key not in places:
-            places[key] = len(row.targets)
-            row.sources.append(key[0])
-            row.targets.append(key[1])
-    return [places[key] for key in keys]
+def _add_targets(sequence: PackedSequence, group: TokenGroup, predictors: list[list[int]]) -> list[list[int]]:
+    """Append the tokens to predict, each (predictor, target) once. Returns each completion's places among them."""
+    place_of: dict[tuple[int, int], int] = {}
+    places = []
+    for indices, completion in zip(predictors, group.completions, strict=True):
+        keys = list(zip(indices, completion, strict=True))
+        for key in keys:
+            if key not in place_of:
+                place_of[key] = len(sequence.targets)
+                sequence.predictors.append(key[0])
+                sequence.targets.append(key[1])
+        places.append([place_of[key] for key in keys])
+    return places
 
 
-class _Tree:
-    """Appends the tree of one group to a row. `paths[n][i]`: at which index token i of completion n is predicted.
+class _TreeBuilder:
+    """Appends the prefix tree of one group to a packed sequence."""
 
-    In sorted order a completion shares with the one before it what it shares at all. The rest of its tokens follow, cut
-    where later completions leave them. Positions count from the start of the prompt, which the first one brings along.
-    """
+    def __init__(self, sequence: PackedSequence) -> None:
+        self._sequence = sequence
+        # The path from the root to the segment appended last: (position where the segment stops, its index).
+        self._open_segments: list[tuple[int, int]] = []
 
-    def __init__(self, row: PackedRow, group: TokenGroup) -> None:
-        self.row = row
-        self.paths: list[list[int]] = [[] for _ in group.completions]
-        # Where segments end that later completions may go on from, and their places in `row.segments`.
-        self._open: list[tuple[int, int]] = []
-        prompt, reads = group.prompt_ids, [tuple(completion[:-1]) for completion in group.completions]
-        order = sorted(range(len(reads)), key=reads.__getitem__)
-        shared = [0, *(len(prompt) + num_shared(reads[one], reads[other]) for one, other in pairwise(order))]
-        path: list[int] = []
-        for n, num, cuts in zip(order, shared, cuts_of(shared), strict=True):
-            tokens = reads[n][num - len(prompt) :] if num else [*prompt, *reads[n]]
-            added = self._add(tokens, num, cuts)
-            path = [*path[: num - len(prompt) + 1], *added] if num else [*added[len(prompt) - 1 :]]
-            self.paths[n] = path
-        self._close(0)
+    def add(self, group: TokenGroup) -> list[list[int]]:
+        """Append the tree. Returns, for each token of each completion, the index at which it is predicted."""
+        num_prompt = len(group.prompt_ids)
+        read_ids = [tuple(completion[:-1]) for completion in group.completions]
+        order = sorted(range(len(read_ids)), key=read_ids.__getitem__)
 
-    def _add(self, tokens: Tokens, position: int, cuts: Sequence[int]) -> range:
-        """Append tokens from `position` on, below the segment that ends there; where they lie in the row."""
-        self._close(position)
-        row, start = self.row, len(self.row.token_ids)
-        stop = position + len(tokens)
-        row.token_ids.extend(tokens)
-        row.positions.extend(range(position, stop))
-        for first, end in pairwise([position, *cuts, stop]):
-            if first < end:
-                self._open.append((end, len(row.segments)))
-                row.segments.append(Segment(start + first - position, start + end - position, start + end - position))
-        return range(start, len(row.token_ids))
+        # Tokens that each conversation, in sorted order, shares with its predecessor; all share the prompt.
+        shared_lengths = [0]
+        for predecessor, current in pairwise(order):
+            shared_lengths.append(num_prompt + num_shared_tokens(read_ids[predecessor], read_ids[current]))
 
-    def _close(self, position: int) -> None:
-        """End the subtrees of segments that end beyond a position."""
-        segments = self.row.segments
-        while self._open and self._open[-1][0] > position:
-            _, index = self._open.pop()
-            segments[index] = replace(segments[index], subtree_stop=len(self.row.token_ids))
+        predictors: list[list[int]] = [[] for _ in read_ids]
+        path: list[int] = []  # the sequence's index of each token of the conversation at hand
+        for index, shared_length, cuts in zip(order, shared_lengths, branch_points(shared_lengths), strict=True):
+            if shared_length == 0:
+                new_ids = [*group.prompt_ids, *read_ids[index]]
+            else:
+                new_ids = list(read_ids[index][shared_length - num_prompt :])
+            del path[shared_length:]
+            path.extend(self._append(new_ids, shared_length, cuts))
+            predictors[index] = path[num_prompt - 1 :]  # the prompt's last token predicts the first of the completion
+        self._close_segments(0)
+        return predictors
+
+    def _append(self, token_ids: TokenIds, position: int, cuts: Sequence[int]) -> range:
+        """Append tokens from `position` on, cut into segments at the positions `cuts`. Returns their indices."""
+        self._close_segments(position)
+        sequence = self._sequence
+        start = len(sequence.token_ids)
+        stop_position = position + len(token_ids)
+        sequence.token_ids.extend(token_ids)
+        sequence.positions.extend(range(position, stop_position))
+        offset = start - position  # from a position to the index of the token there
+        for segment_position, next_position in pairwise([position, *cuts, stop_position]):
+            if segment_position < next_position:
+                stop = next_position + offset
+                self._open_segments.append((next_position, len(sequence.segments)))
+                sequence.segments.append(Segment(segment_position + offset, stop, subtree_stop=stop))
+        return range(start, len(sequence.token_ids))
+
+    def _close_segments(self, position: int) -> None:
+        """End the subtree of each segment that stops beyond `position`: what follows branches off before its end."""
+        segments = self._sequence.segments
+        while self._open_segments and self._open_segments[-1][0] > position:
+            _, index = self._open_segments.pop()
+            segments[index] = replace(segments[index], subtree_stop=len(self._sequence.token_ids))
 
 
-def cuts_of(shared: Sequence[int]) -> list[list[int]]:
-    """Where later ones leave what each completion adds: `shared[k]` tokens are common to it and the one before.
+def branch_points(shared_lengths: Sequence[int]) -> list[list[int]]:
+    """Return, for each completion in sorted order, the offsets at which later completions branch off.
 
-    >>> cuts_of([0, 16, 24, 8])  # the second goes on after 16 tokens of the first, the fourth after 8
+    `shared_lengths[k]` counts the tokens that completion k shares with its predecessor. Only offsets within the tokens
+    that a completion brings itself count.
+
+    >>> branch_points([0, 16, 24, 8])  # the second leaves the first after 16 tokens, the fourth after 8
     [[8, 16], [24], [], []]
     """
-    cuts: list[list[int]] = []
-    ahead: list[int] = []  # how many tokens the completions to come share with this one, the most last
-    for num in reversed(shared):
-        own: list[int] = []
-        while ahead and ahead[-1] >= num:
-            own.append(ahead.pop())
-        ahead.append(num)
-        cuts.append([one for one in reversed(own) if one > num])
-    return cuts[::-1]
+    cuts_in_reverse: list[list[int]] = []
+    # How much of the completion at hand the completions after it share, each offset once, the largest last.
+    later_offsets: list[int] = []
+    for shared_length in reversed(shared_lengths):
+        cuts: list[int] = []
+        while later_offsets and later_offsets[-1] >= shared_length:
+            offset = later_offsets.pop()
+            if offset > shared_length:
+                cuts.append(offset)
+        later_offsets.append(shared_length)
+        cuts_in_reverse.append(cuts[::-1])
+    return cuts_in_reverse[::-1]
 
 
-def rows(groups: Sequence[TokenGroup], token_budget: int, target: int) -> Iterator[list[tuple[int, list[int]]]]:
-    """What to compute together: rows of (index of a group, indices of some of its completions).
+@dataclass(frozen=True)
+class Chunk:
+    """Some completions of a group that are computed together, by index; at most `num_tokens` in a packed sequence."""
 
-    A row holds about `target` tokens, more where a prompt would else be computed too often, and at most `token_budget`,
-    or one completion with its prompt. A larger group is split, its prompt in each piece; completions that begin alike
-    stay together.
+    group_index: int
+    completion_indices: list[int]
+    num_tokens: int
 
-    >>> list(rows([TokenGroup([7, 8], [[1, 2], [3, 4], [5] * 9, [6]])], token_budget=4, target=4))
-    [[(0, [3, 0, 1])], [(0, [2])]]
-    >>> list(rows([TokenGroup([7], [[1]]), TokenGroup([8], [[1]]), TokenGroup([9], [[1]])], token_budget=9, target=2))
-    [[(0, [0]), (1, [0])], [(2, [0])]]
+
+def plan_sequences(groups: Sequence[TokenGroup], token_budget: int, target: int) -> Iterator[list[Chunk]]:
+    """Yield the chunks of each packed sequence.
+
+    A sequence holds about `target` tokens, more where a prompt would otherwise be computed too often, and at most
+    `token_budget` tokens, or one completion with its prompt. A larger group is split into chunks, each with the prompt;
+    completions with a common prefix stay together.
+
+    >>> for chunks in plan_sequences([TokenGroup([7, 8], [[1, 2], [3, 4], [5] * 9, [6]])], token_budget=4, target=4):
+    ...     print(chunks)
+    [Chunk(group_index=0, completion_indices=[3, 0, 1], num_tokens=4)]
+    [Chunk(group_index=0, completion_indices=[2], num_tokens=10)]
+    >>> groups = [TokenGroup([7], [[1]]), TokenGroup([8], [[1]]), TokenGroup([9], [[1]])]
+    >>> [[chunk.group_index for chunk in chunks] for chunks in plan_sequences(groups, token_budget=9, target=2)]
+    [[0, 1], [2]]
     """
-    row: list[tuple[int, list[int]]] = []
-    room = target
-    for index, group in enumerate(groups):
-        own_target = max(target, PROMPT_SHARE * len(group.prompt_ids))
-        for piece, cost in pieces(group, min(token_budget, own_target)):
-            if row and cost > room:
-                yield row
-                row, room = [], target
-            row.append((index, piece))
-            room -= cost
-    if row:
-        yield row
+    chunks: list[Chunk] = []
+    num_free = target
+    for group_index, group in enumerate(groups):
+        chunk_budget = min(token_budget, max(target, PROMPT_SHARE * len(group.prompt_ids)))
+        for chunk in split_group(group_index, group, chunk_budget):
+            if chunks and chunk.num_tokens > num_free:
+                yield chunks
+                chunks = []
+                num_free = target
+            chunks.append(chunk)
+            num_free -= chunk.num_tokens
+    if chunks:
+        yield chunks
 
 
-def pieces(group: TokenGroup, token_budget: int) -> Iterator[tuple[list[int], int]]:
-    """Completions of a group whose row holds at most `token_budget` tokens, or one completion; with the row's tokens.
+def split_group(group_index: int, group: TokenGroup, token_budget: int) -> Iterator[Chunk]:
+    """Yield chunks of a group that pack into at most `token_budget` tokens each, or hold one completion.
 
-    The count is an upper bound: in sorted order, a completion shares with the one before it what it shares at all.
+    `Chunk.num_tokens` is an upper bound: in sorted order, a completion's longest shared prefix is with its predecessor.
     """
-    prompt, reads = len(group.prompt_ids), [tuple(completion[:-1]) for completion in group.completions]
-    piece: list[int] = []
-    cost = prompt
-    for index in sorted(range(len(reads)), key=lambda one: (reads[one], one)):
-        added = len(reads[index]) - (num_shared(reads[piece[-1]], reads[index]) if piece else 0)
-        if piece and cost + added > token_budget:
-            yield piece, cost
-            piece, cost, added = [], prompt, len(reads[index])
-        piece.append(index)
-        cost += added
-    yield piece, cost
+    num_prompt = len(group.prompt_ids)
+    read_ids = [tuple(completion[:-1]) for completion in group.completions]
+    order = sorted(range(len(read_ids)), key=read_ids.__getitem__)
+    indices = [order[0]]
+    num_tokens = num_prompt + len(read_ids[order[0]])
+    for predecessor, current in pairwise(order):
+        num_new = len(read_ids[current]) - num_shared_tokens(read_ids[predecessor], read_ids[current])
+        if num_tokens + num_new > token_budget:
+            yield Chunk(group_index, indices, num_tokens)
+            indices = []
+            num_tokens = num_prompt
+            num_new = len(read_ids[current])
+        indices.append(current)
+        num_tokens += num_new
+    yield Chunk(group_index, indices, num_tokens)

@@ -1,13 +1,13 @@
-"""The engines in processes of their own, so that who answers calls neither holds up who computes nor dies with it.
+"""Engines in processes of their own, so that RPC handling cannot slow or crash the computation, and vice versa.
 
     server process                              engine process
     RemoteEngine.logprobs(groups)   -- (index, groups) -->        engines[index].logprobs(groups)
-                                    <-- log-probabilities, or why there are none --
+                                    <-- log-probabilities, or an exception --
 
-In one process, Python runs in one thread at a time: each step of each layer would wait for its turn beside a busy event
-loop. For the same reason models on devices of their own, which compute at the same time, get a process each. A batch
-that kills a process fails; the next one starts it anew, and its models are loaded again. It ends with the server's
-process, however that ends.
+In one process, Python runs one thread at a time: each step of each layer would wait for a busy event loop. For the same
+reason, models on separate devices, which compute at the same time, get one process each. When a process is killed, the
+batch that it computes fails; the next batch starts a new process, which loads the models again. An engine process ends
+together with the server's process, in whatever way that ends.
 """
 
 import atexit
@@ -26,48 +26,52 @@ from typing import Any, cast
 
 from reward_server.engines import MODELS, Logprobs, ModelName, ScoringEngine, TokenGroup
 from reward_server.engines.allocator import keep_memory
-from reward_server.engines.loading import have_own_devices, load_engines
+from reward_server.engines.loading import have_separate_devices, load_engines
 from reward_server.monitoring import log_to_stderr
 from winnow.errors import ModelError, WinnowError
+from winnow.import_path import inherited_environment
 from winnow.serve_config import ServeConfig
 
 log = logging.getLogger(__name__)
 
 
 class EngineError(RuntimeError):
-    """An engine failed in its process, or the process ended; the message says which."""
+    """An engine failed in its process, or the process ended; the message has the cause."""
 
 
 def start_engines(config: ServeConfig) -> Callable[[], list[ScoringEngine]]:
-    """Begin to load engines that compute in other processes than this one; returns what waits for them.
+    """Begin to load the engines in other processes. Returns a function that waits for them and returns them.
 
-    That raises as `load_engines` does. vLLM has processes of its own.
+    That function raises as `load_engines` does. vLLM has processes of its own.
     """
     if config.engine == "vllm":
         return partial(load_engines, config)
-    shares = [(name,) for name in MODELS] if have_own_devices(config) else [MODELS]
-    return partial(_engines_of, [EngineProcess(config, models) for models in shares])
+    if have_separate_devices(config):
+        processes = [EngineProcess(config, (name,)) for name in MODELS]
+    else:
+        processes = [EngineProcess(config, MODELS)]
+    return partial(_wait_for_engines, processes)
 
 
-def _engines_of(processes: "Sequence[EngineProcess]") -> list[ScoringEngine]:
-    """The engines of all processes; where one fails to load, the others end with it, loaded or not."""
-    engines: dict[int, list[ScoringEngine]] = {}
+def _wait_for_engines(processes: "Sequence[EngineProcess]") -> list[ScoringEngine]:
+    """Return the engines of all processes, in order. If one fails to load, all processes end, loaded or not."""
+    loading = {process.connection: process for process in processes}
+    engines: dict[EngineProcess, list[ScoringEngine]] = {}
     try:
-        while len(engines) < len(processes):
-            loading = {one.connection: index for index, one in enumerate(processes) if index not in engines}
-            for ready in wait(loading):
-                index = loading[cast(Connection, ready)]
-                engines[index] = processes[index].wait()
+        while loading:
+            for connection in wait(loading):
+                process = loading.pop(cast(Connection, connection))
+                engines[process] = process.wait()
     except Exception:
         for process in processes:
             process.close()
         raise
-    return [engine for index in sorted(engines) for engine in engines[index]]
+    return [engine for process in processes for engine in engines[process]]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What an engine says of itself."""
+class EngineInfo:
+    """The properties of an engine, sent from its process once it is loaded."""
 
     dtype: str
     device: str
@@ -75,13 +79,13 @@ class Facts:
     max_tokens: int | None
 
     @classmethod
-    def of(cls, engine: ScoringEngine) -> "Facts":
-        """The facts of an engine that is loaded."""
+    def of(cls, engine: ScoringEngine) -> "EngineInfo":
+        """Return the properties of a loaded engine."""
         return cls(engine.dtype, engine.device, engine.vocab_size, engine.max_tokens)
 
 
 class EngineProcess:
-    """A process with engines of some of the pair's models, which begins to load at once. Calls wait for each other."""
+    """A process with engines of some of the pair's models, which it begins to load at once. One call at a time."""
 
     def __init__(self, config: ServeConfig, models: Sequence[ModelName] = MODELS) -> None:
         self._config = config
@@ -91,91 +95,91 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs now."""
+        """Id of the current process."""
         return self._process.pid
 
     def wait(self) -> list[ScoringEngine]:
-        """Its engines, when they are loaded. Raises what loading failed with."""
-        return [RemoteEngine(self, index, facts) for index, facts in enumerate(self._loaded())]
+        """Wait until the engines are loaded, and return them. Raises the error with which loading failed."""
+        return [RemoteEngine(self, index, info) for index, info in enumerate(self._receive_infos())]
 
     def logprobs(self, index: int, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
-        """As `ScoringEngine` says. Raises EngineError; where the process has ended before, it is started anew."""
+        """Compute as specified by `ScoringEngine`. Raises EngineError. Restarts a process that has ended."""
         with self._lock:
             if not self._process.is_alive():
-                log.error("%s; the models are loaded again", self._end())
+                log.error("%s; the models are loaded again", self._clean_up())
                 self._start()
-                self._loaded()
+                self._receive_infos()
             try:
                 self.connection.send((index, groups))
-                answer: list[list[Logprobs]] = self._answer()
+                results: list[list[Logprobs]] = self._receive()
             except (EOFError, OSError) as error:
-                raise EngineError(self._end()) from error
-        return answer
+                raise EngineError(self._clean_up()) from error
+        return results
 
     def close(self) -> None:
-        """End the process at once: it has nothing to save."""
+        """Kill the process: it has nothing to save."""
         atexit.unregister(self.close)
         self._process.kill()
         self._process.join()
         self.connection.close()
 
     def _start(self) -> None:
-        # "spawn": a copy of this process would have its threads' locks, and a GPU's library in an unusable state.
+        # "spawn": a forked copy of this process would hold its threads' locks, and a GPU library in an unusable state.
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self.connection, child_connection = context.Pipe()
         self._process = context.Process(
-            target=work, args=(theirs, self._config, self._models), name="engines", daemon=True
+            target=serve_engine, args=(child_connection, self._config, self._models), name="engines", daemon=True
         )
-        with _interrupts_wait():
+        with inherited_environment(), _delay_interrupts():
             self._process.start()
-        theirs.close()
-        atexit.register(self.close)  # before multiprocessing's own, which waits for what ignores signals
+        child_connection.close()
+        atexit.register(self.close)  # runs before multiprocessing's handler, which would wait for the process
 
-    def _loaded(self) -> list[Facts]:
+    def _receive_infos(self) -> list[EngineInfo]:
         """Wait until the models are loaded."""
         try:
-            facts: list[Facts] = self._answer()
+            infos: list[EngineInfo] = self._receive()
         except EOFError:
-            raise ModelError(f"while the models were loaded, {self._end()}; is there memory enough?") from None
-        return facts
+            raise ModelError(f"while the models were loaded, {self._clean_up()}; is there enough memory?") from None
+        return infos
 
-    def _answer(self) -> Any:
-        """What the process says next. Raises what it failed with, EOFError where it has ended."""
-        answer = self.connection.recv()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def _receive(self) -> Any:
+        """Receive the next message. Raises it if it is an exception, and EOFError if the process has ended."""
+        message = self.connection.recv()
+        if isinstance(message, Exception):
+            raise message
+        return message
 
-    def _end(self) -> str:
-        """Clear away a process that has ended; returns how it did."""
+    def _clean_up(self) -> str:
+        """Release what a process that has ended leaves behind. Returns a sentence with its exit code."""
         self.close()
         return f"the engines' process ended with exit code {self._process.exitcode}"
 
 
 class RemoteEngine:
-    """One engine of the process."""
+    """One engine of an engine process."""
 
-    def __init__(self, process: EngineProcess, index: int, facts: Facts) -> None:
+    def __init__(self, process: EngineProcess, index: int, info: EngineInfo) -> None:
         self.process = process
-        self.dtype = facts.dtype
-        self.device = facts.device
-        self.vocab_size = facts.vocab_size
-        self.max_tokens = facts.max_tokens
+        self.dtype = info.dtype
+        self.device = info.device
+        self.vocab_size = info.vocab_size
+        self.max_tokens = info.max_tokens
         self._index = index
 
     def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
-        """As `ScoringEngine` says. Raises EngineError."""
+        """Compute as specified by `ScoringEngine`. Raises EngineError."""
         return self.process.logprobs(self._index, groups)
 
     def close(self) -> None:
-        """End the process, and with it any other engine of it."""
+        """Kill the process, with all its engines."""
         self.process.close()
 
 
-def work(connection: Connection, config: ServeConfig, models: Sequence[ModelName]) -> None:
-    """What the process does: load, tell the engines' facts, then compute what is asked until nobody asks any more."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # sent to all of a group; the server decides when it is over
+def serve_engine(connection: Connection, config: ServeConfig, models: Sequence[ModelName]) -> None:
+    """Run the engine process: load the engines, send their properties, then compute each request until it is killed."""
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)  # a terminal signals all processes; the server decides when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log_to_stderr()
     keep_memory()
@@ -188,13 +192,13 @@ def work(connection: Connection, config: ServeConfig, models: Sequence[ModelName
         log.exception("loading failed")
         connection.send(ModelError(f"loading failed ({type(error).__name__}: {error}); see the log above"))
         return
-    connection.send([Facts.of(engine) for engine in engines])
+    connection.send([EngineInfo.of(engine) for engine in engines])
     while True:
         index, groups = connection.recv()
-        connection.send(_attempt(engines[index], groups))
+        connection.send(_logprobs_or_error(engines[index], groups))
 
 
-def _attempt(engine: ScoringEngine, groups: Sequence[TokenGroup]) -> list[list[Logprobs]] | EngineError:
+def _logprobs_or_error(engine: ScoringEngine, groups: Sequence[TokenGroup]) -> list[list[Logprobs]] | EngineError:
     try:
         return engine.logprobs(groups)
     except Exception as error:
@@ -210,11 +214,11 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C come after the block. A process that is started in it never gets one: it ends with this process."""
-    resource_tracker.ensure_running()  # as it is started, it would let them through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _delay_interrupts() -> Iterator[None]:
+    """Delay Ctrl-C until after the block. A process that is started in it never gets one: it ends with this process."""
+    resource_tracker.ensure_running()  # starting it within the block would unblock the signal
+    mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask_before)

@@ -1,12 +1,15 @@
-"""Scoring through Hugging Face transformers, on a CPU or on GPUs: what completions have in common is computed once.
+"""Scoring through Hugging Face transformers, on a CPU or on GPUs: a shared prefix is computed once.
 
-    shared   hidden = model(row, positions, layout)            groups as trees in one row (packing.py, attention.py)
-    plain    hidden = model(prompt + completion)               one completion at a time, by the model's own attention
-             logprobs = head(hidden[sources], targets)         scored positions only (head.py)
+    shared path   hidden = model(packed sequence, positions, layout)    prefix trees (packing.py), tree attention
+                                                                        (attention.py)
+    plain path    hidden = model(prompt + completion)                   one completion at a time, by the model's own
+                                                                        attention
+    both          logprobs = head(hidden[predictors], targets)          scored tokens only (head.py)
 
-The plain path scores models that cannot share: recurrent or chunked layers, positions that depend on the row's length.
-At start-up both paths score a small group and are compared with the model's own logits; where the shared path differs,
-the plain one is used from then on, and the log says so. A model that the plain path cannot score is refused.
+The plain path scores models that cannot share: recurrent or chunked layers, positions that depend on the length of the
+sequence. At start both paths score a small group and are compared with the model's own logits. Where the shared path
+differs, the engine uses the plain one from then on and logs a warning. A model that the plain path cannot score is
+refused.
 """
 
 import logging
@@ -21,32 +24,33 @@ from reward_server.engines import Logprobs, TokenGroup
 from reward_server.engines.attention import Layout, implementation
 from reward_server.engines.experts import BLOCKS
 from reward_server.engines.head import Head
-from reward_server.engines.packing import pack, rows
+from reward_server.engines.packing import pack, plan_sequences
+from winnow.checkpoints import positions_of
 from winnow.config import Dtype
 from winnow.errors import ModelError, first_line
 from winnow.models import load_causal_lm
 
 log = logging.getLogger(__name__)
 
-# Their frequencies depend on the longest position of the row, so that a long neighbour would change the score.
-ROW_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+# Their frequencies depend on the longest position of the sequence, so that a long neighbour would change the score.
+LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 ORIGINAL = "original_inv_freq"
 SHARED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
-CPU_ROW_TOKENS = 3072
+CPU_SEQUENCE_TOKENS = 3072
 
-# Mean difference of a token's log-probability between two paths: above the rounding, below what a wrong mask does.
+# Mean difference of a token's log-probability between two paths: above the rounding, below what a wrong mask causes.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.1
 
-CHECK_COMMON = 20
-"""Tokens that two completions of the self-check have in common."""
+CHECK_PREFIX = 20
+"""Tokens of the prefix that two completions of the self-check share."""
 
 
 class TransformersEngine:
     """A causal language model held by transformers. Not safe for threads: one forward pass at a time.
 
-    `token_budget` bounds the tokens of a forward pass; one longer completion passes alone.
+    `token_budget` limits the tokens of a forward pass; a single completion with its prompt may exceed it.
     """
 
     def __init__(self, model: Any, name: str, *, token_budget: int = 16384) -> None:
@@ -56,7 +60,7 @@ class TransformersEngine:
         self._head = Head(self.model.get_output_embeddings(), self._config)
         self._plain_attention = plain_attention(self._config)
         self._attention = "sdpa"
-        self._ropes = [one for one in self.model.modules() if rope_prefixes(one)]
+        self._ropes = [module for module in self.model.modules() if rope_prefixes(module)]
         if self._input_device.type == "cpu" and hasattr(self._config, "_experts_implementation"):
             self._config._experts_implementation = BLOCKS  # of models that have experts
         self.is_shared = self._can_share(name)
@@ -66,7 +70,7 @@ class TransformersEngine:
     def load(
         cls, model: str, *, dtype: Dtype = "auto", device_map: str = "auto", token_budget: int = 16384
     ) -> "TransformersEngine":
-        """The engine of a folder or hub id. Raises UsageError and ModelError with the ways out."""
+        """Load the engine of a folder or hub id. Raises UsageError and ModelError with a remedy."""
         loaded = load_causal_lm(model, dtype=dtype, device_map=device_map, attn_implementation="sdpa")
         return cls(loaded, model, token_budget=token_budget)
 
@@ -77,65 +81,74 @@ class TransformersEngine:
 
     @property
     def device(self) -> str:
-        """Where the weights lie, like "cpu" or "cuda:0, cuda:1"."""
+        """Devices of the weights, like "cpu" or "cuda:0, cuda:1"."""
         return ", ".join(sorted({str(parameter.device) for parameter in self.model.parameters()}))
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below it."""
+        """Upper bound of the token ids, exclusive."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def max_tokens(self) -> int | None:
-        """The positions that the model was made for; None where its config does not say."""
-        limit = getattr(self._config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        """Number of positions that the model was made for; None where its config has no limit."""
+        return positions_of(self.model.config)
 
     def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
-        """The log-probabilities of each completion's tokens, as `ScoringEngine` says."""
+        """Compute the log-probabilities of each completion's tokens, as specified by `ScoringEngine`."""
         results: list[dict[int, Logprobs]] = [{} for _ in groups]
-        for row in rows(groups, self.token_budget, self._row_tokens):
-            parts = [_part(groups[index], ns) for index, ns in row]
-            for (index, ns), part, values in zip(row, parts, self._row(parts), strict=True):
-                results[index].update(zip(ns, self._mended(part, values), strict=True))
-        return [[result[n] for n in range(len(result))] for result in results]
+        for chunks in plan_sequences(groups, self.token_budget, self._target_tokens):
+            parts = [_select(groups[chunk.group_index], chunk.completion_indices) for chunk in chunks]
+            for chunk, part, values in zip(chunks, parts, self._score(parts), strict=True):
+                repaired = self._repair(part, values)
+                results[chunk.group_index].update(zip(chunk.completion_indices, repaired, strict=True))
+        return [[result[index] for index in range(len(result))] for result in results]  # in the order of completions
 
     def close(self) -> None:
-        """Nothing to end: the weights go with this process."""
+        """Do nothing: the weights are freed with this process."""
 
-    def _row(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
+    def _score(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
         if self.is_shared:
-            return self._shared(groups)
-        return [[self._plain(group.prompt_ids, completion) for completion in group.completions] for group in groups]
+            return self._score_shared(groups)
+        return [self._score_plainly(group) for group in groups]
 
-    def _mended(self, group: TokenGroup, values: list[Logprobs]) -> list[Logprobs]:
-        """The values, those that are not finite computed again alone: zero times a neighbour's infinity is not zero."""
-        if not self.is_shared or all(np.isfinite(one).all() for one in values):
+    def _score_plainly(self, group: TokenGroup) -> list[Logprobs]:
+        return [self._plain_logprobs(group.prompt_ids, completion) for completion in group.completions]
+
+    def _repair(self, group: TokenGroup, values: list[Logprobs]) -> list[Logprobs]:
+        """Recompute alone what is not finite: a neighbour's infinity times a weight of zero is NaN."""
+        if not self.is_shared:
             return values
-        pairs = zip(group.completions, values, strict=True)
-        return [one if np.isfinite(one).all() else self._plain(group.prompt_ids, ids) for ids, one in pairs]
+        repaired = []
+        for completion, logprobs in zip(group.completions, values, strict=True):
+            if np.isfinite(logprobs).all():
+                repaired.append(logprobs)
+            else:
+                repaired.append(self._plain_logprobs(group.prompt_ids, completion))
+        return repaired
 
     @torch.inference_mode()
-    def _shared(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
-        """The log-probabilities of a row of groups."""
-        row = pack(groups)
-        layout = Layout.of(row, self._input_device)
-        self._attend_by(implementation(self._input_device.type))
-        hidden = self._hidden(row.token_ids, position_ids=layout.positions[None], layout=layout)
-        scored = hidden[self._tensor(row.sources).to(hidden.device)]  # of several GPUs, the last holds the outcome
-        values = self._head.logprobs(scored, self._tensor(row.targets)).cpu().numpy()
-        return [[values[places] for places in group] for group in row.scored]
+    def _score_shared(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
+        """Compute the log-probabilities of groups in one packed sequence."""
+        sequence = pack(groups)
+        layout = Layout.of(sequence, self._input_device)
+        self._set_attention(implementation(self._input_device.type))
+        hidden = self._hidden(sequence.token_ids, position_ids=layout.positions[None], layout=layout)
+        # Of several GPUs, the last one holds the hidden states.
+        predictors = self._tensor(sequence.predictors).to(hidden.device)
+        values = self._head.logprobs(hidden[predictors], self._tensor(sequence.targets)).cpu().numpy()
+        return [[values[places] for places in group_places] for group_places in sequence.target_places]
 
     @torch.inference_mode()
-    def _plain(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:
-        """The log-probabilities of one completion by the model's own attention."""
+    def _plain_logprobs(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:
+        """Compute the log-probabilities of one completion by the model's own attention."""
         self.attend_plainly()
         hidden = self._hidden([*prompt_ids, *completion])[len(prompt_ids) - 1 : -1]
         values: Logprobs = self._head.logprobs(hidden, self._tensor(completion)).cpu().numpy()
         return values
 
     def _hidden(self, token_ids: Sequence[int], **arguments: Any) -> Tensor:
-        """The last hidden states of a row: [T, hidden]."""
+        """Compute the last hidden states of a sequence: [T, hidden]."""
         output = self.model.base_model(input_ids=self._tensor(token_ids)[None], use_cache=False, **arguments)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
@@ -144,9 +157,11 @@ class TransformersEngine:
         return torch.tensor(numbers, device=self._input_device)
 
     @property
-    def _row_tokens(self) -> int:
-        """Tokens of a row, where groups allow it: on a CPU, so many that what a layer makes stays near its cache."""
-        return min(self.token_budget, CPU_ROW_TOKENS if self._input_device.type == "cpu" else self.token_budget)
+    def _target_tokens(self) -> int:
+        """Tokens of a packed sequence that suit the device: on a CPU few, so that activations stay near its cache."""
+        if self._input_device.type == "cpu":
+            return min(self.token_budget, CPU_SEQUENCE_TOKENS)
+        return self.token_budget
 
     @property
     def _input_device(self) -> torch.device:
@@ -154,63 +169,66 @@ class TransformersEngine:
         return device
 
     def attend_plainly(self) -> None:
-        """Let the model read one sequence as it does outside winnow, and as if it were the first."""
-        self._attend_by(self._plain_attention)
+        """Let the model read one sequence as it does outside winnow, without a memory of earlier sequences."""
+        self._set_attention(self._plain_attention)
         for rope in self._ropes:
             reset(rope)
 
-    def _attend_by(self, name: str) -> None:
+    def _set_attention(self, name: str) -> None:
         if self._attention != name:
             self.model.set_attn_implementation(name)
             self._attention = name
 
     def _can_share(self, name: str) -> bool:
-        """Whether the architecture lets completions share a prompt; the log says why not."""
+        """Tell whether the architecture lets completions share a prompt; log the reasons where it does not."""
         reasons = []
         if getattr(self.model, "_is_stateful", False):
             reasons.append("recurrent layers")
-        if others := sorted(set(getattr(self._config, "layer_types", None) or ()) - SHARED_LAYERS):
-            reasons.append(f"layers of type {', '.join(others)}")
-        if rope := sorted(rope_types(self._config) & ROW_DEPENDENT_ROPE):
-            reasons.append(f"positions that depend on the row's length ({', '.join(rope)})")
+        unknown_layers = sorted(set(getattr(self._config, "layer_types", None) or ()) - SHARED_LAYERS)
+        if unknown_layers:
+            reasons.append(f"layers of type {', '.join(unknown_layers)}")
+        ropes = sorted(rope_types(self._config) & LENGTH_DEPENDENT_ROPE)
+        if ropes:
+            reasons.append(f"positions that depend on the length of the sequence ({', '.join(ropes)})")
         if reasons:
             log.warning("%s: %s: COMPLETIONS ARE SCORED ONE BY ONE, which is slower", name, "; ".join(reasons))
         return not reasons
 
     def _check(self, name: str) -> None:
-        """Compare the paths with the model's own logits. Raises ModelError where the plain one differs or fails."""
-        group, kind = check_group(self.vocab_size), self._config.model_type
+        """Compare both paths with the model's own logits. Raises ModelError where the plain one differs or fails."""
+        group = check_group(self.vocab_size)
+        kind = self._config.model_type
         tolerance = TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
         try:
-            own = [self._own(group.prompt_ids, completion) for completion in group.completions]
-            plain = difference(own, [self._plain(group.prompt_ids, completion) for completion in group.completions])
+            reference = [self._reference_logprobs(group.prompt_ids, completion) for completion in group.completions]
+            plain_difference = mean_difference(reference, self._score_plainly(group))
         except Exception as error:  # an architecture may fail in any way
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(
                 f"{name}: the transformers engine cannot compute this architecture ({kind}): {reason}; take another "
                 "model, or engine: vllm"
             ) from error
-        if plain > tolerance:
+        if plain_difference > tolerance:
             raise ModelError(
-                f"{name}: this architecture ({kind}) does more with its logits than the transformers engine knows; "
-                "take another model"
+                f"{name}: this architecture ({kind}) changes its logits in a way that the transformers engine does not "
+                "know; take another model"
             )
-        if difference([own[0][:CHECK_COMMON]], [own[1][:CHECK_COMMON]]) > tolerance:
+        if mean_difference([reference[0][:CHECK_PREFIX]], [reference[1][:CHECK_PREFIX]]) > tolerance:
             raise ModelError(
-                f"{name}: this model ({kind}) reads a token's successors to predict it, so it is no causal language "
-                "model; take one that is, or set is_decoder in its config.json if it was trained as one"
+                f"{name}: this model ({kind}) reads the tokens after a token to predict it, so it is not a causal "
+                "language model; take one that is, or set is_decoder in its config.json if it was trained as one"
             )
         if self.is_shared:
-            self._check_sharing(name, group, own, tolerance)
+            self._check_sharing(name, group, reference, tolerance)
 
-    def _check_sharing(self, name: str, group: TokenGroup, own: Sequence[Logprobs], tolerance: float) -> None:
+    def _check_sharing(self, name: str, group: TokenGroup, reference: Sequence[Logprobs], tolerance: float) -> None:
         try:
-            shared = difference(own, self._shared([group])[0])
-        except Exception as error:  # a model may do anything with a mask that is no tensor
+            shared_difference = mean_difference(reference, self._score_shared([group])[0])
+        except Exception as error:  # a model may do anything with a mask that is not a tensor
             log.warning("%s: the shared path fails: %s: %s", name, type(error).__name__, error)
-            shared = float("inf")
-        log.info("%s: self-check: shared and plain scores differ by %.2g a token", name, shared)
-        self.is_shared = shared <= tolerance
+            shared_difference = float("inf")
+        log.info("%s: self-check: shared and plain scores differ by %.2g a token", name, shared_difference)
+        self.is_shared = shared_difference <= tolerance
         if not self.is_shared:
             log.warning(
                 "%s: the shared path differs by more than %g: COMPLETIONS ARE SCORED ONE BY ONE, which is slower",
@@ -219,52 +237,59 @@ class TransformersEngine:
             )
 
     @torch.inference_mode()
-    def _own(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:
-        """The log-probabilities of one completion from the model's own logits, all of them: for a short one only."""
+    def _reference_logprobs(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:
+        """Compute the log-probabilities of one short completion from all of the model's own logits."""
         self.attend_plainly()
         logits = self.model(input_ids=self._tensor([*prompt_ids, *completion])[None], use_cache=False).logits[0].float()
-        chosen = logits[len(prompt_ids) - 1 : -1].log_softmax(dim=1).cpu().gather(1, torch.tensor(completion)[:, None])
-        values: Logprobs = chosen[:, 0].numpy()
+        logprobs = logits[len(prompt_ids) - 1 : -1].log_softmax(dim=1).cpu()
+        values: Logprobs = logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0].numpy()
         return values
 
 
-def _part(group: TokenGroup, indices: Sequence[int]) -> TokenGroup:
+def _select(group: TokenGroup, indices: Sequence[int]) -> TokenGroup:
     return TokenGroup(group.prompt_ids, [group.completions[index] for index in indices])
 
 
 def check_group(vocab_size: int) -> TokenGroup:
-    """The group of the self-check: two completions of one length with a beginning in common, and one without.
+    """Return the group of the self-check: two completions of equal length with a common prefix, and another one.
 
-    That beginning has the same values in both, unless the model looks ahead.
+    The tokens of the prefix have the same log-probabilities in both, unless the model looks ahead.
     """
     ids = [(7919 * (i + 1)) % vocab_size for i in range(96)]
-    common = ids[24 : 24 + CHECK_COMMON]
-    return TokenGroup(ids[:24], [[*common, *ids[60:72]], [*common, *ids[72:84]], ids[80:96]])
+    prefix = ids[24 : 24 + CHECK_PREFIX]
+    return TokenGroup(ids[:24], [[*prefix, *ids[60:72]], [*prefix, *ids[72:84]], ids[80:96]])
 
 
-def difference(ours: Sequence[Logprobs], theirs: Sequence[Logprobs]) -> float:
-    """The mean absolute difference of tokens' log-probabilities; infinite where one path alone is not finite."""
-    one, other = np.concatenate(ours), np.concatenate(theirs)
-    if (np.isfinite(one) != np.isfinite(other)).any():
+def mean_difference(reference: Sequence[Logprobs], logprobs: Sequence[Logprobs]) -> float:
+    """Return the mean absolute difference per token; infinity where a token is finite in one of both only."""
+    reference_values = np.concatenate(reference)
+    values = np.concatenate(logprobs)
+    is_finite = np.isfinite(reference_values)
+    if (is_finite != np.isfinite(values)).any():
         return float("inf")
-    both = np.isfinite(one)
-    return float(np.abs(one[both] - other[both]).mean()) if both.any() else 0.0
+    if not is_finite.any():
+        return 0.0
+    return float(np.abs(reference_values[is_finite] - values[is_finite]).mean())
 
 
 def rope_types(config: Any) -> set[str]:
-    """Kinds of rotary position encoding, which some models name for each type of layer."""
+    """Return the kinds of rotary position encoding; some models name one for each type of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    each = [parameters] if "rope_type" in parameters else [one for one in parameters.values() if isinstance(one, dict)]
-    return {str(one.get("rope_type", "default")) for one in each}
+    if "rope_type" in parameters:
+        return {str(parameters["rope_type"])}
+    per_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
+    return {str(settings.get("rope_type", "default")) for settings in per_layer_type}
 
 
 def plain_attention(config: Any) -> str:
-    """How a model attends to one sequence; sdpa would leave out the cap that some put on attention scores, silently."""
-    return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
+    """Name the attention for a single sequence; sdpa would silently leave out a cap on attention scores."""
+    if getattr(config, "attn_logit_softcapping", None) is None:
+        return "sdpa"
+    return "eager"
 
 
 def rope_prefixes(module: torch.nn.Module) -> list[str]:
-    """What stands before the names of a rotary encoding's frequencies, "" or like "full_attention_", if they can grow.
+    """Return the prefixes of a rotary encoding's frequencies ("" or like "full_attention_"), if these can grow.
 
     They grow with the longest sequence so far, which transformers remembers from one forward pass to the next.
     """
@@ -275,10 +300,12 @@ def rope_prefixes(module: torch.nn.Module) -> list[str]:
 
 
 def reset(rope: Any) -> None:
-    """Give a rotary encoding that has grown the frequencies back that it was made with."""
-    made_for = rope.original_max_seq_len
+    """Restore the original frequencies of a rotary encoding that has grown."""
+    original_length = rope.original_max_seq_len
     for prefix in rope_prefixes(rope):
-        longest, frequencies = f"{prefix}max_seq_len_cached", f"{prefix}inv_freq"
-        if getattr(rope, longest, made_for) != made_for:
-            setattr(rope, frequencies, getattr(rope, prefix + ORIGINAL).to(getattr(rope, frequencies).device))
-            setattr(rope, longest, made_for)
+        length_name = f"{prefix}max_seq_len_cached"
+        frequencies_name = f"{prefix}inv_freq"
+        if getattr(rope, length_name, original_length) != original_length:
+            device = getattr(rope, frequencies_name).device
+            setattr(rope, frequencies_name, getattr(rope, prefix + ORIGINAL).to(device))
+            setattr(rope, length_name, original_length)

@@ -59,10 +59,10 @@ class RewardServiceServicer(object):
     def Score(self, request, context):
         """Scores the completions of one prompt.
 
-        A completion that cannot be scored gets a status of its own; the others are scored. INVALID_ARGUMENT answers a
-        request that is malformed as a whole: no prompt, no completions or too many of them, an unknown option.
-        RESOURCE_EXHAUSTED answers one that finds the queue full, DEADLINE_EXCEEDED one whose deadline cannot be met; the
-        first says in its trailing metadata, grpc-retry-pushback-ms, when to come back.
+        A completion that cannot be scored gets a status; the others are scored. The call fails with INVALID_ARGUMENT if
+        the request is malformed as a whole (no prompt, no completions or too many of them, an unknown option), with
+        RESOURCE_EXHAUSTED if the queue is full, and with DEADLINE_EXCEEDED if its deadline cannot be met. If the queue is
+        full, the trailing metadata grpc-retry-pushback-ms holds the milliseconds until the caller may try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,15 +71,18 @@ class RewardServiceServicer(object):
     def ScoreStream(self, request_iterator, context):
         """Scores prompt after prompt over one stream: one response for each request, in the order of the requests.
 
-        A malformed request ends the stream with INVALID_ARGUMENT, which names its request_id, after the responses of the
-        requests before it. What was sent after it is unanswered and can be sent again.
+        It is for callers in other languages, which so keep the server busy without code for concurrency; the Python
+        clients make Score calls. A full queue is not an error here: the server reads the stream no further for a while.
+
+        A malformed request ends the stream with INVALID_ARGUMENT, which names its request_id, after the responses to the
+        requests before it. Requests after it get no response and can be sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Says what is loaded, and the limits of a request.
+        """Returns the models that are loaded, and the limits of a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

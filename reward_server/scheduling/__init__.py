@@ -1,1 +1,1 @@
-"""Which group is computed next, and which group is refused."""
+"""Scheduling: the queue of groups, which group is computed next, and which group is refused."""

@@ -1,20 +1,57 @@
-"""What waits to be computed, whose turn it is, and what is refused. Pure: times are given, nothing runs here.
+"""The bounded queue of groups: deficit round robin decides which group is next, admission control which is refused.
 
-    turns      deficit round robin over clients, weighed in tokens: at each turn a client may spend `quantum` tokens
-               more; a group that costs more than it has waits for its later turns
-    room       waiting + tokens <= max_tokens, and for a client that has groups waiting
-               own + tokens <= max_tokens - (waiting + tokens): one client takes half of the queue at most, n take
-               n / (n + 1); a group counts as half of the queue at most, so that even the largest leaves room to others
-    estimate   (being computed + what goes before, by fair turns + tokens) / measured tokens per second
+Pure: times are passed in and nothing runs here. A group costs its tokens, those of both models together.
 
-The same room holds for numbers of groups. A queue that refused somebody stays full for them until something leaves, so
-that small groups do not overtake a large one for ever.
+Deficit round robin (Shreedhar and Varghese, 1995). Each client has a queue of its own, and the clients form a rotation.
 
-What cannot be done by its deadline is refused when it comes, or dropped when its turn comes. Estimates only decide
-where others wait: on an idle server a group is always tried, so that a wrong estimate mends itself.
+    1. When a client is next in rotation, its deficit (the tokens that it may spend) grows by `quantum`.
+    2. Its first group is taken if it costs at most the deficit; the deficit shrinks by the cost. Repeat.
+    3. A first group that costs more waits. The client moves to the end of the rotation and keeps its deficit.
+    4. A client without waiting groups leaves the rotation and loses its deficit.
+
+    Example: quantum 10. Client a has two groups of 20 tokens, client b has six groups of 5 tokens.
+
+        next in rotation   deficit         taken
+        a                   0 + 10 = 10    nothing, a's first group costs 20
+        b                   0 + 10 = 10    b b, deficit 0
+        a                  10 + 10 = 20    a, deficit 0
+        b                   0 + 10 = 10    b b, deficit 0
+        a                   0 + 10 = 10    nothing
+        b                   0 + 10 = 10    b b, and b leaves the rotation
+        a                  10 + 10 = 20    a, and a leaves the rotation
+
+    A batch takes groups in this order until its budget is used up; the next batch resumes at the same point.
+
+Admission control. A group is refused (backpressure: the caller retries later) unless both of these hold, for tokens and
+for numbers of groups:
+
+    capacity     waiting + cost <= max_tokens
+    fair share   held + cost <= max_tokens - (waiting + cost), if the client already has `held` tokens waiting:
+                 it may hold at most as much as it leaves free
+
+    Example: max_tokens 100, groups of 10 tokens. Client a's fifth group is admitted: 40 + 10 <= 100 - (40 + 10). Its
+    sixth is refused: 50 + 10 > 100 - (50 + 10). A first group of client b, of 50 tokens, is admitted: 50 + 50 <= 100.
+
+One client alone fills half of the queue at most, n clients together n / (n + 1). A group is charged half of the queue
+at most, so that even the largest group leaves capacity to other clients. After a refusal the queue counts as full, for
+that client or for all clients, until a group leaves: otherwise small groups would overtake a large one for ever.
+
+Estimate. The time until a new group would be computed, if it came now:
+
+    (computing + before + queued) / rate
+
+    computing    tokens of the current batch that are not computed yet, by the clock
+    queued       tokens of the client: its waiting groups and the new one
+    before       tokens of other clients that round robin takes meanwhile: of each client min(its tokens, queued)
+    rate         measured tokens per second, see Throughput
+
+    Example: rate 100, nothing is being computed, 400 tokens of client a and 100 tokens of client b wait. For a group of
+    50 tokens of client c, queued = 50 and before = min(400, 50) + min(100, 50) = 100: (0 + 100 + 50) / 100 = 1.5 s.
+
+A group that cannot meet its deadline is refused when it comes, or dropped when it is next. Estimates only refuse groups
+while others wait: an idle server tries every group, so that a wrong estimate corrects itself.
 """
 
-import itertools
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,14 +59,15 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-WINDOW = 64
+THROUGHPUT_WINDOW = 64
+"""Batches over which the throughput is measured."""
 MIN_RETRY_S = 0.1
 MAX_RETRY_S = 30.0
 UNMEASURED_RETRY_S = 1.0
 
 
 class QueueFullError(Exception):
-    """There is no room for this group; ask again after `retry_s` seconds."""
+    """A refusal: the queue has no capacity for this group; the caller should retry after `retry_s` seconds."""
 
     def __init__(self, retry_s: float) -> None:
         super().__init__(f"the queue is full; come back in {retry_s:.1f} s")
@@ -37,201 +75,250 @@ class QueueFullError(Exception):
 
 
 class TooLateError(Exception):
-    """The group cannot be computed by its deadline."""
+    """A group that cannot be computed by its deadline."""
 
 
 @dataclass(eq=False)
 class Ticket(Generic[Item]):
-    """A group that waits: who asked, what it costs, and until when the answer is wanted (None: any time)."""
+    """A waiting group: its client, its cost in tokens, when it arrived, and its deadline (None: no deadline)."""
 
     client: str
-    tokens: int
+    num_tokens: int
     item: Item
-    arrived: float
+    arrived_at: float
     deadline: float | None = None
 
 
 @dataclass
 class ClientQueue(Generic[Item]):
-    """What one client has waiting, and what it may still spend at its turn."""
+    """The waiting groups of one client.
+
+    `num_charged_tokens` is what admission control counts, `deficit` the tokens that the client may still spend.
+    `has_quantum` is true after the client received the quantum of its current place in the rotation.
+    """
 
     tickets: deque[Ticket[Item]] = field(default_factory=deque)
-    tokens: int = 0
-    room: int = 0
+    num_tokens: int = 0
+    num_charged_tokens: int = 0
     deficit: int = 0
-    has_turn: bool = False
+    has_quantum: bool = False
 
 
 class Throughput:
-    """Tokens per second over the last WINDOW batches: half of their tokens were computed at this rate or a higher one.
+    """The token-weighted median of the tokens per second of the last THROUGHPUT_WINDOW batches.
 
-    So one batch that took long, while models were loaded again, changes nothing.
+    Half of the tokens were computed at this rate or a higher one. One batch that took long, because the models were
+    loaded again, does not change it.
     """
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[float, int]] = deque(maxlen=WINDOW)
+        self._batches: deque[tuple[float, int]] = deque(maxlen=THROUGHPUT_WINDOW)
         self.tokens_per_s: float | None = None
         """None before the first batch."""
 
-    def add(self, tokens: int, seconds: float) -> None:
-        """A batch was computed."""
-        if tokens > 0 and seconds > 0:
-            self._batches.append((tokens / seconds, tokens))
+    def add(self, num_tokens: int, seconds: float) -> None:
+        """Add a batch that was computed."""
+        if num_tokens > 0 and seconds > 0:
+            self._batches.append((num_tokens / seconds, num_tokens))
             self.tokens_per_s = weighted_median(self._batches)
 
 
-def weighted_median(weighted: Iterable[tuple[float, int]]) -> float:
-    """The value up to which half of the weight lies, of (value, weight) pairs."""
-    pairs = sorted(weighted)
-    half = sum(weight for _, weight in pairs) / 2
-    sums = itertools.accumulate(weight for _, weight in pairs)
-    return next(value for (value, _), below in zip(pairs, sums, strict=True) if below >= half)
+def weighted_median(weighted_values: Iterable[tuple[float, int]]) -> float:
+    """Return the lowest value up to which at least half of the weight lies, of (value, weight) pairs.
+
+    Raises ValueError if there are no pairs.
+    """
+    pairs = sorted(weighted_values)
+    half_weight = sum(weight for _, weight in pairs) / 2
+    weight_so_far = 0
+    for value, weight in pairs:
+        weight_so_far += weight
+        if weight_so_far >= half_weight:
+            return value
+    raise ValueError("a median needs at least one value")
 
 
 class FairQueue(Generic[Item]):
-    """The bounded queue. Times are seconds of any one clock."""
+    """The bounded queue. Times are seconds of any clock, as long as it is always the same one.
+
+    `num_tokens` and `num_groups` count what waits.
+    """
 
     def __init__(self, max_tokens: int, max_groups: int, quantum: int) -> None:
         self.max_tokens = max_tokens
         self.max_groups = max_groups
         self.quantum = quantum
-        self.tokens = 0
-        self.groups = 0
+        self.num_tokens = 0
+        self.num_groups = 0
         self.throughput = Throughput()
-        self._lines: OrderedDict[str, ClientQueue[Item]] = OrderedDict()
-        self._room = 0
-        self._computing = 0
+        # The order of the rotation; a client has an entry as long as it has waiting groups.
+        self._client_queues: OrderedDict[str, ClientQueue[Item]] = OrderedDict()
+        self._num_charged_tokens = 0
+        self._num_computing_tokens = 0
         self._computing_since = 0.0
-        self._full_for: set[str] = set()
+        self._full_for_clients: set[str] = set()
         self._is_full_for_all = False
 
-    def is_full(self, client: str, num_own: int = 0, num_coming: int = 0) -> bool:
-        """Whether a group of this client would be refused, whatever it costs.
+    def is_full(self, client: str, num_coming_of_client: int = 0, num_coming: int = 0) -> bool:
+        """Return whether any group of this client would be refused, even one that costs a single token.
 
-        `num_coming` groups are on their way, `num_own` of them this client's; nobody knows yet what they cost.
+        `num_coming` groups will be offered soon, `num_coming_of_client` of them by this client. They count as groups;
+        their costs are not known yet.
         """
-        if self._is_full_for_all or client in self._full_for:
+        if self._is_full_for_all or client in self._full_for_clients:
             return True
-        line = self._lines.get(client) or ClientQueue()
-        free_tokens, free_groups = self.max_tokens - self._room, self.max_groups - self.groups - num_coming
-        own_groups = len(line.tickets) + num_own
-        if not own_groups:
-            return free_tokens < 1 or free_groups < 1
-        return not (_is_fair(line.room, 1, free_tokens) and _is_fair(own_groups, 1, free_groups))
+        client_queue = self._client_queues.get(client) or ClientQueue()
+        num_groups_of_client = len(client_queue.tickets) + num_coming_of_client
+        num_free_tokens = self.max_tokens - self._num_charged_tokens
+        num_free_groups = self.max_groups - self.num_groups - num_coming
+        if num_groups_of_client == 0:
+            return num_free_tokens < 1 or num_free_groups < 1
+        is_fair_in_tokens = _is_fair_share(client_queue.num_charged_tokens, 1, num_free_tokens)
+        is_fair_in_groups = _is_fair_share(num_groups_of_client, 1, num_free_groups)
+        return not (is_fair_in_tokens and is_fair_in_groups)
 
     def offer(self, ticket: Ticket[Item], now: float) -> None:
-        """Let a group wait. Raises QueueFullError, TooLateError."""
+        """Admit a group to the queue. Raises QueueFullError, TooLateError."""
         if ticket.deadline is not None and ticket.deadline <= now:
             raise TooLateError("its deadline is over")
-        self._check_room(ticket)
-        wait_s = self.estimate_s(ticket.client, ticket.tokens, now)
-        is_idle = self.groups == 0 and self._computing == 0
-        if not is_idle and ticket.deadline is not None and wait_s is not None and now + wait_s > ticket.deadline:
-            raise TooLateError(f"it would take about {wait_s:.1f} s, and {ticket.deadline - now:.1f} s are left")
-        line = self._lines.setdefault(ticket.client, ClientQueue())
-        line.tickets.append(ticket)
-        self._count(line, ticket, 1)
+        self._check_capacity(ticket)
+        self._check_deadline(ticket, now)
+        client_queue = self._client_queues.setdefault(ticket.client, ClientQueue())
+        client_queue.tickets.append(ticket)
+        self._count(client_queue, ticket, 1)
 
     def discard(self, ticket: Ticket[Item]) -> bool:
-        """Give up a group's place; False where it no longer waits."""
-        line = self._lines.get(ticket.client)
-        if line is None or ticket not in line.tickets:
+        """Remove a group from the queue. Return False if it no longer waits."""
+        client_queue = self._client_queues.get(ticket.client)
+        if client_queue is None or ticket not in client_queue.tickets:
             return False
-        line.tickets.remove(ticket)
-        self._left(ticket, line)
+        client_queue.tickets.remove(ticket)
+        self._count(client_queue, ticket, -1)
+        if not client_queue.tickets:
+            del self._client_queues[ticket.client]
+        # There is capacity again: forget the refusals.
+        self._is_full_for_all = False
+        self._full_for_clients.clear()
         return True
 
     def take(self, budget: int, now: float) -> tuple[list[Ticket[Item]], list[Ticket[Item]]]:
-        """The next batch, of at most `budget` tokens or one larger group; and what was dropped as too late."""
+        """Remove the next batch from the queue, and the groups on the way that are too late for their deadlines.
+
+        Return both. The batch holds at most `budget` tokens, or one group that is larger.
+        """
         batch: list[Ticket[Item]] = []
         late: list[Ticket[Item]] = []
-        used = 0
-        while (ticket := self._next()) is not None:
+        num_batch_tokens = 0
+        while self._client_queues:
+            ticket = self._next_in_rotation()
             if self._is_late(ticket, now):
                 late.append(ticket)
                 self.discard(ticket)
                 continue
-            if batch and used + ticket.tokens > budget:
+            if batch and num_batch_tokens + ticket.num_tokens > budget:
                 break
             batch.append(ticket)
-            used += ticket.tokens
-            self._lines[ticket.client].deficit -= ticket.tokens
+            num_batch_tokens += ticket.num_tokens
+            self._client_queues[ticket.client].deficit -= ticket.num_tokens
             self.discard(ticket)
-        self._computing, self._computing_since = used, now
+        self._num_computing_tokens = num_batch_tokens
+        self._computing_since = now
         return batch, late
 
-    def finished(self, now: float, *, is_failed: bool = False) -> None:
-        """The batch that was taken last is over; one that failed says nothing of the rate."""
+    def finish_batch(self, now: float, *, is_failed: bool = False) -> None:
+        """Record that the batch taken last was computed. A failed batch does not count for the throughput."""
         if not is_failed:
-            self.throughput.add(self._computing, now - self._computing_since)
-        self._computing = 0
+            self.throughput.add(self._num_computing_tokens, now - self._computing_since)
+        self._num_computing_tokens = 0
 
-    def estimate_s(self, client: str, tokens: int, now: float) -> float | None:
-        """Seconds until a group that came now would be computed; None before anything was measured."""
+    def estimate_s(self, client: str, num_tokens: int, now: float) -> float | None:
+        """Return the seconds until a group that came now would be computed; None before the first batch."""
         rate = self.throughput.tokens_per_s
         if not rate:
             return None
-        own = tokens + (self._lines[client].tokens if client in self._lines else 0)
-        before = sum(min(line.tokens, own) for name, line in self._lines.items() if name != client)
-        computing = max(self._computing - rate * (now - self._computing_since), 0.0)
-        return (computing + before + own) / rate
+        num_queued = num_tokens
+        if client in self._client_queues:
+            num_queued += self._client_queues[client].num_tokens
+        num_before = 0
+        for name, client_queue in self._client_queues.items():
+            if name != client:
+                num_before += min(client_queue.num_tokens, num_queued)
+        num_already_computed = rate * (now - self._computing_since)
+        num_computing = max(self._num_computing_tokens - num_already_computed, 0.0)
+        return (num_computing + num_before + num_queued) / rate
 
     def retry_s(self) -> float:
-        """Seconds until half of what waits now will be computed: there will be room, and still work."""
+        """Return the seconds until half of the work will be done: then the queue has capacity and is not yet empty."""
         rate = self.throughput.tokens_per_s
         if not rate:
             return UNMEASURED_RETRY_S
-        return min(max((self._computing + self.tokens) / 2 / rate, MIN_RETRY_S), MAX_RETRY_S)
+        half_s = (self._num_computing_tokens + self.num_tokens) / 2 / rate
+        return min(max(half_s, MIN_RETRY_S), MAX_RETRY_S)
 
-    def _room_of(self, ticket: Ticket[Item]) -> int:
-        return min(ticket.tokens, max(self.max_tokens // 2, 1))
-
-    def _check_room(self, ticket: Ticket[Item]) -> None:
-        """Raise QueueFullError where there is none, and remember it: for the client whose part is full, or for all."""
-        line, room = self._lines.get(ticket.client), self._room_of(ticket)
-        free_tokens, free_groups = self.max_tokens - self._room, self.max_groups - self.groups
-        if line and not (_is_fair(line.room, room, free_tokens) and _is_fair(len(line.tickets), 1, free_groups)):
-            self._full_for.add(ticket.client)
-            raise QueueFullError(self.retry_s())
-        if room > free_tokens or free_groups < 1:
+    def _check_capacity(self, ticket: Ticket[Item]) -> None:
+        """Raise QueueFullError if a group does not fit, and remember for whom the queue is now full."""
+        num_tokens = self._num_charged(ticket)
+        num_free_tokens = self.max_tokens - self._num_charged_tokens
+        num_free_groups = self.max_groups - self.num_groups
+        client_queue = self._client_queues.get(ticket.client)
+        if client_queue is not None:
+            is_fair_in_tokens = _is_fair_share(client_queue.num_charged_tokens, num_tokens, num_free_tokens)
+            is_fair_in_groups = _is_fair_share(len(client_queue.tickets), 1, num_free_groups)
+            if not (is_fair_in_tokens and is_fair_in_groups):
+                self._full_for_clients.add(ticket.client)
+                raise QueueFullError(self.retry_s())
+        if num_tokens > num_free_tokens or num_free_groups < 1:
             self._is_full_for_all = True
             raise QueueFullError(self.retry_s())
 
-    def _next(self) -> Ticket[Item] | None:
-        """The group whose turn it is."""
-        while self._lines:
-            client, line = next(iter(self._lines.items()))
-            if not line.has_turn:
-                line.deficit, line.has_turn = line.deficit + self.quantum, True
-            if line.tickets[0].tokens <= line.deficit:
-                return line.tickets[0]
-            line.has_turn = False
-            self._lines.move_to_end(client)
-        return None
+    def _check_deadline(self, ticket: Ticket[Item], now: float) -> None:
+        """Raise TooLateError if a group cannot meet its deadline by the estimate."""
+        is_idle = self.num_groups == 0 and self._num_computing_tokens == 0
+        if is_idle or ticket.deadline is None:
+            return
+        wait_s = self.estimate_s(ticket.client, ticket.num_tokens, now)
+        if wait_s is not None and now + wait_s > ticket.deadline:
+            raise TooLateError(f"it would take about {wait_s:.1f} s, and {ticket.deadline - now:.1f} s are left")
+
+    def _next_in_rotation(self) -> Ticket[Item]:
+        """Return the group that deficit round robin takes next. At least one group must wait."""
+        while True:
+            client, client_queue = next(iter(self._client_queues.items()))
+            if not client_queue.has_quantum:
+                client_queue.deficit += self.quantum
+                client_queue.has_quantum = True
+            first = client_queue.tickets[0]
+            if first.num_tokens <= client_queue.deficit:
+                return first
+            client_queue.has_quantum = False
+            self._client_queues.move_to_end(client)
 
     def _is_late(self, ticket: Ticket[Item], now: float) -> bool:
+        """Return whether a group that is computed now would miss its deadline."""
         if ticket.deadline is None:
             return False
         rate = self.throughput.tokens_per_s
-        own_s = ticket.tokens / rate if rate and self.groups > 1 else 0.0
-        return now + own_s >= ticket.deadline
+        compute_s = 0.0
+        # The last waiting group is tried whatever the estimate says, which corrects a wrong rate.
+        if rate and self.num_groups > 1:
+            compute_s = ticket.num_tokens / rate
+        return now + compute_s >= ticket.deadline
 
-    def _left(self, ticket: Ticket[Item], line: ClientQueue[Item]) -> None:
-        self._count(line, ticket, -1)
-        if not line.tickets:
-            del self._lines[ticket.client]
-        self._is_full_for_all = False
-        self._full_for.clear()
+    def _num_charged(self, ticket: Ticket[Item]) -> int:
+        """Return the tokens that admission control counts for a group: at most half of the queue."""
+        return min(ticket.num_tokens, max(self.max_tokens // 2, 1))
 
-    def _count(self, line: ClientQueue[Item], ticket: Ticket[Item], sign: int) -> None:
-        room = self._room_of(ticket)
-        line.room += sign * room
-        self._room += sign * room
-        line.tokens += sign * ticket.tokens
-        self.tokens += sign * ticket.tokens
-        self.groups += sign
+    def _count(self, client_queue: ClientQueue[Item], ticket: Ticket[Item], sign: int) -> None:
+        """Add a group to the counts (sign 1), or subtract it (sign -1)."""
+        num_charged = sign * self._num_charged(ticket)
+        num_tokens = sign * ticket.num_tokens
+        client_queue.num_charged_tokens += num_charged
+        self._num_charged_tokens += num_charged
+        client_queue.num_tokens += num_tokens
+        self.num_tokens += num_tokens
+        self.num_groups += sign
 
 
-def _is_fair(own: int, more: int, free: int) -> bool:
-    """Whether a client that has `own` of something and takes `more` leaves as much to others as it then has."""
-    return own + more <= free - more
+def _is_fair_share(held: int, cost: int, free: int) -> bool:
+    """Return whether a client that holds `held` and takes `cost` of `free` leaves as much free as it then holds."""
+    return held + cost <= free - cost

@@ -1,9 +1,11 @@
-"""One at a time, clients in rotation: who is rendered next. Each client's own requests keep their order.
+"""A fair lock: one holder at a time, clients in rotation, and the requests of each client in their order.
 
-    async with turns.of("a"):   waits until nobody is inside and it is a's turn
+    async with lock.hold("a"):   waits until nobody holds the lock and client a is next in rotation
 
-A client that sends a thousand requests at once thus holds up another one by one of them, not by a thousand. Belongs to
-one event loop.
+A client that sends a thousand requests at once delays another client by one request, not by a thousand. Example: the
+requests a1 a2 a3 a4 b1 b2 c1 come in this order while the lock is held. They get it in the order a1 b1 c1 a2 b2 a3 a4.
+
+A lock belongs to one event loop.
 """
 
 import asyncio
@@ -13,52 +15,54 @@ from contextlib import asynccontextmanager
 
 
 class RoundRobinLock:
-    """`num` counts the requests that wait or are inside, `num_of` each client's."""
+    """The lock. `num_requests` counts those that wait or hold it, `num_requests_of` those of each client."""
 
     def __init__(self) -> None:
-        self.num = 0
-        self.num_of: Counter[str] = Counter()
-        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        self._is_taken = False
+        self.num_requests = 0
+        self.num_requests_of: Counter[str] = Counter()
+        # The order of the rotation; a client has an entry as long as it has waiting requests.
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._is_held = False
 
     @asynccontextmanager
-    async def of(self, client: str) -> AsyncIterator[None]:
-        """Be inside, alone, when it is this client's turn. Who is cancelled while waiting loses the place."""
-        self.num += 1
-        self.num_of[client] += 1
+    async def hold(self, client: str) -> AsyncIterator[None]:
+        """Hold the lock for the time of a block. A request that is cancelled while it waits loses its place."""
+        self.num_requests += 1
+        self.num_requests_of[client] += 1
         try:
-            await self._enter(client)
+            await self._acquire(client)
             try:
                 yield
             finally:
-                self._pass_on()
+                self._release()
         finally:
-            self.num -= 1
-            self.num_of[client] -= 1
-            if not self.num_of[client]:
-                del self.num_of[client]
+            self.num_requests -= 1
+            self.num_requests_of[client] -= 1
+            if not self.num_requests_of[client]:
+                del self.num_requests_of[client]
 
-    async def _enter(self, client: str) -> None:
-        if not self._is_taken:
-            self._is_taken = True
+    async def _acquire(self, client: str) -> None:
+        if not self._is_held:
+            self._is_held = True
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(client, deque()).append(turn)
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(granted)
         try:
-            await turn
+            await granted
         except asyncio.CancelledError:
-            if not turn.cancelled():  # its turn came in the same step
-                self._pass_on()
+            # The lock may have been granted in the same step of the event loop: then pass it on.
+            if not granted.cancelled():
+                self._release()
             raise
 
-    def _pass_on(self) -> None:
-        """The turn of the next client in the rotation that still waits."""
-        while self._lines:
-            client, line = self._lines.popitem(last=False)
-            turn = line.popleft()
-            if line:
-                self._lines[client] = line
-            if not turn.done():
-                turn.set_result(None)
+    def _release(self) -> None:
+        """Grant the lock to the next client in rotation that still waits; else it is free."""
+        while self._waiting:
+            client, requests = self._waiting.popitem(last=False)
+            granted = requests.popleft()
+            if requests:
+                self._waiting[client] = requests
+            if not granted.done():
+                granted.set_result(None)
                 return
-        self._is_taken = False
+        self._is_held = False

@@ -1,11 +1,25 @@
-"""From requests to outcomes: render in one thread, wait in the fair queue, compute in another thread, batch by batch.
+"""The pipeline from requests to rewards: render in one thread, wait in the queue, compute batches in another thread.
 
-    RoundRobinLock -> prepare   ->   FairQueue   ->   Pair.score(batch)   ->   each caller's outcomes
-             a thread       the loop         a thread
+    1. capacity    if the queue is full, a group is refused (backpressure); a group of a stream waits for capacity
+    2. rendering   in the render thread under the round-robin lock: one group at a time, clients in rotation
+    3. queueing    the fair queue decides which group is next, which is refused and which is too late (fair_queue.py)
+    4. batching    an idle server waits some milliseconds for more groups (dynamic batching); a busy server does not
+    5. computing   `pair.score(batch)` in the compute thread; each caller gets the results of its group
 
-Rendering overlaps with computing and never stops it. A batch holds groups of several callers. One that fails is
-computed again group by group, so that only the group to blame fails. After MAX_FAILED_BATCHES that failed whole, health
-says so, until one succeeds. A caller that leaves frees its group's place.
+Example: a batch holds at most 100 tokens, and the batching window is 3 ms. The clients a, b and c send one group of 40
+tokens each. Rendering a group takes 1 ms, computing a batch 50 ms.
+
+     0 ms   a's group comes and is rendered; the server is idle
+     1 ms   a's group is in the queue, and the batching window opens
+     2 ms   b's group comes and is rendered; it is in the queue at 3 ms
+     4 ms   the window is over, but a group came meanwhile: wait for another 3 ms
+     7 ms   no group came meanwhile: the batch of a's and b's groups, 80 tokens, is computed
+    10 ms   c's group comes and is rendered while the batch is computed; it is in the queue at 11 ms
+    57 ms   a and b get their results; c's group waits already, so it is computed at once, without a window
+
+If a batch fails, its groups are computed again one by one, so that only the group at fault fails. After
+MAX_FAILED_BATCHES batches in a row that failed completely, health reports NOT_SERVING until a batch succeeds. When a
+caller leaves, its group leaves the queue.
 """
 
 import asyncio
@@ -17,56 +31,54 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from reward_server.engines.caching import CachingEngine
-from reward_server.monitoring import Metrics
+from reward_server.monitoring import Call, Metrics
 from reward_server.scheduling.fair_queue import FairQueue, QueueFullError, Ticket, TooLateError
 from reward_server.scheduling.round_robin import RoundRobinLock
-from reward_server.scoring.model_pair import CompletionResult, Pair, RenderedGroup, ScoredModel
+from reward_server.scoring.model_pair import Pair, RenderedGroup
+from reward_server.scoring.reward import CompletionResult
 from winnow.serve_config import QueueConfig
 
-# So many batches in a row of which nothing could be computed: the engine is broken, not a group.
+# After so many batches in a row that failed completely, the engine is broken, not a group.
 MAX_FAILED_BATCHES = 3
 
-# Calls that come together make one batch: the first waits while others still come, each within so many seconds.
-GATHER_S = 0.003
-MAX_GATHER_S = 0.012
+# An idle server waits for more groups as long as one comes within each window, at most MAX_BATCHING_WINDOW_S in all.
+BATCHING_WINDOW_S = 0.003
+MAX_BATCHING_WINDOW_S = 0.012
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, until when (on time.monotonic's clock), and whether it waits for room in a full queue or is refused."""
+    """The client of a group, its deadline (on time.monotonic's clock), and what happens if the queue is full.
+
+    With `should_wait_for_capacity` its groups wait until the queue has capacity; without it they are refused.
+    """
 
     name: str
     deadline: float | None = None
-    waits_for_room: bool = False
+    should_wait_for_capacity: bool = False
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A group's outcomes, and what they took; `num_cached` completions of the instruct model came from the cache."""
+class WaitingGroup:
+    """A group in the queue: its call, whose record it adds to, and the future of its results."""
 
-    outcomes: list[CompletionResult]
-    num_tokens: int
-    num_cached: int = 0
-    queue_s: float = 0.0
-    compute_s: float = 0.0
+    group: RenderedGroup
+    call: Call
+    results: "asyncio.Future[list[CompletionResult]]"
 
-
-@dataclass(frozen=True)
-class Waiting:
-    """What waits in the queue: the work, and where its result goes."""
-
-    work: RenderedGroup
-    result: "asyncio.Future[Scored]"
-
-
-Group = Ticket[Waiting]
+    def fail(self, error: Exception) -> None:
+        """Give the caller an error instead of results, if it still waits."""
+        if not self.results.done():
+            self.results.set_exception(error)
 
 
 class Scheduler:
-    """Computes the works of all callers on one pair. Belongs to the running event loop."""
+    """Computes the groups of all callers on one pair of models. Belongs to the running event loop.
+
+    `on_health` is called with False when the engine fails batch after batch, and with True when it computes again.
+    """
 
     def __init__(
         self,
@@ -74,166 +86,185 @@ class Scheduler:
         limits: QueueConfig,
         batch_tokens: int,
         metrics: Metrics,
+        on_health: Callable[[bool], None] | None = None,
     ) -> None:
-        # A turn is worth a batch: with less, callers of one group each would wait for as many turns as it costs.
-        self.queue: FairQueue[Waiting] = FairQueue(limits.max_tokens, limits.max_groups, quantum=batch_tokens)
+        # The quantum is a whole batch: with less, a group would wait for as many rotations as it costs quanta.
+        self.queue: FairQueue[WaitingGroup] = FairQueue(limits.max_tokens, limits.max_groups, quantum=batch_tokens)
         self.is_computing = False
-        self._num_failed = 0
-        self.on_health: Callable[[bool], None] = lambda is_healthy: None
+        self._num_failed_batches = 0
+        self._on_health = on_health
         self._pair = pair
         self._batch_tokens = batch_tokens
         self._metrics = metrics
-        self._entrances: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._preparing = RoundRobinLock()
-        # One thread: a fast tokenizer refuses to be borrowed by two.
-        self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+        # One lock for each client: a single group of the client waits for capacity, its others wait for the lock.
+        self._capacity_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._capacity_freed = asyncio.Event()
+        self._render_lock = RoundRobinLock()
+        # One thread: fast tokenizers cannot be used by two threads at once.
+        self._render_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
+        self._compute_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
         self._has_work = asyncio.Event()
-        self._has_room = asyncio.Event()
         self._running = asyncio.ensure_future(self._run())
 
-    async def score(self, prepare: Callable[[], RenderedGroup], caller: Caller) -> Scored:
-        """The outcomes of a group. Raises QueueFullError, TooLateError, what `prepare` or the engine raises."""
-        async with self._entrance(caller):
-            work = await self._prepared(prepare, caller)
-            if not work.num_tokens:  # nothing of it can be scored: the engines have no part in it
-                return Scored(self._pair.score([work])[0], 0)
-            waiting = Waiting(work, asyncio.get_running_loop().create_future())
-            ticket = Ticket(caller.name, work.num_tokens, waiting, time.monotonic(), caller.deadline)
-            await self._admit(ticket, caller)
+    async def score(self, render: Callable[[], RenderedGroup], caller: Caller, call: Call) -> list[CompletionResult]:
+        """Return the result of each completion of a group, and add the group to the record of its call.
+
+        Raises QueueFullError, TooLateError, and the errors of `render` and of the engine.
+        """
+        async with self._capacity_lock(caller):
+            group = await self._render(render, caller)
+            num_tokens = group.num_tokens
+            if num_tokens == 0:  # every completion is refused: there is nothing to compute
+                results, _ = self._pair.score([group])
+                call.add(len(results[0]), num_tokens=0, num_cached=0, queue_s=0.0, compute_s=0.0)
+                return results[0]
+            waiting = WaitingGroup(group, call, asyncio.get_running_loop().create_future())
+            ticket = Ticket(caller.name, num_tokens, waiting, time.monotonic(), caller.deadline)
+            await self._offer(ticket, caller)
         self._has_work.set()
         try:
-            return await waiting.result
+            return await waiting.results
         finally:
             if self.queue.discard(ticket):
                 self._metrics.dropped.labels("caller_left").inc()
-            self._made_room()
+            self._capacity_freed.set()
 
     def close(self) -> None:
-        """Drop what waits; what is being computed ends by itself."""
+        """Drop the groups that wait; a batch that is being computed ends by itself."""
         self._running.cancel()
-        for executor in (self._preparer, self._worker):
-            executor.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._render_thread, self._compute_thread):
+            thread.shutdown(wait=False, cancel_futures=True)
 
-    def _entrance(self, caller: Caller) -> AbstractAsyncContextManager[object]:
-        """Of a client's groups that would wait for room, one at a time does: the others wait in line for that."""
-        if not caller.waits_for_room:
+    def _capacity_lock(self, caller: Caller) -> AbstractAsyncContextManager[object]:
+        """Return the lock of the client under which its groups wait for capacity, one at a time and in their order."""
+        if not caller.should_wait_for_capacity:
             return nullcontext()
-        return self._entrances.setdefault(caller.name, asyncio.Lock())
+        return self._capacity_locks.setdefault(caller.name, asyncio.Lock())
 
-    async def _prepared(self, prepare: Callable[[], RenderedGroup], caller: Caller) -> RenderedGroup:
-        """Render a group when it is its client's turn, if there is room by then. Raises QueueFullError."""
+    async def _render(self, render: Callable[[], RenderedGroup], caller: Caller) -> RenderedGroup:
+        """Render a group when its client is next in rotation. Raises QueueFullError if the queue is full.
+
+        The queue is checked before, because a refusal should cost little, and again under the lock, because the queue
+        may have become full meanwhile.
+        """
         try:
             while True:
-                await self._wait_for_room(caller)
-                async with self._preparing.of(caller.name):
+                await self._check_capacity(caller)
+                async with self._render_lock.hold(caller.name):
                     if not self.queue.is_full(caller.name):
-                        return await asyncio.get_running_loop().run_in_executor(self._preparer, prepare)
+                        return await asyncio.get_running_loop().run_in_executor(self._render_thread, render)
         finally:
-            self._made_room()
+            # The group no longer counts as one that is coming, which may leave capacity to another group.
+            self._capacity_freed.set()
 
-    async def _wait_for_room(self, caller: Caller) -> None:
-        """Before a group is even rendered: a refusal should cost little. Raises QueueFullError."""
-        while self.queue.is_full(caller.name, self._preparing.num_of[caller.name], self._preparing.num):
-            if not caller.waits_for_room:
+    async def _check_capacity(self, caller: Caller) -> None:
+        """Wait until the queue has capacity, counting the groups that are being rendered. Raises QueueFullError."""
+        coming = self._render_lock
+        while self.queue.is_full(caller.name, coming.num_requests_of[caller.name], coming.num_requests):
+            if not caller.should_wait_for_capacity:
                 raise QueueFullError(self.queue.retry_s())
-            await self._room()
+            await self._wait_for_capacity()
 
-    async def _admit(self, ticket: Group, caller: Caller) -> None:
+    async def _offer(self, ticket: Ticket[WaitingGroup], caller: Caller) -> None:
+        """Put a group into the queue, if need be after a wait for capacity. Raises QueueFullError, TooLateError."""
         while True:
             try:
-                return self.queue.offer(ticket, time.monotonic())
+                self.queue.offer(ticket, time.monotonic())
+                return
             except QueueFullError:
-                if not caller.waits_for_room:
+                if not caller.should_wait_for_capacity:
                     raise
-            await self._room()
+            await self._wait_for_capacity()
 
-    async def _room(self) -> None:
-        """Wait until something leaves the queue."""
-        self._has_room.clear()
-        await self._has_room.wait()
-
-    def _made_room(self) -> None:
-        self._has_room.set()
+    async def _wait_for_capacity(self) -> None:
+        """Wait until a group leaves the queue, or does not come after all."""
+        self._capacity_freed.clear()
+        await self._capacity_freed.wait()
 
     async def _run(self) -> None:
         """Compute batch after batch."""
         while True:
             if not self._has_work.is_set():
                 await self._has_work.wait()
-                await self._gather()
+                await self._wait_for_batch()
             batch, late = self.queue.take(self._batch_tokens, time.monotonic())
-            self._made_room()
+            self._capacity_freed.set()
             for ticket in late:
                 self._metrics.dropped.labels("too_late").inc()
-                _fail(ticket, TooLateError("its turn came too late for its deadline"))
+                ticket.item.fail(TooLateError("the deadline could no longer be met when the group was next"))
             if batch:
                 await self._compute(batch)
-            if not self.queue.groups:
+            if not self.queue.num_groups:
                 self._has_work.clear()
 
-    async def _gather(self) -> None:
-        """Wait until no more groups come, or long enough."""
-        until, num_waiting = time.monotonic() + MAX_GATHER_S, 0
-        while (self._preparing.num or self.queue.groups > num_waiting) and time.monotonic() < until:
-            num_waiting = self.queue.groups
-            await asyncio.sleep(GATHER_S)
+    async def _wait_for_batch(self) -> None:
+        """Wait for more groups (dynamic batching), until a window passes in which none came or is being rendered."""
+        deadline = time.monotonic() + MAX_BATCHING_WINDOW_S
+        num_seen = 0
+        while self._render_lock.num_requests or self.queue.num_groups > num_seen:
+            if time.monotonic() >= deadline:
+                return
+            num_seen = self.queue.num_groups
+            await asyncio.sleep(BATCHING_WINDOW_S)
 
-    def _note(self, *, is_failed: bool) -> None:
-        """Tell when batch after batch has failed, and when one succeeds again."""
-        was_healthy = self._num_failed < MAX_FAILED_BATCHES
-        self._num_failed = self._num_failed + 1 if is_failed else 0
-        is_healthy = self._num_failed < MAX_FAILED_BATCHES
-        if is_healthy != was_healthy:
-            log.warning(
-                "the engine computes again" if is_healthy else "the engine fails batch after batch: NOT_SERVING"
-            )
-            self.on_health(is_healthy)
-
-    async def _compute(self, batch: Sequence[Group]) -> None:
+    async def _compute(self, batch: Sequence[Ticket[WaitingGroup]]) -> None:
+        """Compute a batch in the compute thread, and give each caller its results or its error."""
         started = time.monotonic()
-        works = [ticket.item.work for ticket in batch]
+        groups = [ticket.item.group for ticket in batch]
         self.is_computing = True
-        results = await asyncio.get_running_loop().run_in_executor(self._worker, score_each, self._pair, works)
+        results = await asyncio.get_running_loop().run_in_executor(self._compute_thread, score_each, self._pair, groups)
         self.is_computing = False
         ended = time.monotonic()
-        self.queue.finished(ended, is_failed=any(isinstance(result, Exception) for result in results))
-        self._metrics.computed(sum(ticket.tokens for ticket in batch), ended - started)
-        self._note(is_failed=all(isinstance(result, Exception) for result in results))
+        compute_s = ended - started
+        has_failed = [isinstance(result, Exception) for result in results]
+        self.queue.finish_batch(ended, is_failed=any(has_failed))
+        self._metrics.count_batch(sum(ticket.num_tokens for ticket in batch), compute_s)
+        self._update_health(is_failed=all(has_failed))
         for ticket, result in zip(batch, results, strict=True):
-            self._metrics.queue_s.observe(started - ticket.arrived)
+            waiting = ticket.item
+            queue_s = started - ticket.arrived_at
+            self._metrics.queue_s.observe(queue_s)
             if isinstance(result, Exception):
-                _fail(ticket, result)
-            elif not ticket.item.result.done():
-                outcomes, num_cached = result
-                ticket.item.result.set_result(
-                    Scored(outcomes, ticket.tokens, num_cached, started - ticket.arrived, ended - started)
-                )
+                waiting.fail(result)
+            elif not waiting.results.done():
+                completion_results, num_cached = result
+                waiting.call.add(len(completion_results), ticket.num_tokens, num_cached, queue_s, compute_s)
+                waiting.results.set_result(completion_results)
+
+    def _update_health(self, *, is_failed: bool) -> None:
+        """Count failed batches, and report when the engine breaks or computes again."""
+        was_healthy = self._num_failed_batches < MAX_FAILED_BATCHES
+        if is_failed:
+            self._num_failed_batches += 1
+        else:
+            self._num_failed_batches = 0
+        is_healthy = self._num_failed_batches < MAX_FAILED_BATCHES
+        if is_healthy == was_healthy:
+            return
+        if is_healthy:
+            log.warning("the engine computes again")
+        else:
+            log.warning("the engine fails batch after batch: NOT_SERVING")
+        if self._on_health is not None:
+            self._on_health(is_healthy)
 
 
-Result = tuple[list[CompletionResult], int] | Exception
+GroupResult = tuple[list[CompletionResult], int] | Exception
 
 
-def score_each(pair: Pair, works: Sequence[RenderedGroup]) -> list[Result]:
-    """The outcomes of each work and how many came from the cache; where all together fail, one by one."""
+def score_each(pair: Pair, groups: Sequence[RenderedGroup]) -> list[GroupResult]:
+    """Return the results of each group and how many of its completions were cached, or the error of the group.
+
+    The groups are computed in one batch; if that fails, each is computed alone.
+    """
     try:
-        outcomes = pair.score(works)
-        return list(zip(outcomes, _num_cached(pair.instruct, works), strict=True))
+        results, num_cached = pair.score(groups)
+        return list(zip(results, num_cached, strict=True))
     except Exception as error:
-        if len(works) == 1:
+        if len(groups) == 1:
             return [error]
-        log.warning("a batch of %d groups failed (%s); each is computed alone", len(works), type(error).__name__)
-        return [result for work in works for result in score_each(pair, [work])]
-
-
-def _num_cached(side: ScoredModel, works: Sequence[RenderedGroup]) -> list[int]:
-    """How many completions of each work the cache knew; the engine was asked for all works' groups in order."""
-    if not isinstance(side.engine, CachingEngine):
-        return [0] * len(works)
-    hits = iter(side.engine.last_hits)
-    return [sum(next(hits, 0) for _ in work.instruct_groups) for work in works]
-
-
-def _fail(ticket: Group, error: Exception) -> None:
-    if not ticket.item.result.done():
-        ticket.item.result.set_exception(error)
+        log.warning("a batch of %d groups failed (%s); each is computed alone", len(groups), type(error).__name__)
+    group_results: list[GroupResult] = []
+    for group in groups:
+        group_results.extend(score_each(pair, [group]))
+    return group_results

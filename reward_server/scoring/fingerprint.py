@@ -1,12 +1,12 @@
-"""Hashes that say which weights and which tokenizer a score came from.
+"""Hashes of weights and tokenizers, which a reward's definition names.
 
-weights     sha256:...          config.json, and every byte of the weight files where they hold less than 1 GiB together
-            sampled-sha256:...  config.json, and of each file its name, its size and 256 blocks of 64 KiB; of
-                                safetensors the header and 3 blocks of 16 KiB from each tensor
-tokenizer   SHA-256 of the vocabulary, the special tokens and the ids of PROBE
+weights     sha256:...          config.json, and every byte of the weight files if they hold less than 1 GiB together
+            sampled-sha256:...  config.json, and of each file its name, its size and 256 blocks of 64 KiB; of a
+                                safetensors file its header and 3 blocks of 16 KiB of each tensor (a sampled checksum)
+tokenizer   SHA-256 of the vocabulary, the special tokens and the token ids of PROBE
 
-Two tokenizers of one hash give one tokenization: the same merges may be written in several ways in a tokenizer.json, so
-what it does is hashed, not how it is written.
+Two tokenizers with the same hash give the same tokens. The hash covers what a tokenizer does and not the text of
+tokenizer.json, which may write the same merges in several ways.
 """
 
 import hashlib
@@ -19,13 +19,15 @@ from winnow.errors import ModelError
 
 FULL_HASH_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
-NUM_BLOCKS, BLOCK_BYTES = 256, 1 << 16
-# Of a tensor, in its beginning, middle and end: what is trained changes everywhere, but for rows of rare tokens.
+NUM_BLOCKS = 256
+BLOCK_BYTES = 1 << 16
+# Bytes from the beginning, the middle and the end of each tensor: training changes all of a tensor, except rows of rare
+# tokens.
 TENSOR_BYTES = 1 << 14
-# What config.json says of how and by whom it was written, and not of the model.
-WRITTEN_BY = ("_name_or_path", "transformers_version", "use_cache")
+# Keys of config.json that describe its writer and not the model.
+WRITER_KEYS = ("_name_or_path", "transformers_version", "use_cache")
 
-# Spaces, digits, cases, accents, scripts, emoji with joiners, code: where tokenizers of one vocabulary come apart.
+# Spaces, digits, cases, accents, scripts, emoji with joiners, code: tokenizers of the same vocabulary differ there.
 PROBE = (
     " leading space, trailing space \n\n\ttabs\r\n  two  spaces ",
     "1234567890 3.14159 1,000,000 2024-01-01 0x1F",
@@ -39,72 +41,96 @@ PROBE = (
 
 
 def weight_hash(model: str) -> str:
-    """The hash of a model's weight files, and of its config. Raises ModelError when there are no such files."""
+    """Return the hash of a model's weight files and config. Raises ModelError for a folder without weight files."""
     files = weight_files(model)
     sizes = [path.stat().st_size for path in files]
-    is_full = sum(sizes) < FULL_HASH_BYTES
-    digest = hashlib.sha256(_config(files[0].parent))
+    prefix = "sha256"
+    read_blocks = _all_blocks
+    if sum(sizes) >= FULL_HASH_BYTES:
+        prefix = "sampled-sha256"
+        read_blocks = _sampled_blocks
+    digest = hashlib.sha256(_model_facts(files[0].parent))
     for path, size in zip(files, sizes, strict=True):
         digest.update(json.dumps([path.name, size]).encode())
-        for chunk in _chunks(path) if is_full else _samples(path, size):
-            digest.update(chunk)
-    return f"{'' if is_full else 'sampled-'}sha256:{digest.hexdigest()}"
+        for block in read_blocks(path):
+            digest.update(block)
+    return f"{prefix}:{digest.hexdigest()}"
 
 
 def weight_files(model: str) -> list[Path]:
-    """The weight files of a folder or of a hub id's local copy, by name; safetensors where there are any."""
+    """Return the weight files of a folder, or of a hub id's local copy, by name; safetensors files if there are any.
+
+    Raises ModelError if there are none.
+    """
     from transformers.utils import cached_file
 
-    folder = Path(model) if Path(model).is_dir() else Path(str(cached_file(model, "config.json"))).parent
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(str(cached_file(model, "config.json"))).parent
     for pattern in ("*.safetensors", "*.bin"):
-        if files := sorted(folder.glob(pattern)):
+        files = sorted(folder.glob(pattern))
+        if files:
             return files
     raise ModelError(f"{str(folder)!r} holds no weight files (*.safetensors or *.bin); give a whole checkpoint")
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """The hash of what a tokenizer does."""
-    special = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
+    """Return the hash of a tokenizer: of its vocabulary, its special tokens and what it makes of PROBE."""
+    special_tokens = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
     facts = [
         sorted(tokenizer.get_vocab().items()),
-        sorted(special.items()),
+        sorted(special_tokens.items()),
         [tokenizer.bos_token_id, tokenizer.eos_token_id],
         [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in PROBE],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
-
-
-def _config(folder: Path) -> bytes:
-    """What config.json says of the model: of the same weights, another RoPE base makes another model."""
+def _model_facts(folder: Path) -> bytes:
+    """Return the part of config.json that describes the model: another RoPE base, for example, is another model."""
     path = folder / "config.json"
-    facts = json.loads(path.read_text()) if path.exists() else {}
-    return json.dumps({key: value for key, value in sorted(facts.items()) if key not in WRITTEN_BY}).encode()
+    config = {}
+    if path.exists():
+        config = json.loads(path.read_text())
+    facts = {key: value for key, value in sorted(config.items()) if key not in WRITER_KEYS}
+    return json.dumps(facts).encode()
 
 
-def _samples(path: Path, size: int) -> Iterator[bytes]:
+def _all_blocks(path: Path) -> Iterator[bytes]:
+    """Yield all bytes of a file."""
+    with path.open("rb") as file:
+        block = file.read(CHUNK_BYTES)
+        while block:
+            yield block
+            block = file.read(CHUNK_BYTES)
+
+
+def _sampled_blocks(path: Path) -> Iterator[bytes]:
+    """Yield blocks of a large file: from each tensor, or at equal distances if the format is not safetensors."""
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
-            yield from _tensor_samples(file)
+            yield from _tensor_blocks(file)
             return
+        size = path.stat().st_size
         for index in range(NUM_BLOCKS):
             file.seek(size * index // NUM_BLOCKS)
             yield file.read(BLOCK_BYTES)
 
 
-def _tensor_samples(file: BinaryIO) -> Iterator[bytes]:
-    """The header, which begins with its own length in eight bytes, and blocks of each tensor."""
-    length = int.from_bytes(file.read(8), "little")
-    yield (header := file.read(length))
+def _tensor_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the header of a safetensors file, and three blocks of each tensor.
+
+    The file begins with the length of the header in eight bytes. Offsets in the header count from its end.
+    """
+    header_length = int.from_bytes(file.read(8), "little")
+    header = file.read(header_length)
+    yield header
+    data_start = 8 + header_length
     for name, tensor in json.loads(header).items():
         if name == "__metadata__":
             continue
-        start, end = (8 + length + offset for offset in tensor["data_offsets"])
-        for place in (start, (start + end) // 2, max(end - TENSOR_BYTES, start)):
-            file.seek(place)
-            yield file.read(min(TENSOR_BYTES, end - place))
+        start = data_start + tensor["data_offsets"][0]
+        end = data_start + tensor["data_offsets"][1]
+        for position in (start, (start + end) // 2, max(end - TENSOR_BYTES, start)):
+            file.seek(position)
+            yield file.read(min(TENSOR_BYTES, end - position))

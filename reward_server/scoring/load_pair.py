@@ -1,12 +1,14 @@
-"""From the config to the pair: the models are checked, loaded and put together; what does not fit is refused by name.
+"""From the config to the pair: check the models' files, load tokenizers, templates and engines, and put them together.
 
-    files -> tokenizers -> templates -> engines -> Pair
+    check_models -> load_chats -> load_engines -> make_pair
 
-What is cheap to know comes first: loading large weights takes minutes.
+The checks that take milliseconds come first, because loading large weights takes minutes. An error names the model that
+does not fit, and the remedy.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from reward_server.engines import ScoringEngine
@@ -24,38 +26,35 @@ from winnow.serve_config import ServeConfig
 log = logging.getLogger(__name__)
 
 
-def open_pair(config: ServeConfig, starting: Callable[[], list[ScoringEngine]] | None = None) -> Pair:
-    """Load both models, or wait for engines that are `starting`. Raises UsageError and ModelError with the ways out."""
-    models = (config.instruct, config.base)
+@dataclass(frozen=True)
+class PairChats:
+    """The tokenizers of both models with their templates, and the tokenizers' hashes.
+
+    Models with equal tokenizers share the instruct model's, and with it the template that comes with it.
+    """
+
+    instruct: Chat
+    base: Chat
+    instruct_tokenizer_hash: str
+    base_tokenizer_hash: str
+
+    @property
+    def has_shared_tokenizer(self) -> bool:
+        """True if both models read the same token ids."""
+        return self.instruct_tokenizer_hash == self.base_tokenizer_hash
+
+
+def open_pair(config: ServeConfig) -> Pair:
+    """Check and load both models in this process. Raises UsageError and ModelError with the remedy."""
     check_models(config)
-    tokenizers = [load_tokenizer(model) for model in models]
-    hashes = [tokenizer_hash(tokenizer) for tokenizer in tokenizers]
-    check_tokenizers(config, *hashes)
-    chats = _chats(config, tokenizers, is_shared=hashes[0] == hashes[1])
-    for chat in chats:
-        check_template(chat)
-    engines = starting() if starting else load_engines(config)
-    longest = max_tokens(config, [engine.max_tokens for engine in engines])
-    renderers = _renderers(chats, engines, longest, is_shared=hashes[0] == hashes[1])
-    sides = [
-        ScoredModel(renderer, engine, _facts(model, renderer.chat, engine, own_hash))
-        for model, renderer, engine, own_hash in zip(models, renderers, engines, hashes, strict=True)
-    ]
-    check_weights(*(side.facts for side in sides))
-    return Pair(sides[0], sides[1], hashes[0] == hashes[1], config.base_prompt == "plain")
-
-
-def _chats(config: ServeConfig, tokenizers: Sequence[Any], *, is_shared: bool) -> list[Chat]:
-    """How either model's conversations are rendered. A shared tokenizer is the instruct model's: so is its template."""
-    theirs = tokenizers[0] if is_shared else tokenizers[1]
-    base_template = "plain" if config.base_prompt == "plain" else config.chat_template
-    return [Chat(tokenizers[0], config.chat_template), Chat(theirs, base_template)]
+    chats = load_chats(config)
+    return make_pair(config, chats, load_engines(config))
 
 
 def check_models(config: ServeConfig) -> None:
-    """Raise UsageError or ModelError for what the models' files say before any weights are loaded, within milliseconds.
+    """Raise UsageError or ModelError for faults of the models' files, which takes milliseconds.
 
-    Of a hub id that is no more than the limit of a copy that is here.
+    Of a hub id, only the position limit of a local copy is checked.
     """
     models = (config.instruct, config.base)
     for model in models:
@@ -66,8 +65,55 @@ def check_models(config: ServeConfig) -> None:
         max_tokens(config, [max_positions(model) for model in models])
 
 
+def load_chats(config: ServeConfig) -> PairChats:
+    """Load the tokenizers and templates of both models. Raises UsageError and ModelError for those that do not fit."""
+    instruct_tokenizer = load_tokenizer(config.instruct)
+    base_tokenizer = load_tokenizer(config.base)
+    instruct_hash = tokenizer_hash(instruct_tokenizer)
+    base_hash = tokenizer_hash(base_tokenizer)
+    check_tokenizers(config, instruct_hash, base_hash)
+    if instruct_hash == base_hash:
+        base_tokenizer = instruct_tokenizer
+    base_template = config.chat_template
+    if config.base_prompt == "plain":
+        base_template = "plain"
+    chats = PairChats(
+        instruct=Chat(instruct_tokenizer, config.chat_template),
+        base=Chat(base_tokenizer, base_template),
+        instruct_tokenizer_hash=instruct_hash,
+        base_tokenizer_hash=base_hash,
+    )
+    check_template(chats.instruct)
+    check_template(chats.base)
+    return chats
+
+
+def make_pair(config: ServeConfig, chats: PairChats, engines: Sequence[ScoringEngine]) -> Pair:
+    """Put the pair together from the engines of the instruct and the base model. Raises UsageError and ModelError."""
+    instruct_engine, base_engine = engines
+    longest = max_tokens(config, [engine.max_tokens for engine in engines])
+    instruct_limits = Limits(instruct_engine.vocab_size, longest)
+    base_limits = Limits(base_engine.vocab_size, longest)
+    if chats.has_shared_tokenizer:
+        instruct_limits = Limits(min(instruct_engine.vocab_size, base_engine.vocab_size), longest)
+        base_limits = instruct_limits
+    instruct_renderer = Renderer(chats.instruct, instruct_limits)
+    base_renderer = Renderer(chats.base, base_limits)
+    if chats.has_shared_tokenizer and chats.base.template_hash == chats.instruct.template_hash:
+        base_renderer = instruct_renderer  # one renderer, because both models read the same tokens
+    instruct_facts = _facts(config.instruct, instruct_renderer.chat, instruct_engine, chats.instruct_tokenizer_hash)
+    base_facts = _facts(config.base, base_renderer.chat, base_engine, chats.base_tokenizer_hash)
+    check_weights(instruct_facts, base_facts)
+    return Pair(
+        instruct=ScoredModel("instruct", instruct_renderer, instruct_engine, instruct_facts),
+        base=ScoredModel("base", base_renderer, base_engine, base_facts),
+        has_shared_tokenizer=chats.has_shared_tokenizer,
+        is_base_plain=config.base_prompt == "plain",
+    )
+
+
 def check_weights(instruct: ModelFacts, base: ModelFacts) -> None:
-    """Say in the log where the two models are one."""
+    """Warn in the log if both models have the same weights."""
     if instruct.weight_hash == base.weight_hash:
         log.warning(
             "%s and %s hold the same weights: A REWARD IS 0 wherever both read the same tokens; give two models",
@@ -78,57 +124,56 @@ def check_weights(instruct: ModelFacts, base: ModelFacts) -> None:
 
 def check_template(chat: Chat) -> None:
     """Raise ModelError unless the template renders a conversation and closes an assistant turn with EOS."""
-    name = chat.tokenizer.name_or_path
-    if chat.tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {name!r} has no EOS; set eos_token in its tokenizer_config.json")
-    try:
-        pair = chat.scored_pair([Message(role="user", content="a")], "b")
-    except ChatError as error:
-        raise ModelError(f"chat_template {chat.template} does not fit {name!r}: {error}") from error
-    if not pair.has_eos:
+    tokenizer: Any = chat.tokenizer
+    if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"chat_template {chat.template} does not close an assistant turn with the EOS of {name!r}, "
-            f"{chat.tokenizer.eos_token}; set eos_token in its tokenizer_config.json, or take another template"
+            f"the tokenizer of {tokenizer.name_or_path!r} has no EOS; set eos_token in its tokenizer_config.json"
+        )
+    try:
+        _, completion_ids = chat.encode_completion([Message(role="user", content="a")], "b")
+    except ChatError as error:
+        raise ModelError(f"chat_template {chat.template} does not fit {tokenizer.name_or_path!r}: {error}") from error
+    if completion_ids[-1:] != [chat.eos_token_id]:
+        raise ModelError(
+            f"chat_template {chat.template} does not close an assistant turn with the EOS of "
+            f"{tokenizer.name_or_path!r}, {tokenizer.eos_token}; set eos_token in its tokenizer_config.json, or take "
+            "another template"
         )
 
 
 def check_tokenizers(config: ServeConfig, instruct_hash: str, base_hash: str) -> None:
-    """Raise ModelError for tokenizers that differ, unless the config accepts that; then say so in the log."""
+    """Raise ModelError for tokenizers that differ; if the config accepts that, warn in the log instead."""
     if instruct_hash == base_hash:
         return
-    what = f"the tokenizers of {config.instruct!r} ({instruct_hash[:12]}) and {config.base!r} ({base_hash[:12]}) differ"
+    difference = (
+        f"the tokenizers of {config.instruct!r} ({instruct_hash[:12]}) and {config.base!r} ({base_hash[:12]}) differ"
+    )
     if not config.allow_different_tokenizers:
         raise ModelError(
-            f"{what}; give a base model with the instruct model's tokenizer, or set allow_different_tokenizers: true, "
-            "and each model sums over tokens of its own"
+            f"{difference}; give a base model with the instruct model's tokenizer, or set allow_different_tokenizers: "
+            "true, and each model sums over its own tokens"
         )
-    log.warning("%s: EACH MODEL SCORES TOKENS OF ITS OWN; the rewards are not those of a shared tokenizer", what)
+    log.warning("%s: EACH MODEL SCORES ITS OWN TOKENS; the rewards are not those of a shared tokenizer", difference)
 
 
 def max_tokens(config: ServeConfig, limits: Sequence[int | None]) -> int:
-    """The longest conversation: as configured, at most what both models were made for. Raises UsageError beyond it."""
-    own = min((limit for limit in limits if limit), default=None)
-    if config.max_tokens is not None and own is not None and config.max_tokens > own:
-        raise UsageError(f"max_tokens {config.max_tokens} is more than the models were made for; take at most {own}")
-    return config.max_tokens or own or config.token_budget
+    """Return the length limit of a conversation in tokens: the config's, else the smaller limit of both models.
+
+    Raises UsageError for a config that exceeds the models' limits; None is an unknown limit.
+    """
+    model_limit = min((limit for limit in limits if limit), default=None)
+    if config.max_tokens is not None and model_limit is not None and config.max_tokens > model_limit:
+        raise UsageError(
+            f"max_tokens {config.max_tokens} is more than the models were made for; take at most {model_limit}"
+        )
+    return config.max_tokens or model_limit or config.token_budget
 
 
-def _renderers(
-    chats: Sequence[Chat], engines: Sequence[ScoringEngine], longest: int, *, is_shared: bool
-) -> list[Renderer]:
-    """A renderer for each model; one for both where they read the same tokens."""
-    sizes = [engine.vocab_size for engine in engines]
-    if not is_shared:
-        return [Renderer(chat, Limits(size, longest)) for chat, size in zip(chats, sizes, strict=True)]
-    instruct, base = (Renderer(chat, Limits(min(sizes), longest)) for chat in chats)
-    return [instruct, instruct if base.chat.template_hash == instruct.chat.template_hash else base]
-
-
-def _facts(model: str, chat: Chat, engine: ScoringEngine, own_hash: str) -> ModelFacts:
+def _facts(model: str, chat: Chat, engine: ScoringEngine, model_tokenizer_hash: str) -> ModelFacts:
     facts = ModelFacts(
         name=model,
         weight_hash=weight_hash(model),
-        tokenizer_hash=own_hash,
+        tokenizer_hash=model_tokenizer_hash,
         template_hash=chat.template_hash,
         chat_template=chat.template,
         dtype=engine.dtype,

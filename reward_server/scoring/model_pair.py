@@ -1,87 +1,60 @@
 """The pair of models whose log-ratio is the reward: instruct and base, each with its renderer and engine.
 
-    group -> tokens of each completion, for either model -> log-probabilities of either model -> rewards
+    group -> RenderedGroup -> log-probabilities of either model -> CompletionResult of each completion
 
-A completion that cannot be scored gets an outcome with a status of its own; the others go on. Both models must have one
-tokenizer: with two, each model sums over tokens of its own, and that must be asked for by name.
+A completion that cannot be scored gets a result with a status of its own; the others are scored. Both models must have
+one tokenizer. With two, each model sums over its own tokens; the config must accept that explicitly.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from itertools import chain
 
-from reward_server.engines import Logprobs, ScoringEngine, TokenGroup
-from reward_server.scoring.rendering import Ids, PromptGroup, Renderer, Rendering, ScoredTokens, with_instruction
-from reward_server.scoring.reward import LogRatio, Normalization, log_ratio_reward
-from reward_server.scoring.spans import EosPolicy, UnscorableError
-
-InstructionScope = Literal["both", "instruct_only"]
-Recipe = Literal["winnow", "rewardbench"]
-TokenPair = tuple[ScoredTokens, ScoredTokens]
-# Of each work.
-Groups = Sequence[Sequence[TokenGroup]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the reward is made.
-
-    Recipe "rewardbench" renders and cuts by itself (reward_server/scoring/rewardbench.py). It goes with the sum,
-    beta 1, every EOS and no instruction.
-    """
-
-    normalization: Normalization = "sum"
-    beta: float = 1.0
-    eos_policy: EosPolicy = "if_finished"
-    is_reference_free: bool = False
-    instruction: str = ""
-    instruction_scope: InstructionScope = "both"
-    recipe: Recipe = "winnow"
-
-
-@dataclass(frozen=True)
-class CompletionResult:
-    """The answer for one completion: `status` is "ok" and the rest is set, or it is not and `error` says why."""
-
-    status: str = "ok"
-    error: str = ""
-    ratio: LogRatio | None = None
-    tokens: ScoredTokens | None = None
-    instruct_logprobs: Logprobs | None = None
-    base_logprobs: Logprobs | None = None
+from reward_server.engines import Logprobs, ModelName, ScoringEngine, TokenGroup
+from reward_server.engines.caching import LogprobCache
+from reward_server.groups import Group, is_token_ids
+from reward_server.scoring.rendering import Renderer, Rendering, with_instruction
+from reward_server.scoring.reward import CompletionResult, log_ratio_reward
+from reward_server.scoring.spans import RenderedCompletion, UnscorableError
+from winnow.reward_options import RewardOptions
 
 
 @dataclass(frozen=True)
 class RenderedGroup:
-    """A rendered group: what cannot be scored, and of the rest what the instruct and the base model read; by index."""
+    """A rendered group, by the completions' indices: refused ones, and the instruct and the base side of all others.
 
-    options: Options
+    `base` is empty where the reward is reference-free.
+    """
+
+    options: RewardOptions
     refused: dict[int, CompletionResult]
-    tokens: dict[int, TokenPair]
+    instruct: dict[int, RenderedCompletion]
+    base: dict[int, RenderedCompletion]
 
     @cached_property
     def instruct_groups(self) -> list[TokenGroup]:
-        """What the instruct model reads: one group, or none, or several where a recipe cuts prompts differently."""
-        return _token_groups([ours for ours, _ in self.tokens.values()])
+        """Input of the instruct model: one group, or none, or several where a recipe cuts prompts differently."""
+        return _token_groups(self.instruct)
 
     @cached_property
     def base_groups(self) -> list[TokenGroup]:
-        """What the base model reads; nothing where the reward does without it."""
-        return [] if self.options.is_reference_free else _token_groups([theirs for _, theirs in self.tokens.values()])
+        """Input of the base model; empty where the reward is reference-free."""
+        return _token_groups(self.base)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens to compute, both models' together, each prompt once."""
-        groups = [*self.instruct_groups, *self.base_groups]
-        return sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in groups)
+        """Number of tokens to compute, both models together, each prompt once."""
+        num_tokens = 0
+        for group in [*self.instruct_groups, *self.base_groups]:
+            num_tokens += len(group.prompt_ids) + sum(map(len, group.completions))
+        return num_tokens
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is loaded on one side of the pair."""
+    """Description of a loaded model."""
 
     name: str
     weight_hash: str
@@ -94,11 +67,29 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """One model of the pair."""
+    """One model of the pair; `cache`, if any, holds log-probabilities that it computed before."""
 
+    name: ModelName
     renderer: Renderer
     engine: ScoringEngine
     facts: ModelFacts
+    cache: LogprobCache | None = None
+
+    def logprobs(self, groups: Sequence[TokenGroup]) -> tuple[list[list[Logprobs]], list[int]]:
+        """Return the log-probabilities of each group's completions, and how many of each group were in the cache."""
+        if self.cache is None:
+            return self._compute(groups), [0] * len(groups)
+        namespace = (self.name, self.facts.weight_hash, self.facts.template_hash)
+        return self.cache.logprobs(self._compute, groups, namespace)
+
+    def _compute(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
+        """Call the engine. Raises RuntimeError for results of another shape than the groups."""
+        if not groups:
+            return []
+        logprobs = self.engine.logprobs(groups)
+        if [len(values) for values in logprobs] != [len(group.completions) for group in groups]:
+            raise RuntimeError("the engine returned results for other groups than it was given")
+        return logprobs
 
 
 @dataclass(frozen=True)
@@ -110,92 +101,130 @@ class Pair:
     has_shared_tokenizer: bool
     is_base_plain: bool
 
-    def refusal(self, group: PromptGroup, options: Options) -> str:
-        """Why this pair can score no such group, or an empty text."""
-        has_ids = any(isinstance(part, Ids) for part in (group.prompt, *group.completions))
+    def with_cache(self, cache: LogprobCache) -> "Pair":
+        """Return the pair with one cache for both models, which share its size and no entries."""
+        return replace(self, instruct=replace(self.instruct, cache=cache), base=replace(self.base, cache=cache))
+
+    def refusal(self, group: Group, options: RewardOptions) -> str:
+        """Return the reason why this pair can score no group of this kind, or an empty text."""
+        has_prompt_ids = is_token_ids(group.prompt)
+        has_ids = has_prompt_ids or any(map(is_token_ids, group.completions))
         if has_ids and not self.has_shared_tokenizer:
             return "the models have different tokenizers, so token ids mean nothing to one of them; send texts"
-        if isinstance(group.prompt, Ids) and self.is_base_plain:
+        if has_prompt_ids and self.is_base_plain:
             return "the base model reads prompts in a plain form of its own; send the prompt as messages"
         if options.recipe == "rewardbench" and not self.has_shared_tokenizer:
             return "RewardBench has one tokenizer for both models, and these have two; take recipe winnow"
         return ""
 
-    def prepare(self, group: PromptGroup, options: Options) -> RenderedGroup:
-        """Render a group. Needs no model and changes nothing, so that any thread may do it beside `score`."""
+    def render(self, group: Group, options: RewardOptions) -> RenderedGroup:
+        """Render a group for both models. Needs no engine; any thread may call it while another one is in `score`."""
         refused: dict[int, CompletionResult] = {}
-        tokens: dict[int, TokenPair] = {}
-        for index, (ours, theirs) in enumerate(self._renderings(group, options)):
-            if isinstance(ours, UnscorableError):
-                refused[index] = CompletionResult(ours.status, str(ours))
-            elif isinstance(theirs, UnscorableError):
-                refused[index] = CompletionResult(theirs.status, str(theirs))
+        instruct: dict[int, RenderedCompletion] = {}
+        base: dict[int, RenderedCompletion] = {}
+        instruct_renderings, base_renderings = self._render_for_both(group, options)
+        for index, rendering in enumerate(instruct_renderings):
+            base_rendering = base_renderings[index]
+            if isinstance(rendering, UnscorableError):
+                refused[index] = CompletionResult(rendering.status, str(rendering))
+            elif isinstance(base_rendering, UnscorableError):
+                refused[index] = CompletionResult(base_rendering.status, str(base_rendering))
             else:
-                tokens[index] = (ours, theirs)
-        return RenderedGroup(options, refused, tokens)
+                instruct[index] = rendering
+                if not options.is_reference_free:
+                    base[index] = base_rendering
+        return RenderedGroup(options, refused, instruct, base)
 
-    def score(self, works: Sequence[RenderedGroup]) -> list[list[CompletionResult]]:
-        """The outcome of each completion of each group, in order. One call at a time."""
-        instruct, base = self._logprobs_of_both(
-            [work.instruct_groups for work in works], [work.base_groups for work in works]
-        )
-        return [_outcomes(*one) for one in zip(works, instruct, base, strict=True)]
+    def score(self, groups: Sequence[RenderedGroup]) -> tuple[list[list[CompletionResult]], list[int]]:
+        """Score the groups in one batch. One call at a time.
 
-    def _logprobs_of_both(self, ours: Groups, theirs: Groups) -> tuple[list[list[Logprobs]], list[list[Logprobs]]]:
-        """Either model's answers: one after the other on one device, at the same time where each has its own."""
+        Returns for each group the results of its completions in order, and how many of its completions the instruct
+        model's cache held.
+        """
+        instruct_groups = [group.instruct_groups for group in groups]
+        base_groups = [group.base_groups for group in groups]
         if _devices(self.instruct.engine) & _devices(self.base.engine):
-            return _logprobs(self.instruct.engine, ours), _logprobs(self.base.engine, theirs)
-        with ThreadPoolExecutor(1, thread_name_prefix="base") as beside:
-            base = beside.submit(_logprobs, self.base.engine, theirs)
-            return _logprobs(self.instruct.engine, ours), base.result()
+            instruct_logprobs, num_cached = _logprobs(self.instruct, instruct_groups)
+            base_logprobs, _ = _logprobs(self.base, base_groups)
+        else:  # each model has its own devices: both compute at the same time
+            with ThreadPoolExecutor(1, thread_name_prefix="base") as thread:
+                base_call = thread.submit(_logprobs, self.base, base_groups)
+                instruct_logprobs, num_cached = _logprobs(self.instruct, instruct_groups)
+                base_logprobs, _ = base_call.result()
+        results = [
+            _results(group, instruct, base)
+            for group, instruct, base in zip(groups, instruct_logprobs, base_logprobs, strict=True)
+        ]
+        return results, num_cached
 
-    def _renderings(self, group: PromptGroup, options: Options) -> Iterable[tuple[Rendering, Rendering]]:
-        """What the instruct model reads of each completion, and what the base model does; or why not."""
+    def _render_for_both(self, group: Group, options: RewardOptions) -> tuple[list[Rendering], list[Rendering]]:
+        """Render each completion for the instruct model and for the base model; once where both read the same."""
+        instruct_renderer = self.instruct.renderer
         if options.recipe == "rewardbench":
-            both = self.instruct.renderer.rewardbench_group(group)
-            return zip(both, both, strict=True)
-        conditioned = with_instruction(group, options.instruction)
-        ours = self.instruct.renderer.scored_group(conditioned, options.eos_policy)
+            renderings = instruct_renderer.render_rewardbench_group(group)
+            return renderings, renderings
+        instructed = with_instruction(group, options.instruction)
+        renderings = instruct_renderer.render_group(instructed, options.resolved_eos_policy)
         is_same_prompt = not options.instruction or options.instruction_scope == "both"
-        if options.is_reference_free or (is_same_prompt and self.base.renderer is self.instruct.renderer):
-            return zip(ours, ours, strict=True)
-        theirs = self.base.renderer.scored_group(conditioned if is_same_prompt else group, options.eos_policy)
-        return zip(ours, theirs, strict=True)
+        if options.is_reference_free or (is_same_prompt and self.base.renderer is instruct_renderer):
+            return renderings, renderings
+        base_group = group
+        if is_same_prompt:
+            base_group = instructed
+        return renderings, self.base.renderer.render_group(base_group, options.resolved_eos_policy)
 
 
-def _token_groups(tokens: Sequence[ScoredTokens]) -> list[TokenGroup]:
-    """The completions in order, those that follow each other with one prompt in one group."""
-    runs = itertools.groupby(tokens, key=lambda one: one.prompt_ids)
-    return [TokenGroup(prompt_ids, [one.span.token_ids for one in run]) for prompt_ids, run in runs]
+def _token_groups(completions: dict[int, RenderedCompletion]) -> list[TokenGroup]:
+    """Group the completions in order: those that follow each other and have the same prompt share a group."""
+    groups: list[TokenGroup] = []
+    scored_ids: list[list[int]] = []
+    prompt_ids: list[int] | None = None
+    for completion in completions.values():
+        if completion.prompt_ids != prompt_ids:
+            prompt_ids = completion.prompt_ids
+            scored_ids = []
+            groups.append(TokenGroup(prompt_ids, scored_ids))
+        scored_ids.append(completion.scored_ids)
+    return groups
+
+
+def _logprobs(
+    model: ScoredModel, token_groups: Sequence[Sequence[TokenGroup]]
+) -> tuple[list[list[Logprobs]], list[int]]:
+    """Compute the token groups of all rendered groups in one call of the model.
+
+    Returns for each rendered group the log-probabilities of all its completions, and how many of these were cached.
+    """
+    logprobs, num_cached = model.logprobs(list(chain.from_iterable(token_groups)))
+    logprobs_of_groups: list[list[Logprobs]] = []
+    num_cached_of_groups: list[int] = []
+    start = 0
+    for groups in token_groups:
+        end = start + len(groups)
+        logprobs_of_groups.append(list(chain.from_iterable(logprobs[start:end])))
+        num_cached_of_groups.append(sum(num_cached[start:end]))
+        start = end
+    return logprobs_of_groups, num_cached_of_groups
 
 
 def _devices(engine: ScoringEngine) -> set[str]:
     return set(engine.device.split(", "))
 
 
-def _logprobs(engine: ScoringEngine, groups: Groups) -> list[list[Logprobs]]:
-    """The log-probabilities of each work's completions, in order; all works' groups in one call."""
-    flat = [group for one in groups for group in one]
-    answers = engine.logprobs(flat) if flat else []
-    if [len(answer) for answer in answers] != [len(group.completions) for group in flat]:
-        raise RuntimeError("the engine answered other groups than it was asked for")
-    of_group = iter(answers)
-    return [[values for _ in one for values in next(of_group)] for one in groups]
-
-
-def _outcomes(work: RenderedGroup, instruct: Sequence[Logprobs], base: Sequence[Logprobs]) -> list[CompletionResult]:
-    """The outcomes of a group from the log-probabilities of what could be scored."""
-    outcomes = dict(work.refused)
-    for place, (index, (ours, _)) in enumerate(work.tokens.items()):
-        outcomes[index] = _outcome(ours, instruct[place], base[place] if base else None, work.options)
-    return [outcomes[index] for index in sorted(outcomes)]
-
-
-def _outcome(tokens: ScoredTokens, instruct: Logprobs, base: Logprobs | None, options: Options) -> CompletionResult:
-    own = None if base is None else base.tolist()
-    ratio = log_ratio_reward(instruct.tolist(), own, normalization=options.normalization, beta=options.beta)
-    if not ratio.is_finite:
-        return CompletionResult(
-            "non_finite", "a model gave a log-probability that is not finite; check weights and dtype"
+def _results(
+    group: RenderedGroup, instruct_logprobs: Sequence[Logprobs], base_logprobs: Sequence[Logprobs]
+) -> list[CompletionResult]:
+    """Return the result of each completion, in order, from the log-probabilities of those that were not refused."""
+    results = dict(group.refused)
+    for position, (index, rendered) in enumerate(group.instruct.items()):
+        base = None
+        if group.base:
+            base = base_logprobs[position].tolist()
+        results[index] = log_ratio_reward(
+            instruct_logprobs[position].tolist(),
+            base,
+            normalization=group.options.normalization,
+            beta=group.options.beta,
+            rendered=rendered,
         )
-    return CompletionResult(ratio=ratio, tokens=tokens, instruct_logprobs=instruct, base_logprobs=base)
+    return [results[index] for index in sorted(results)]

@@ -1,237 +1,213 @@
-"""A prompt and a completion -> the tokens that one model reads and the tokens that are scored.
+"""A group -> the tokens that one model reads of each completion, and the tokens that are scored.
 
-messages, text        rendered by the model's own chat template
-messages, token ids   the rendered prompt, then the completion's ids as they are
-token ids, token ids  both as they are; the prompt with its BOS
+prompt      completion
+messages    text        rendered by the model's own chat template
+messages    token ids   the rendered prompt, then the completion's ids as they are
+token ids   token ids   both as they are; the prompt with its BOS
 
-A group is rendered at once. What cannot be rendered is an `UnscorableError` in that completion's place;
-nothing is cut, mended or guessed, but by the recipe that cuts (reward_server/scoring/rewardbench.py).
+The prompt is rendered once for all its completions. An `UnscorableError` stands in the place of a completion that
+cannot be rendered. Nothing is cut, repaired or guessed; only recipe rewardbench (rewardbench.py) cuts.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from pydantic import ValidationError
-
-from reward_server.scoring.rewardbench import Row, rewardbench_rows
-from reward_server.scoring.spans import EosPolicy, ScoredSpan, UnscorableError, scored_span
-from winnow.chat import Chat, ScoredPair
+from reward_server.groups import CompletionInput, CompletionText, Group, Prompt, is_token_ids
+from reward_server.scoring.rewardbench import render_rewardbench
+from reward_server.scoring.spans import RenderedCompletion, UnscorableError, select_scored_ids
+from winnow.chat import Chat
+from winnow.conversations import ROLES
 from winnow.errors import ChatError, ControlTokenError
 from winnow.records import Message
+from winnow.reward_options import EosPolicy
 
-# Rendering takes time by the square of the messages; so many take half a second, and everybody waits for it.
+# Rendering time grows with the square of the number of messages: this many take half a second, which all callers wait.
 MAX_MESSAGES = 512
-# Of what came over the wire, in an error.
+# Longest quotation of a caller's text in an error.
 MAX_QUOTED_CHARS = 40
 
-
-@dataclass(frozen=True)
-class Conversation:
-    """A prompt as (role, content) pairs, as they came over the wire: a role may be anything."""
-
-    turns: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Text:
-    """A completion as text; `is_finished` when the policy ended it itself."""
-
-    text: str
-    is_finished: bool
-
-
-@dataclass(frozen=True)
-class Ids:
-    """A prompt or a completion as token ids."""
-
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PromptGroup:
-    """One prompt and its completions."""
-
-    prompt: Conversation | Ids
-    completions: tuple[Text | Ids, ...]
+Rendering = RenderedCompletion | UnscorableError
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model can read: token ids below `vocab_size`, at most `max_tokens` of prompt and completion together."""
+    """Limits of a model: token ids below `vocab_size`, at most `max_tokens` of prompt and completion together."""
 
     vocab_size: int
     max_tokens: int
 
 
-@dataclass(frozen=True)
-class ScoredTokens:
-    """What a model reads and what of it is scored.
-
-    `is_truncated` when the policy did not end the turn itself, or when a recipe cut something.
-    """
-
-    prompt_ids: list[int]
-    span: ScoredSpan
-    is_truncated: bool
-
-
-Rendering = ScoredTokens | UnscorableError
-
-
 class Renderer:
-    """Renders for one model of the pair."""
+    """Renders groups for one model of the pair."""
 
     def __init__(self, chat: Chat, limits: Limits) -> None:
         self.chat = chat
         self.limits = limits
 
-    def scored_group(self, group: PromptGroup, eos_policy: EosPolicy) -> list[Rendering]:
-        """The tokens of each completion with its prompt, or why there are none."""
-        pairs = self._pairs(group)
-        return [
-            self._scored(pair, completion, eos_policy)
-            for pair, completion in zip(pairs, group.completions, strict=True)
-        ]
-
-    def rewardbench_group(self, group: PromptGroup) -> list[Rendering]:
-        """The tokens that RewardBench scores of each completion, or why there are none; messages and texts only."""
-        texts = [one.text for one in group.completions if isinstance(one, Text)]
+    def render_group(self, group: Group, eos_policy: EosPolicy) -> list[Rendering]:
+        """Render each completion with the prompt, or return the reason why it cannot be scored."""
         try:
-            rows = rewardbench_rows(self.chat, _messages(group.prompt), texts)
+            prompt_ids, ids_of_text = self._encode_group(group)
         except UnscorableError as error:
-            return [error for _ in texts]
+            return [_empty_text_error(completion) or error for completion in group.completions]
+        renderings: list[Rendering] = []
+        for completion in group.completions:
+            try:
+                renderings.append(self._render_completion(prompt_ids, completion, ids_of_text, eos_policy))
+            except UnscorableError as error:
+                renderings.append(error)
+        return renderings
+
+    def render_rewardbench_group(self, group: Group) -> list[Rendering]:
+        """Render messages and texts as RewardBench does, or return the reason why a completion cannot be scored."""
+        texts = _texts(group)
+        try:
+            results = render_rewardbench(self.chat, _checked_messages(group.prompt), texts)
+        except UnscorableError as error:
+            return [error] * len(texts)
         except ChatError as error:
-            return [_invalid(error) for _ in texts]
-        return [_unrenderable(row) if isinstance(row, ChatError) else self._rewardbench_tokens(row) for row in rows]
+            return [UnscorableError(error.status, str(error))] * len(texts)
+        renderings: list[Rendering] = []
+        for result in results:
+            try:
+                if isinstance(result, ChatError):
+                    raise _completion_error(result)
+                self._check_limits(result)
+                renderings.append(result)
+            except UnscorableError as error:
+                renderings.append(error)
+        return renderings
 
-    def _scored(self, pair: ScoredPair | UnscorableError, completion: Text | Ids, eos_policy: EosPolicy) -> Rendering:
-        if isinstance(pair, UnscorableError):
-            return pair
-        is_finished = completion.is_finished if isinstance(completion, Text) else pair.has_eos
+    def _encode_group(self, group: Group) -> tuple[list[int], dict[str, list[int] | ChatError]]:
+        """Return the prompt's token ids, and the ids of each completion of text by its text.
+
+        Raises UnscorableError for the prompt's own errors.
+        """
+        texts = [text for text in _texts(group) if text]
+        if is_token_ids(group.prompt) and not texts:
+            prompt_ids = list(group.prompt)
+            self._check_bos(prompt_ids)
+            return prompt_ids, {}
+        messages = _checked_messages(group.prompt)
         try:
-            span = scored_span(
-                pair.completion_ids, self.chat.eos_token_id, is_finished=is_finished, eos_policy=eos_policy
-            )
-            self._check_limits(pair.prompt_ids, span)
-        except UnscorableError as error:
-            return error
-        return ScoredTokens(pair.prompt_ids, span, not is_finished)
-
-    def _rewardbench_tokens(self, row: Row) -> Rendering:
-        span = ScoredSpan(row.scored_ids, row.scored_ids[-1] == self.chat.eos_token_id)
-        try:
-            self._check_limits(row.prompt_ids, span)
-        except UnscorableError as error:
-            return error
-        return ScoredTokens(row.prompt_ids, span, row.is_cut)
-
-    def _pairs(self, group: PromptGroup) -> list[ScoredPair | UnscorableError]:
-        """The rendered prompt with each completion, or why there is none."""
-        texts = iter(self._text_pairs(group.prompt, [one.text for one in group.completions if isinstance(one, Text)]))
-        ids = iter(self._id_pairs(group.prompt, [one.ids for one in group.completions if isinstance(one, Ids)]))
-        return [next(texts) if isinstance(one, Text) else next(ids) for one in group.completions]
-
-    def _text_pairs(self, prompt: Conversation | Ids, texts: Sequence[str]) -> Iterator[ScoredPair | UnscorableError]:
-        """The pairs of completions of text; an empty one has nothing to render."""
-        pairs = iter(self._rendered(prompt, [text for text in texts if text]))
-        empty = UnscorableError("empty_completion", "the completion is an empty text; there is nothing to score")
-        return (next(pairs) if text else empty for text in texts)
-
-    def _rendered(self, prompt: Conversation | Ids, texts: Sequence[str]) -> list[ScoredPair | UnscorableError]:
-        if not texts:
-            return []
-        try:
-            pairs = self.chat.scored_pairs(_messages(prompt), texts)
-        except UnscorableError as error:
-            return [error for _ in texts]
+            prompt_ids, completion_ids = self.chat.encode_completions(messages, texts)
         except ChatError as error:
-            return [_invalid(error) for _ in texts]
-        return [_unrenderable(pair) if isinstance(pair, ChatError) else pair for pair in pairs]
+            raise UnscorableError(error.status, str(error)) from error
+        return prompt_ids, dict(zip(texts, completion_ids, strict=True))
 
-    def _id_pairs(
-        self, prompt: Conversation | Ids, completions: Sequence[tuple[int, ...]]
-    ) -> list[ScoredPair | UnscorableError]:
-        if not completions:
-            return []
-        try:
-            prompt_ids = self._prompt_ids(prompt)
-        except UnscorableError as error:
-            return [error for _ in completions]
+    def _render_completion(
+        self,
+        prompt_ids: list[int],
+        completion: CompletionInput,
+        ids_of_text: dict[str, list[int] | ChatError],
+        eos_policy: EosPolicy,
+    ) -> RenderedCompletion:
+        """Select the scored tokens of a completion and check the limits. Raises UnscorableError."""
+        empty_text_error = _empty_text_error(completion)
+        if empty_text_error is not None:
+            raise empty_text_error
         eos = self.chat.eos_token_id
-        return [ScoredPair(prompt_ids, list(ids), ids[-1:] == (eos,)) for ids in completions]
+        if isinstance(completion, str):
+            completion = CompletionText(completion)
+        if isinstance(completion, CompletionText):
+            encoded = ids_of_text[completion.text]
+            if isinstance(encoded, ChatError):
+                raise _completion_error(encoded)
+            completion_ids = encoded
+            is_finished = completion.is_finished
+        else:
+            completion_ids = list(completion)
+            is_finished = completion_ids[-1:] == [eos]
+        scored_ids, is_eos_scored = select_scored_ids(
+            completion_ids, eos, is_finished=is_finished, eos_policy=eos_policy
+        )
+        rendered = RenderedCompletion(prompt_ids, scored_ids, is_eos_scored, is_truncated=not is_finished)
+        self._check_limits(rendered)
+        return rendered
 
-    def _prompt_ids(self, prompt: Conversation | Ids) -> list[int]:
-        if isinstance(prompt, Ids):
-            self._check_bos(prompt.ids)
-            return list(prompt.ids)
-        try:
-            return self.chat.prompt_ids(_messages(prompt))
-        except ChatError as error:
-            raise _invalid(error) from error
-
-    def _check_bos(self, ids: Sequence[int]) -> None:
-        bos = self.chat.tokenizer.bos_token_id
-        if bos is None or bos == self.chat.eos_token_id:
-            return
-        if list(ids[:1]) != [bos] or ids.count(bos) != 1:
+    def _check_bos(self, prompt_ids: list[int]) -> None:
+        if not self.chat.has_one_bos(prompt_ids):
+            bos = self.chat.tokenizer.bos_token_id
             raise UnscorableError(
                 "invalid_conversation",
                 f"the prompt's token ids should hold exactly one BOS (id {bos}), at the start; they begin "
-                f"{list(ids[:4])} and hold {ids.count(bos)}",
+                f"{prompt_ids[:4]} and hold {prompt_ids.count(bos)}",
             )
 
-    def _check_limits(self, prompt_ids: list[int], span: ScoredSpan) -> None:
-        num_tokens = len(prompt_ids) + len(span.token_ids)
-        if num_tokens > self.limits.max_tokens:
+    def _check_limits(self, rendered: RenderedCompletion) -> None:
+        if rendered.num_tokens > self.limits.max_tokens:
             raise UnscorableError(
                 "too_long",
-                f"prompt and completion are {len(prompt_ids)} + {len(span.token_ids)} = {num_tokens} tokens, more than "
-                f"max_tokens {self.limits.max_tokens}; shorten them, or raise max_tokens if the models allow it",
+                f"prompt and completion are {len(rendered.prompt_ids)} + {len(rendered.scored_ids)} = "
+                f"{rendered.num_tokens} tokens, more than max_tokens {self.limits.max_tokens}; shorten them, or raise "
+                "max_tokens if the models allow it",
             )
-        if (largest := max([*prompt_ids, *span.token_ids])) >= self.limits.vocab_size:
+        largest_id = max([*rendered.prompt_ids, *rendered.scored_ids])
+        if largest_id >= self.limits.vocab_size:
             raise UnscorableError(
-                "invalid_token", f"token id {largest} is not below the vocabulary's size {self.limits.vocab_size}"
+                "invalid_token", f"token id {largest_id} is not below the vocabulary's size {self.limits.vocab_size}"
             )
 
 
-def with_instruction(group: PromptGroup, instruction: str) -> PromptGroup:
-    """The group with an instruction before its first user message, a blank line between them; without one, as it is."""
-    if not instruction or isinstance(group.prompt, Ids):
+def with_instruction(group: Group, instruction: str) -> Group:
+    """Put an instruction and a blank line before the group's first user message.
+
+    Without an instruction, and for a prompt of token ids, the group is returned as it is.
+    """
+    if not instruction or is_token_ids(group.prompt):
         return group
-    turns = list(group.prompt.turns)
-    first = next((index for index, (role, _) in enumerate(turns) if role == "user"), None)
-    if first is not None:
-        turns[first] = ("user", f"{instruction}\n\n{turns[first][1]}")
-    return replace(group, prompt=Conversation(tuple(turns)))
+    messages: list[Any] = list(group.prompt)
+    for index, message in enumerate(messages):
+        if message.role == "user":
+            messages[index] = message.model_copy(update={"content": f"{instruction}\n\n{message.content}"})
+            break
+    return replace(group, prompt=messages)
 
 
-def _invalid(error: ChatError) -> UnscorableError:
-    """What is wrong with a prompt."""
-    return UnscorableError(error.status, str(error))
+def _texts(group: Group) -> list[str]:
+    """Return the completions that are texts, in order."""
+    texts = []
+    for completion in group.completions:
+        if isinstance(completion, CompletionText):
+            texts.append(completion.text)
+        elif isinstance(completion, str):
+            texts.append(completion)
+    return texts
 
 
-def _unrenderable(error: ChatError) -> UnscorableError:
-    """What is wrong with one completion of a prompt that is in order."""
-    return _invalid(error) if isinstance(error, ControlTokenError) else UnscorableError("unrenderable", str(error))
+def _empty_text_error(completion: CompletionInput) -> UnscorableError | None:
+    """Return the error of a completion that is an empty text, None for every other completion."""
+    if isinstance(completion, CompletionText):
+        completion = completion.text
+    if completion != "":
+        return None
+    return UnscorableError("empty_completion", "the completion is an empty text; there is nothing to score")
 
 
-def _messages(prompt: Conversation | Ids) -> list[Message]:
-    """The prompt as messages of known roles. Raises UnscorableError."""
-    if isinstance(prompt, Ids):
+def _completion_error(error: ChatError) -> UnscorableError:
+    """Return the error of one completion of a valid prompt."""
+    if isinstance(error, ControlTokenError):
+        return UnscorableError(error.status, str(error))
+    return UnscorableError("unrenderable", str(error))
+
+
+def _checked_messages(prompt: Prompt) -> list[Message]:
+    """Return the prompt's messages. Raises UnscorableError for too many of them, unknown roles and token ids."""
+    if is_token_ids(prompt):
         raise UnscorableError("invalid_conversation", "a prompt of token ids needs completions of token ids")
-    if len(prompt.turns) > MAX_MESSAGES:
+    if len(prompt) > MAX_MESSAGES:
         raise UnscorableError(
             "too_long",
-            f"the prompt has {len(prompt.turns)} messages, more than {MAX_MESSAGES}; leave out the first, or send "
-            "token ids",
+            f"the prompt has {len(prompt)} messages, more than {MAX_MESSAGES}; leave out the first, or send token ids",
         )
     messages = []
-    for role, content in prompt.turns:
-        try:
-            messages.append(Message.model_validate({"role": role, "content": content}))
-        except ValidationError:
-            quoted = repr(role[:MAX_QUOTED_CHARS])
+    for message in prompt:
+        if not isinstance(message, Message):
+            raise TypeError(f"a prompt to render should hold Message objects, holds {type(message).__name__}")
+        if message.role not in ROLES:
             raise UnscorableError(
-                "invalid_conversation", f"unknown role {quoted}; the roles are system, user and assistant"
-            ) from None
+                "invalid_conversation",
+                f"unknown role {message.role[:MAX_QUOTED_CHARS]!r}; the roles are system, user and assistant",
+            )
+        messages.append(message)
     return messages

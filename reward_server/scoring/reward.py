@@ -6,43 +6,48 @@
     reward        = beta * log_ratio                    normalization sum
                   = beta * log_ratio / num_tokens       normalization mean
 
-Reference-free, instruct_logp stands in for log_ratio. t runs over the scored tokens (`reward_server.scoring.spans`).
+In a reference-free reward, instruct_logp replaces log_ratio. t runs over the scored tokens (scoring/spans.py).
 
-`sum` with beta is DPO's implicit reward (Rafailov et al., arXiv 2305.18290, eq. 5), but for the term beta * log Z(x)
-that depends on the prompt alone; with beta 1 it is what RewardBench scores (Lambert et al., arXiv 2403.13787).
+Except for the term beta * log Z(x), which depends on the prompt alone, `sum` is DPO's implicit reward (Rafailov et al.,
+arXiv 2305.18290, eq. 5). With beta 1 it is the score of RewardBench (Lambert et al., arXiv 2403.13787).
 
-What follows from it:
-- Rewards compare between completions of one prompt only: Z(x) is unknown. A mean over prompts compares two policies
-  only on the same prompts.
-- The sum grows with length: in a group whose completions differ much in length it also ranks by length. The mean does
-  not, and ranks differently; name the one that was used.
-- It is a small difference of large numbers: log-probabilities come in single precision, their sums are exactly rounded
-  doubles.
-- With different tokenizers each model sums over tokens of its own; `mean` divides by the instruct model's.
+Consequences:
+- Only rewards of completions of the same prompt are comparable, because Z(x) is unknown. A mean over prompts compares
+  two policies only on the same prompts.
+- The sum grows with length. If the completions of a group differ much in length, the sum also ranks by length. The mean
+  does not, and ranks differently; report which one was used.
+- The reward is a small difference of large numbers. Log-probabilities have single precision; their sums are exactly
+  rounded doubles.
+- With different tokenizers, each model sums over its own tokens; `mean` divides by the instruct model's number.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Normalization = Literal["sum", "mean"]
+from reward_server.scoring.spans import RenderedCompletion
+from winnow.records import OK
+from winnow.reward_options import Normalization
 
 
 @dataclass(frozen=True)
-class LogRatio:
-    """The reward of one completion and what it was made of; natural logarithms, sums over `num_tokens` tokens."""
+class CompletionResult:
+    """The result for one completion: `status` is "ok" and the numbers are set, or `error` says why they are not.
 
-    reward: float
-    instruct_logp: float
-    base_logp: float | None
-    log_ratio: float | None
-    num_tokens: int
+    Natural logarithms: logps are sums over `num_tokens` tokens, logprobs are per token. Without the base model
+    (reference-free), `base_logp`, `log_ratio` and `base_logprobs` are None.
+    """
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether every number is finite."""
-        return all(math.isfinite(x) for x in (self.reward, self.instruct_logp, self.base_logp or 0.0))
+    status: str = OK
+    error: str = ""
+    reward: float | None = None
+    instruct_logp: float | None = None
+    base_logp: float | None = None
+    log_ratio: float | None = None
+    num_tokens: int = 0
+    rendered: RenderedCompletion | None = None
+    instruct_logprobs: Sequence[float] = ()
+    base_logprobs: Sequence[float] | None = None
 
 
 def log_ratio_reward(
@@ -51,22 +56,46 @@ def log_ratio_reward(
     *,
     normalization: Normalization = "sum",
     beta: float = 1.0,
-) -> LogRatio:
-    """The reward of one completion from its tokens' log-probabilities; without the base model's it is reference-free.
+    rendered: RenderedCompletion | None = None,
+) -> CompletionResult:
+    """Compute the reward of one completion from the log-probabilities of its tokens: one number per token.
+
+    Reference-free if `base_logprobs` is None. The status is "non_finite" where a number is not finite. `rendered`, the
+    completion's tokens, is stored in the result.
 
     >>> log_ratio_reward([-1.0, -2.0], [-1.5, -3.0]).reward
     1.5
     """
-    instruct_logp = _sum(instruct_logprobs)
-    base_logp = None if base_logprobs is None else _sum(base_logprobs)
-    log_ratio = None if base_logp is None else instruct_logp - base_logp
-    signal = instruct_logp if log_ratio is None else log_ratio
+    instruct_logp = _exact_sum(instruct_logprobs)
+    base_logp = None
+    log_ratio = None
+    signal = instruct_logp
+    if base_logprobs is not None:
+        base_logp = _exact_sum(base_logprobs)
+        log_ratio = instruct_logp - base_logp
+        signal = log_ratio
     num_tokens = len(instruct_logprobs)
-    reward = beta * signal / (num_tokens if normalization == "mean" else 1)
-    return LogRatio(reward, instruct_logp, base_logp, log_ratio, num_tokens)
+    reward = beta * signal
+    if normalization == "mean":
+        reward /= num_tokens
+    if not (math.isfinite(reward) and math.isfinite(instruct_logp)):
+        return CompletionResult(
+            "non_finite", "a model gave a log-probability that is not finite; check weights and dtype"
+        )
+    return CompletionResult(
+        reward=reward,
+        instruct_logp=instruct_logp,
+        base_logp=base_logp,
+        log_ratio=log_ratio,
+        num_tokens=num_tokens,
+        rendered=rendered,
+        instruct_logprobs=instruct_logprobs,
+        base_logprobs=base_logprobs,
+    )
 
 
-def _sum(logprobs: Sequence[float]) -> float:
-    """The exactly rounded sum; not a number where that of plain addition would not be finite."""
-    values = [float(logprob) for logprob in logprobs]
-    return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+def _exact_sum(logprobs: Sequence[float]) -> float:
+    """Return the exactly rounded sum; NaN if any value is not finite."""
+    if not all(map(math.isfinite, logprobs)):
+        return math.nan
+    return math.fsum(logprobs)

@@ -1,26 +1,27 @@
-"""The tokens that RewardBench scores, to compare with its numbers (rewardbench 0.1.4: dpo.py and run_dpo.py).
+"""Recipe rewardbench: the tokens that RewardBench scores, for comparisons with it (0.1.4: dpo.py and run_dpo.py).
 
     prompt      = template(messages)                            without the header of the assistant turn
-    answer      = template(messages, completion), every occurrence of prompt taken out
-    prompt_ids  = BOS + the ids of prompt + answer up to where those of the prompt alone end
-    scored      = the rest of those ids + EOS
-    logp        = sum over scored of log p(token | what stands before it)
+    completion  = template(messages, completion), every occurrence of prompt taken out
+    prompt_ids  = BOS + the ids of prompt + completion, up to where the ids of the prompt alone end
+    scored_ids  = the rest of those ids + EOS
+    logp        = sum over scored_ids of log p(token | the tokens before it)
 
-So BOS and EOS come twice where the template writes them too, and a header that the template writes before an answer is
-scored. Where the last token of the prompt merges into the answer, that token is scored with it.
+So BOS and EOS come twice if the template writes them too, and a header that the template writes before a completion is
+scored. If the last token of the prompt merges into the completion, that token is scored with it.
 
-    is a prompt + the longest scored of the request over 2048 tokens?    of the prompt, the last 128 tokens are kept
-    is it still?                                                         of scored, the first 1920 tokens are kept
+    prompt + the longest scored_ids of the request over 2048 tokens?    the last 128 tokens of the prompt are kept
+    still over 2048 tokens?                                             the first 1920 tokens of scored_ids are kept
 
-RewardBench scores pairs: the longer of the two decides what is cut of both. Send its pairs as requests of two.
+RewardBench scores pairs: the longer completion decides how both are cut. Send its pairs as requests of two.
 
-Like RewardBench, and unlike everything else here, it takes control tokens in a text for what they are, and an empty
-completion. Unlike RewardBench, whose log-softmax is in the models' half precision, ours is in single precision.
+This recipe alone follows RewardBench in two points: it reads control tokens in a text as control tokens, and it scores
+an empty completion. RewardBench computes its log-softmax in the models' half precision, winnow in single precision.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from reward_server.scoring.spans import RenderedCompletion
 from winnow.chat import Chat, check_messages
 from winnow.errors import ChatError
 from winnow.records import Message
@@ -29,54 +30,68 @@ MAX_LENGTH = 2048
 MAX_PROMPT_LENGTH = 128
 
 
-@dataclass(frozen=True)
-class Row:
-    """What a model reads and what of it is scored; `is_cut` when some of either was too long and left out."""
+def render_rewardbench(
+    chat: Chat, messages: Sequence[Message], completions: Sequence[str]
+) -> list[RenderedCompletion | ChatError]:
+    """Render a prompt's completions, in order; a ChatError stands in the place of one that cannot be rendered.
 
-    prompt_ids: list[int]
-    scored_ids: list[int]
-    is_cut: bool = False
-
-
-def rewardbench_rows(chat: Chat, messages: Sequence[Message], completions: Sequence[str]) -> list[Row | ChatError]:
-    """The rows of a prompt's completions, in order; what cannot be rendered is a ChatError in its place.
-
-    Raises ChatError for a prompt that is no conversation up to an assistant turn.
+    Raises ChatError for a prompt that is not a conversation up to an assistant turn.
     """
     check_messages(messages, last_role="user")
-    rows = [_row_or_error(chat, messages, completion) for completion in completions]
-    longest = max((len(row.scored_ids) for row in rows if isinstance(row, Row)), default=0)
-    return [cut(row, longest) if isinstance(row, Row) else row for row in rows]
+    uncut: list[RenderedCompletion | ChatError] = []
+    longest = 0
+    for completion in completions:
+        try:
+            rendered = _render_uncut(chat, messages, completion)
+        except ChatError as error:
+            uncut.append(error)
+        else:
+            uncut.append(rendered)
+            longest = max(longest, len(rendered.scored_ids))
+    results: list[RenderedCompletion | ChatError] = []
+    for result in uncut:
+        if isinstance(result, RenderedCompletion):
+            result = cut(result, longest)
+        results.append(result)
+    return results
 
 
-def cut(row: Row, longest: int) -> Row:
-    """The row as RewardBench shortens it, where `longest` is the number of scored tokens of the longest of the pair."""
-    if len(row.prompt_ids) + longest <= MAX_LENGTH:
-        return row
-    prompt_ids = row.prompt_ids[-MAX_PROMPT_LENGTH:]
-    is_still_long = len(prompt_ids) + longest > MAX_LENGTH
-    scored_ids = row.scored_ids[: MAX_LENGTH - MAX_PROMPT_LENGTH] if is_still_long else row.scored_ids
-    kept, given = len(prompt_ids) + len(scored_ids), len(row.prompt_ids) + len(row.scored_ids)
-    return replace(row, prompt_ids=prompt_ids, scored_ids=scored_ids, is_cut=kept < given)
+def cut(rendered: RenderedCompletion, longest: int) -> RenderedCompletion:
+    """Shorten a completion as RewardBench does; `longest` is the largest number of scored tokens in its pair."""
+    if len(rendered.prompt_ids) + longest <= MAX_LENGTH:
+        return rendered
+    prompt_ids = rendered.prompt_ids[-MAX_PROMPT_LENGTH:]
+    scored_ids = rendered.scored_ids
+    if len(prompt_ids) + longest > MAX_LENGTH:
+        scored_ids = scored_ids[: MAX_LENGTH - MAX_PROMPT_LENGTH]
+    eos_token_id = rendered.scored_ids[-1]  # before the cut, EOS is always the last
+    return replace(
+        rendered,
+        prompt_ids=prompt_ids,
+        scored_ids=scored_ids,
+        is_eos_scored=scored_ids[-1] == eos_token_id,
+        is_truncated=len(prompt_ids) + len(scored_ids) < rendered.num_tokens,
+    )
 
 
-def _row_or_error(chat: Chat, messages: Sequence[Message], completion: str) -> Row | ChatError:
-    try:
-        return _row(chat, messages, completion)
-    except ChatError as error:
-        return error
-
-
-def _row(chat: Chat, messages: Sequence[Message], completion: str) -> Row:
-    """The row before anything is cut. Raises ChatError."""
+def _render_uncut(chat: Chat, messages: Sequence[Message], completion: str) -> RenderedCompletion:
+    """Render one completion, whatever its length. Raises ChatError."""
     prompt = chat.unchecked_text(messages)
-    whole = chat.unchecked_text([*messages, Message(role="assistant", content=completion)])
-    prompt_ids, ids = chat.encode(prompt), chat.encode(prompt + whole.replace(prompt, ""))
+    conversation = chat.unchecked_text([*messages, Message(role="assistant", content=completion)])
+    prompt_ids = chat.encode(prompt)
+    token_ids = chat.encode(prompt + conversation.replace(prompt, ""))
     border = len(prompt_ids)
-    if len(ids) < border:
+    if len(token_ids) < border:
         raise ChatError("the prompt has more tokens than prompt and completion together; RewardBench has no answer")
-    if ids[:border] != prompt_ids:
+    if token_ids[:border] != prompt_ids:
         border -= 1
     eos = chat.eos_token_id
     bos = chat.tokenizer.bos_token_id
-    return Row([eos if bos is None else int(bos), *ids[:border]], [*ids[border:], eos])
+    if bos is None:
+        bos = eos
+    return RenderedCompletion(
+        prompt_ids=[int(bos), *token_ids[:border]],
+        scored_ids=[*token_ids[border:], eos],
+        is_eos_scored=True,
+        is_truncated=False,
+    )

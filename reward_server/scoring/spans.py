@@ -1,9 +1,9 @@
-"""Which tokens of a completion are scored.
+"""The tokens of a completion that are scored.
 
     completion_ids   the assistant turn after its header, through the EOS that closes it, if it has one
-    scored           completion_ids, with or without that EOS:
+    scored_ids       completion_ids, with or without that EOS:
 
-    eos_policy     closing EOS there           no closing EOS
+    eos_policy     closing EOS present         no closing EOS
     include        scored                      MISSING_EOS
     exclude        not scored                  nothing to leave out
     if_finished    scored if `is_finished`     nothing to leave out
@@ -14,9 +14,8 @@ the policy did not finish: `if_finished` keeps the reward from paying for an EOS
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-EosPolicy = Literal["include", "exclude", "if_finished"]
+from winnow.reward_options import EosPolicy
 
 
 class UnscorableError(Exception):
@@ -28,23 +27,38 @@ class UnscorableError(Exception):
 
 
 @dataclass(frozen=True)
-class ScoredSpan:
-    """The scored token ids, and whether the closing EOS is their last."""
+class RenderedCompletion:
+    """A prompt and a completion as one model reads them: the completion's scored ids follow the prompt's ids.
 
-    token_ids: list[int]
-    is_eos_scored: bool
-
-
-def scored_span(
-    completion_ids: Sequence[int], eos_token_id: int, *, is_finished: bool, eos_policy: EosPolicy
-) -> ScoredSpan:
-    """The scored tokens of a completion. Raises UnscorableError: empty_completion, missing_eos.
-
-    >>> scored_span([5, 6, 2], eos_token_id=2, is_finished=False, eos_policy="if_finished")
-    ScoredSpan(token_ids=[5, 6], is_eos_scored=False)
+    `is_eos_scored` when the last scored id is the EOS that closes the turn. `is_truncated` when the policy did not end
+    the turn itself, or when a recipe cut something.
     """
-    has_eos = list(completion_ids[-1:]) == [eos_token_id]
-    content = list(completion_ids[:-1] if has_eos else completion_ids)
+
+    prompt_ids: list[int]
+    scored_ids: list[int]
+    is_eos_scored: bool
+    is_truncated: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that the model reads."""
+        return len(self.prompt_ids) + len(self.scored_ids)
+
+
+def select_scored_ids(
+    completion_ids: Sequence[int], eos_token_id: int, *, is_finished: bool, eos_policy: EosPolicy
+) -> tuple[list[int], bool]:
+    """Return the scored ids of a completion, and whether its closing EOS is the last of them.
+
+    Raises UnscorableError: empty_completion, missing_eos.
+
+    >>> select_scored_ids([5, 6, 2], eos_token_id=2, is_finished=False, eos_policy="if_finished")
+    ([5, 6], False)
+    """
+    content = list(completion_ids)
+    has_eos = content[-1:] == [eos_token_id]
+    if has_eos:
+        content.pop()
     if not content:
         raise UnscorableError("empty_completion", "the completion is empty; there is nothing to score")
     if eos_policy == "include" and not has_eos:
@@ -54,4 +68,6 @@ def scored_span(
             "end it in EOS, or take if_finished or exclude",
         )
     is_eos_scored = has_eos and (eos_policy == "include" or (eos_policy == "if_finished" and is_finished))
-    return ScoredSpan([*content, eos_token_id] if is_eos_scored else content, is_eos_scored)
+    if is_eos_scored:
+        content.append(eos_token_id)
+    return content, is_eos_scored

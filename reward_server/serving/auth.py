@@ -1,66 +1,68 @@
-"""Who may call: TLS, certificates of clients, bearer tokens; and the refusal to listen where anyone could.
+"""Authentication of callers: TLS, client certificates, bearer tokens; and the check of the addresses to listen on.
 
-    beyond loopback   mutual TLS, or a token file and TLS; else refused, unless allow_insecure
-    metrics           plain HTTP: loopback only, unless allow_insecure
+    listen beyond loopback    needs mutual TLS, or a token file and TLS; else refused, unless allow_insecure
+    metrics beyond loopback   plain HTTP: refused, unless allow_insecure
 
-A client's name is that of its token, else its certificate's common name, else its connection, or its host with what it
-calls itself in the metadata `winnow-client`. Names decide whose turn it is (fair_queue.py) and stand in the log.
+The name of a client is the first of these that exists: the name of its token; the common name of its certificate; its
+host with the name that it sends in the metadata `winnow-client`; its connection. The names separate clients in the fair
+queue (scheduling/fair_queue.py) and appear in the log.
 """
 
 import hashlib
 import hmac
-import ipaddress
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
 
 from reward_server.certificates import read_authorities, read_file, read_pair
+from winnow.addresses import is_loopback, parse_listen_address
 from winnow.errors import UsageError
 from winnow.serve_config import ServeConfig, TlsConfig
 
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 SCHEME = "bearer "
 CLIENT_KEY = "winnow-client"
-CALLERS_WAYS_OUT = "set tls and token_file, or tls with client_ca; or listen on 127.0.0.1"
-METRICS_WAYS_OUT = "listen on 127.0.0.1, where a collector on this machine reads them"
+CALLS_REMEDY = "set tls and token_file, or tls with client_ca; or listen on 127.0.0.1"
+METRICS_REMEDY = "listen on 127.0.0.1, where a collector on this machine reads them"
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
 log = logging.getLogger(__name__)
 
 
-class Tokens:
+class BearerTokens:
     """Bearer tokens and their names; only digests are kept."""
 
     def __init__(self, named: Sequence[tuple[str, str]]) -> None:
         self._named = [(name, _digest(token)) for name, token in named]
 
     def name_of(self, metadata: Metadata) -> str | None:
-        """The name of the token in `authorization: Bearer TOKEN`; None where it is missing or unknown.
+        """Return the name of the token in `authorization: Bearer TOKEN`, or None if it is missing or unknown.
 
-        Every token is compared, each in constant time: how long it takes says nothing of how near a guess is.
+        The digest is compared with every known one, each time in constant time. So the time that it takes does not
+        reveal how near a guess is.
         """
-        given = _digest(_bearer_token(metadata))
-        found = None
-        for name, digest in self._named:
-            if hmac.compare_digest(digest, given):
-                found = name
-        return found
+        digest = _digest(_bearer_token(metadata))
+        name_of_digest = None
+        for name, known_digest in self._named:
+            if hmac.compare_digest(known_digest, digest):
+                name_of_digest = name
+        return name_of_digest
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
-    """Refuses every call without a known token, streams included; health stays open for probes."""
+    """Refuses every call without a known token, streams included. The health service stays open for probes."""
 
-    def __init__(self, tokens: Tokens, on_refused: Callable[[], None]) -> None:
+    def __init__(self, tokens: BearerTokens, on_refused: Callable[[], None]) -> None:
         self._tokens = tokens
         self._on_refused = on_refused
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        """The method's own handler, or one that refuses."""
+        """Return the method's handler, or a handler that refuses the call."""
         is_open = handler_call_details.method.startswith(HEALTH_PREFIX)
         if is_open or self._tokens.name_of(handler_call_details.invocation_metadata or ()) is not None:
             return await continuation(handler_call_details)
@@ -74,80 +76,115 @@ async def _unauthenticated(request_iterator: Any, context: Any) -> None:
     )
 
 
-def read_tokens(path: str) -> Tokens:
-    """The tokens of a file of `NAME TOKEN` lines. Raises UsageError, which never shows a token."""
+def read_bearer_tokens(path: str) -> BearerTokens:
+    """Read a file of `NAME TOKEN` lines; `#` starts a comment line. Raises UsageError, which never shows a token."""
     try:
         text = read_file(path, "token_file").decode()
     except UnicodeDecodeError:
         raise UsageError(
-            f"token_file {path!r} cannot be read (is no text); write a token a line as NAME TOKEN"
+            f"token_file {path!r} cannot be read (it is not text); write one token a line as NAME TOKEN"
         ) from None
-    lines = [line.split() for line in text.splitlines()]
-    named = [(number, words) for number, words in enumerate(lines, 1) if words and not words[0].startswith("#")]
-    for number, words in named:
+    named_tokens: list[tuple[str, str]] = []
+    for line_number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
         if len(words) != 2:
-            raise UsageError(f"token_file {path!r}, line {number}: should be NAME TOKEN, has {len(words)} words")
-    if not named:
+            raise UsageError(f"token_file {path!r}, line {line_number}: should be NAME TOKEN, has {len(words)} words")
+        named_tokens.append((words[0], words[1]))
+    if not named_tokens:
         raise UsageError(f"token_file {path!r} holds no token; write one a line as NAME TOKEN")
-    return Tokens([(name, token) for _, (name, token) in named])
+    return BearerTokens(named_tokens)
 
 
 def tls_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
-    """What the port needs. Raises UsageError for files that are missing, malformed or do not fit together."""
+    """Read the PEM files of a server. Raises UsageError if one is missing or malformed, or they do not fit together."""
     certificate, key = read_pair(tls.certificate, tls.key, ("tls.certificate", "tls.key"))
-    authority = None if tls.client_ca is None else read_authorities(tls.client_ca, "tls.client_ca")
-    return grpc.ssl_server_credentials([(key, certificate)], authority, authority is not None)
+    if tls.client_ca is None:
+        return grpc.ssl_server_credentials([(key, certificate)])
+    authorities = read_authorities(tls.client_ca, "tls.client_ca")
+    return grpc.ssl_server_credentials([(key, certificate)], authorities, require_client_auth=True)
+
+
+@dataclass(frozen=True)
+class ServerAuth:
+    """Credentials of the server's port (None: plain text) and the bearer tokens of its callers (None: not needed)."""
+
+    credentials: grpc.ServerCredentials | None
+    tokens: BearerTokens | None
+
+
+def load_auth(config: ServeConfig) -> ServerAuth:
+    """Read the TLS and token files of a config. Raises UsageError for those that cannot be used."""
+    credentials = None
+    if config.tls is not None:
+        credentials = tls_credentials(config.tls)
+    tokens = None
+    if config.token_file is not None:
+        tokens = read_bearer_tokens(config.token_file)
+    return ServerAuth(credentials, tokens)
 
 
 def check_exposure(config: ServeConfig) -> None:
-    """Raise UsageError where anyone on the network could call, or listen in on tokens, unless that is asked for."""
+    """Raise UsageError if anyone on the network could call, or read tokens on their way, and this is not allowed."""
     for problem in _problems(config):
         if not config.allow_insecure:
-            raise UsageError(f"{problem}, or, where the whole network is trusted, set allow_insecure: true")
-        log.warning("INSECURE, as allow_insecure asks: %s", problem)
+            raise UsageError(f"{problem}; or set allow_insecure: true, if the whole network is trusted")
+        log.warning("INSECURE, allowed by allow_insecure: %s", problem)
 
 
-def client_name(context: Any, tokens: Tokens | None) -> str:
-    """Whose call it is."""
+def client_name(context: Any, tokens: BearerTokens | None) -> str:
+    """Return the name of the client that makes a call."""
     metadata = context.invocation_metadata() or ()
-    if tokens is not None and (name := tokens.name_of(metadata)) is not None:
-        return name
-    if names := context.auth_context().get("x509_common_name"):
-        return str(names[0].decode(errors="replace"))
-    peer = unquote(context.peer())
-    own = next((value for key, value in metadata if key == CLIENT_KEY), None)
-    return peer if own is None else f"{peer.rpartition(':')[0]}/{own}"
-
-
-def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT is reachable from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host or None, None)}
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(str(one).partition("%")[0]).is_loopback for one in found)
+    if tokens is not None:
+        name = tokens.name_of(metadata)
+        if name is not None:
+            return name
+    common_names = context.auth_context().get("x509_common_name")
+    if common_names:
+        return str(common_names[0].decode(errors="replace"))
+    connection = unquote(context.peer())
+    client = _metadata_text(metadata, CLIENT_KEY)
+    if client is None:
+        return connection
+    host = connection.rpartition(":")[0]
+    return f"{host}/{client}"
 
 
 def _problems(config: ServeConfig) -> list[str]:
-    """What is open to others, and the ways out."""
+    """Return a sentence for each address that is open to other machines without protection, with the remedy."""
     has_mutual_tls = config.tls is not None and config.tls.client_ca is not None
-    where = f"listen {config.listen} is open to other machines"
+    exposure = f"listen {config.listen} is open to other machines"
     problems = []
-    if not is_loopback(config.listen) and not has_mutual_tls:
+    if not is_loopback(parse_listen_address(config.listen).host) and not has_mutual_tls:
         if config.token_file is None:
-            problems.append(f"{where}, and anyone could call; {CALLERS_WAYS_OUT}")
+            problems.append(f"{exposure}, and anyone could call; {CALLS_REMEDY}")
         elif config.tls is None:
-            problems.append(f"{where}, and tokens would travel in plain text; {CALLERS_WAYS_OUT}")
-    if config.metrics_listen is not None and not is_loopback(config.metrics_listen):
-        problems.append(f"metrics_listen {config.metrics_listen} is open to other machines; {METRICS_WAYS_OUT}")
+            problems.append(f"{exposure}, and tokens would travel in plain text; {CALLS_REMEDY}")
+    if config.metrics_listen is not None:
+        metrics_address = parse_listen_address(config.metrics_listen, "metrics_listen")
+        if not is_loopback(metrics_address.host):
+            problems.append(f"metrics_listen {config.metrics_listen} is open to other machines; {METRICS_REMEDY}")
     return problems
 
 
 def _bearer_token(metadata: Metadata) -> str:
-    value = next((value for key, value in metadata if key == "authorization"), "")
-    text = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return text[len(SCHEME) :].strip() if text.lower().startswith(SCHEME) else ""
+    """Return the token of `authorization: Bearer TOKEN`; an empty text, which no token equals, if there is none."""
+    text = _metadata_text(metadata, "authorization") or ""
+    if not text.lower().startswith(SCHEME):
+        return ""
+    return text[len(SCHEME) :].strip()
+
+
+def _metadata_text(metadata: Metadata, key: str) -> str | None:
+    """Return the first value of a key, or None."""
+    for name, value in metadata:
+        if name != key:
+            continue
+        if isinstance(value, bytes):
+            return value.decode(errors="replace")
+        return value
+    return None
 
 
 def _digest(token: str) -> bytes:

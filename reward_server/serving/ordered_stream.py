@@ -1,71 +1,83 @@
-"""A stream of requests -> their answers in order, several of them in progress at once."""
+"""A stream of requests to a stream of responses in the same order, with several requests in progress at once.
+
+Example: `read_ahead` is 3, and the caller has taken no response. Requests 0, 1 and 2 are read and in progress; request
+3 is not read, so that gRPC's flow control makes the sender wait. When the caller takes response 0, request 3 is read.
+"""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
 class StoppingError(Exception):
-    """The stream was stopped: what comes after the answers that were given is unanswered."""
+    """The stream was stopped: the requests after the responses so far are unanswered."""
 
 
-class InOrder(Generic[Request, Answer]):
-    """Reads at most `read_ahead` requests beyond those whose answers were taken; then it lets the sender wait."""
+class OrderedStream(Generic[Request, Response]):
+    """Reads at most `read_ahead` requests beyond those whose responses were taken."""
 
     def __init__(
-        self, requests: AsyncIterable[Request], answer: Callable[[Request], Awaitable[Answer]], read_ahead: int
+        self, requests: AsyncIterable[Request], respond: Callable[[Request], Awaitable[Response]], read_ahead: int
     ) -> None:
         self._requests = requests
-        self._answer = answer
-        self._room = asyncio.Semaphore(read_ahead)
-        self._line: asyncio.Queue[asyncio.Future[Answer] | BaseException | None] = asyncio.Queue()
+        self._respond = respond
+        self._may_read = asyncio.Semaphore(read_ahead)
+        # Responses in progress, in the order of their requests; then how the stream ends: an error, or None.
+        self._pending: asyncio.Queue[asyncio.Future[Response] | BaseException | None] = asyncio.Queue()
         self._reader = asyncio.ensure_future(self._read())
-        self._reader.add_done_callback(self._end)
+        self._reader.add_done_callback(self._put_end)
 
-    async def answers(self) -> AsyncIterator[Answer]:
-        """One answer for each request. Raises what `answer` raises, and StoppingError."""
-        while (pending := await self._line.get()) is not None:
+    async def responses(self) -> AsyncIterator[Response]:
+        """Yield one response for each request. Raises what `respond` raises, and StoppingError."""
+        while True:
+            pending = await self._pending.get()
+            if pending is None:
+                return
             if isinstance(pending, BaseException):
                 raise pending
             try:
-                answer = await pending
+                response = await pending
             finally:
                 pending.cancel()
-            self._room.release()
-            yield answer
+            self._may_read.release()
+            yield response
 
     def stop(self) -> None:
-        """Read no more; `answers` raises StoppingError after what was read."""
+        """Read no more requests; `responses` raises StoppingError after those that were read."""
         self._reader.cancel()
 
     def close(self) -> None:
-        """Give up what is in progress."""
+        """Cancel everything in progress."""
         self._reader.cancel()
-        while not self._line.empty():
-            if isinstance(pending := self._line.get_nowait(), asyncio.Future):
+        while not self._pending.empty():
+            pending = self._pending.get_nowait()
+            if isinstance(pending, asyncio.Future):
                 pending.cancel()
 
     async def _read(self) -> None:
         requests = aiter(self._requests)
         while True:
-            await self._room.acquire()
+            await self._may_read.acquire()
             try:
                 request = await anext(requests)
             except StopAsyncIteration:
                 return
-            pending = asyncio.ensure_future(self._answer(request))
-            pending.add_done_callback(_look_at)
-            self._line.put_nowait(pending)
+            pending = asyncio.ensure_future(self._respond(request))
+            pending.add_done_callback(_retrieve_error)
+            self._pending.put_nowait(pending)
 
-    def _end(self, reader: "asyncio.Task[None]") -> None:
-        """What comes after the last answer: nothing, StoppingError, or why the connection broke."""
-        self._line.put_nowait(StoppingError() if reader.cancelled() else reader.exception())
+    def _put_end(self, reader: "asyncio.Task[None]") -> None:
+        """Put how the stream ends after the last response: None, StoppingError, or why the connection broke."""
+        if reader.cancelled():
+            self._pending.put_nowait(StoppingError())
+        else:
+            self._pending.put_nowait(reader.exception())
 
 
-def _look_at(done: "asyncio.Future[Answer]") -> None:
-    """An error that nobody waits for any more is no news for the log."""
+def _retrieve_error(done: "asyncio.Future[Response]") -> None:
+    """Mark the error of a response as seen; asyncio would log it if nobody takes the response any more."""
     if not done.cancelled():
         done.exception()

@@ -1,20 +1,21 @@
-"""The servicer: validate, schedule, answer.
+"""The gRPC service: validate requests, schedule them, respond.
 
     malformed request                   INVALID_ARGUMENT, with what to change
     full queue                          RESOURCE_EXHAUSTED, with grpc-retry-pushback-ms; a stream waits instead
     deadline that cannot be met         DEADLINE_EXCEEDED
     server that is stopping             UNAVAILABLE, on streams that are still open
-    a completion that cannot be scored  a status of its own; the others are scored
-    anything unforeseen                 INTERNAL; the traceback goes to the log
+    a completion that cannot be scored  a status of the completion; the other completions are scored
+    unexpected error                    INTERNAL; the traceback goes to the log
 
-A stream has up to READ_AHEAD groups in the line at once and answers them in order. A caller that leaves takes its
-waiting groups along.
+ScoreStream is for callers in other languages, who have no client with concurrency and retries; winnow's Python clients
+make concurrent Score calls. A stream has up to READ_AHEAD groups in progress at once and responds in the order of its
+requests. When a caller leaves, its waiting groups leave the queue.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,33 +25,34 @@ from google.protobuf.message import DecodeError
 from reward_server.monitoring import MAX_LOGGED_CHARS, Call, Metrics
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceServicer
+from reward_server.protocol import PUSHBACK_KEY, SERVICE_NAME
 from reward_server.scheduling.fair_queue import QueueFullError, TooLateError
-from reward_server.scheduling.scheduler import Caller, Scheduler, Scored
-from reward_server.scoring.model_pair import Options, Pair, RenderedGroup
-from reward_server.serving.auth import Tokens, client_name
-from reward_server.serving.ordered_stream import InOrder, StoppingError
+from reward_server.scheduling.scheduler import Caller, Scheduler
+from reward_server.scoring.model_pair import Pair, RenderedGroup
+from reward_server.scoring.reward import CompletionResult
+from reward_server.serving.auth import BearerTokens, client_name
+from reward_server.serving.ordered_stream import OrderedStream, StoppingError
 from reward_server.serving.wire import (
     MalformedError,
     completion_score,
     parse_group,
     parse_options,
     reward_definition,
-    shortened,
+    shorten,
 )
+from winnow.reward_options import RewardOptions
 
-SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
 READ_AHEAD = 16
-POLL_S = 0.05
+IDLE_POLL_S = 0.05
 
-# What a deserializer gives: the request, or why there is none.
-Received = pb.ScoreRequest | DecodeError
+# A request as the deserializer returns it, or the error of bytes that are not a ScoreRequest.
+ReceivedRequest = pb.ScoreRequest | DecodeError
 
 log = logging.getLogger(__name__)
 
 
 class GroupError(Exception):
-    """A group of a call failed, and why: its cause."""
+    """The failure of one group of a call; the reason is its cause (`__cause__`)."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(request_id)
@@ -66,7 +68,7 @@ class RewardService(RewardServiceServicer):
         info: pb.GetServerInfoResponse,
         scheduler: Scheduler,
         metrics: Metrics,
-        tokens: Tokens | None = None,
+        tokens: BearerTokens | None = None,
     ) -> None:
         self.pair = pair
         self.info = info
@@ -74,57 +76,58 @@ class RewardService(RewardServiceServicer):
         self.metrics = metrics
         self._tokens = tokens
         self._num_calls = 0
-        self._streams: set[InOrder[Received, pb.ScoreResponse]] = set()
+        self._streams: set[OrderedStream[ReceivedRequest, pb.ScoreResponse]] = set()
         self._is_stopping = False
 
-    async def Score(self, request: Received, context: Any) -> pb.ScoreResponse:
-        """The scores of one prompt's completions."""
-        with self._recorded("Score", context) as call:
+    async def Score(self, request: ReceivedRequest, context: Any) -> pb.ScoreResponse:
+        """Score the completions of one prompt."""
+        with self._record_call("Score", context) as call:
+            if not isinstance(request, DecodeError):
+                call.request_id = request.request_id
             try:
-                call.request_id = "" if isinstance(request, DecodeError) else request.request_id
-                return await self._answer(request, call, _caller(call, context))
+                return await self._respond(request, call, _caller(call, context, should_wait_for_capacity=False))
             except Exception as error:
-                await self._refuse(context, call, error)
+                await self._abort(context, call, error)
         raise AssertionError("abort raises")
 
     async def ScoreStream(
-        self, request_iterator: AsyncIterable[Received], context: Any
+        self, request_iterator: AsyncIterable[ReceivedRequest], context: Any
     ) -> AsyncIterator[pb.ScoreResponse]:
-        """The scores of prompt after prompt, in the order of the requests."""
-        with self._recorded("ScoreStream", context) as call:
-            caller = _caller(call, context, waits_for_room=True)
-            stream = InOrder(request_iterator, lambda request: self._answer(request, call, caller), READ_AHEAD)
+        """Score prompt after prompt, with responses in the order of the requests. For callers in other languages."""
+        with self._record_call("ScoreStream", context) as call:
+            caller = _caller(call, context, should_wait_for_capacity=True)
+            stream = OrderedStream(request_iterator, lambda request: self._respond(request, call, caller), READ_AHEAD)
             self._streams.add(stream)
-            if self._is_stopping:  # the call came before the server took no more, and begins only now
+            if self._is_stopping:  # the call was accepted before the server began to stop
                 stream.stop()
             try:
-                async for response in stream.answers():
+                async for response in stream.responses():
                     yield response
             except Exception as error:
-                await self._refuse(context, call, error)
+                await self._abort(context, call, error)
             finally:
                 self._streams.discard(stream)
                 stream.close()
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
-        """What is loaded, and the limits of a request."""
-        with self._recorded("GetServerInfo", context):
+        """Return the loaded models and the limits of a request."""
+        with self._record_call("GetServerInfo", context):
             return self.info
 
     def stop_streams(self) -> None:
-        """Read no more from streams, also those that are about to begin; each ends when what was read is answered."""
+        """Read no more requests from streams, current and future ones; each ends after the responses to those read."""
         self._is_stopping = True
         for stream in list(self._streams):
             stream.stop()
 
-    async def idle(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until no call is in progress."""
         while self._num_calls:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(IDLE_POLL_S)
 
     def method_handlers(self) -> grpc.GenericRpcHandler:
-        """The methods, as a server takes them. What is no ScoreRequest reaches the method, which refuses it."""
-        score = {"request_deserializer": _received, "response_serializer": pb.ScoreResponse.SerializeToString}
+        """Return the methods for a gRPC server. Bytes that are not a ScoreRequest are refused by the method itself."""
+        score = {"request_deserializer": _deserialize, "response_serializer": pb.ScoreResponse.SerializeToString}
         info = {
             "request_deserializer": pb.GetServerInfoRequest.FromString,
             "response_serializer": pb.GetServerInfoResponse.SerializeToString,
@@ -136,40 +139,40 @@ class RewardService(RewardServiceServicer):
         }
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
-    async def _answer(self, received: Received, call: Call, caller: Caller) -> pb.ScoreResponse:
-        if isinstance(received, DecodeError):
-            raise MalformedError("the message is no winnow.v1.ScoreRequest")
-        request = received
+    async def _respond(self, request: ReceivedRequest, call: Call, caller: Caller) -> pb.ScoreResponse:
+        """Score one request. Raises MalformedError, and GroupError from any later error."""
+        if isinstance(request, DecodeError):
+            raise MalformedError("the message is not a winnow.v1.ScoreRequest")
         try:
             options = parse_options(request.options)
-            scored = await self.scheduler.score(lambda: self._prepared(request, options), caller)
+            results = await self.scheduler.score(lambda: self._render(request, options), caller, call)
         except Exception as error:
             raise GroupError(request.request_id) from error
-        call.add(len(scored.outcomes), scored.num_tokens, scored.num_cached, scored.queue_s, scored.compute_s)
-        return self._response(request, options, scored)
+        return self._response(request, options, results)
 
-    def _prepared(self, request: pb.ScoreRequest, options: Options) -> RenderedGroup:
-        """Parsing and rendering; runs in a thread. Raises MalformedError."""
+    def _render(self, request: pb.ScoreRequest, options: RewardOptions) -> RenderedGroup:
+        """Parse and render a request; runs in a thread. Raises MalformedError."""
         group = parse_group(request, self.info.max_completions)
-        if refusal := self.pair.refusal(group, options):
+        refusal = self.pair.refusal(group, options)
+        if refusal:
             raise MalformedError(refusal)
-        return self.pair.prepare(group, options)
+        return self.pair.render(group, options)
 
-    def _response(self, request: pb.ScoreRequest, options: Options, scored: Scored) -> pb.ScoreResponse:
-        has_token_logprobs = request.options.want_token_logprobs
-        for outcome in scored.outcomes:
-            self.metrics.completions.labels(outcome.status).inc()
+    def _response(
+        self, request: pb.ScoreRequest, options: RewardOptions, results: Sequence[CompletionResult]
+    ) -> pb.ScoreResponse:
+        """Return the response of a group, and count its completions by status."""
+        scores = []
+        for result in results:
+            self.metrics.completions.labels(result.status).inc()
+            scores.append(completion_score(result, options))
         return pb.ScoreResponse(
-            request_id=request.request_id,
-            completions=[
-                completion_score(outcome, options, has_token_logprobs=has_token_logprobs) for outcome in scored.outcomes
-            ],
-            definition=reward_definition(self.pair, options),
+            request_id=request.request_id, completions=scores, definition=reward_definition(self.pair, options)
         )
 
     @contextmanager
-    def _recorded(self, method: str, context: Any) -> Iterator[Call]:
-        """A call's metrics and its line in the log, however it ends."""
+    def _record_call(self, method: str, context: Any) -> Iterator[Call]:
+        """Record a call in the metrics and the log, however it ends."""
         call = Call(method, client_name(context, self._tokens), self.metrics)
         self._num_calls += 1
         try:
@@ -179,25 +182,28 @@ class RewardService(RewardServiceServicer):
             raise
         finally:
             self._num_calls -= 1
-            call.ended()
+            call.finish()
 
-    async def _refuse(self, context: Any, call: Call, error: Exception) -> None:
-        """End the call with the status that the error stands for."""
+    async def _abort(self, context: Any, call: Call, error: Exception) -> None:
+        """End a call with the status of an error."""
         if isinstance(error, GroupError) and isinstance(error.__cause__, Exception):
-            call.request_id, error = error.request_id, error.__cause__
-        code, reason, message = refusal(error)
+            call.request_id = error.request_id
+            error = error.__cause__
+        code, reason, message = status_of(error)
         call.code = code.name
         self.metrics.refused.labels(reason).inc()
         if code == grpc.StatusCode.INTERNAL:
             log.error("request %r failed", call.request_id, exc_info=error)
         if isinstance(error, QueueFullError):
             context.set_trailing_metadata(((PUSHBACK_KEY, str(round(error.retry_s * 1000))),))
-        named = f"request {shortened(call.request_id, MAX_LOGGED_CHARS)!r}: " if call.request_id else ""
-        await context.abort(code, named + shortened(message))
+        details = shorten(message)
+        if call.request_id:
+            details = f"request {shorten(call.request_id, MAX_LOGGED_CHARS)!r}: {details}"
+        await context.abort(code, details)
 
 
-def refusal(error: Exception) -> tuple[grpc.StatusCode, str, str]:
-    """The status, the reason as metrics count it, and the message of a call that fails."""
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
+    """Return the gRPC status of an error, the reason under which metrics count it, and the message for the caller."""
     if isinstance(error, MalformedError):
         return grpc.StatusCode.INVALID_ARGUMENT, "malformed", str(error)
     if isinstance(error, QueueFullError):
@@ -205,18 +211,23 @@ def refusal(error: Exception) -> tuple[grpc.StatusCode, str, str]:
     if isinstance(error, TooLateError):
         return grpc.StatusCode.DEADLINE_EXCEEDED, "too_late", str(error)
     if isinstance(error, StoppingError):
-        return grpc.StatusCode.UNAVAILABLE, "stopping", "the server is stopping; send what is unanswered to another one"
+        message = "the server is stopping; send the unanswered requests to another server"
+        return grpc.StatusCode.UNAVAILABLE, "stopping", message
     return grpc.StatusCode.INTERNAL, "internal", f"scoring failed ({type(error).__name__}); see the server's log"
 
 
-def _received(data: bytes) -> Received:
-    """A request from its bytes. gRPC itself would answer a failure here with a traceback in the log."""
+def _deserialize(data: bytes) -> ReceivedRequest:
+    """Return a request from its bytes, or the error: gRPC itself would write a traceback to the log."""
     try:
         return pb.ScoreRequest.FromString(data)
     except DecodeError as error:
         return error
 
 
-def _caller(call: Call, context: Any, *, waits_for_room: bool = False) -> Caller:
-    left_s = context.time_remaining()
-    return Caller(call.client, None if left_s is None else time.monotonic() + left_s, waits_for_room)
+def _caller(call: Call, context: Any, *, should_wait_for_capacity: bool) -> Caller:
+    """Return the caller of a gRPC call, with its deadline."""
+    remaining_s = context.time_remaining()
+    deadline = None
+    if remaining_s is not None:
+        deadline = time.monotonic() + remaining_s
+    return Caller(call.client, deadline, should_wait_for_capacity)

@@ -1,157 +1,140 @@
-"""Protobuf messages <-> the server's own types. What each field means stands in proto/winnow/v1/reward.proto.
+"""Conversion between protobuf messages and the server's types. proto/winnow/v1/reward.proto explains the fields.
 
-A request that is wrong as a whole raises MalformedError; a completion that cannot be scored is not malformed.
+A request that is wrong as a whole raises MalformedError. A completion that cannot be scored gets a status instead.
 """
 
-import math
-from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, cast
 
+from reward_server.groups import CompletionText, Group, is_token_ids
 from reward_server.pb import reward_pb2 as pb
-from reward_server.scoring.model_pair import CompletionResult, InstructionScope, ModelFacts, Options, Pair, Recipe
-from reward_server.scoring.rendering import Conversation, Ids, PromptGroup, Text
-from reward_server.scoring.reward import Normalization
-from reward_server.scoring.spans import EosPolicy
+from reward_server.scoring.model_pair import ModelFacts, Pair
+from reward_server.scoring.reward import CompletionResult
 from winnow import __version__
+from winnow.errors import UsageError
+from winnow.records import OK, Message, Role
+from winnow.reward_options import RewardOptions, RewardSpec, choices_of, wire_name
 from winnow.serve_config import ServeConfig
 
-Name = TypeVar("Name", bound=str)
-
-# Of an error in an answer.
+# Longest error message in a response.
 MAX_ERROR_CHARS = 500
-
-NORMALIZATIONS: dict[int, Normalization] = {
-    pb.NORMALIZATION_UNSPECIFIED: "sum",
-    pb.NORMALIZATION_SUM: "sum",
-    pb.NORMALIZATION_MEAN: "mean",
-}
-EOS_POLICIES: dict[int, EosPolicy] = {
-    pb.EOS_POLICY_UNSPECIFIED: "if_finished",
-    pb.EOS_POLICY_INCLUDE: "include",
-    pb.EOS_POLICY_EXCLUDE: "exclude",
-    pb.EOS_POLICY_IF_FINISHED: "if_finished",
-}
-INSTRUCTION_SCOPES: dict[int, InstructionScope] = {
-    pb.INSTRUCTION_SCOPE_UNSPECIFIED: "both",
-    pb.INSTRUCTION_SCOPE_BOTH: "both",
-    pb.INSTRUCTION_SCOPE_INSTRUCT_ONLY: "instruct_only",
-}
-RECIPES: dict[int, Recipe] = {
-    pb.RECIPE_UNSPECIFIED: "winnow",
-    pb.RECIPE_WINNOW: "winnow",
-    pb.RECIPE_REWARDBENCH: "rewardbench",
-}
+# The first number of every enum.
+UNSPECIFIED = 0
 
 
 class MalformedError(ValueError):
-    """The request is wrong as a whole; the message says what to change."""
+    """A request that is wrong as a whole; the message explains what to change."""
 
 
-def parse_group(request: pb.ScoreRequest, max_completions: int) -> PromptGroup:
-    """The prompt and completions of a request. Raises MalformedError."""
+def parse_group(request: pb.ScoreRequest, max_completions: int) -> Group:
+    """Return the prompt and completions of a request. Raises MalformedError."""
     num_completions = len(request.completions)
     if not 1 <= num_completions <= max_completions:
         raise MalformedError(f"completions should be 1 to {max_completions}, are {num_completions}")
-    prompt = _prompt(request)
-    completions = tuple(_completion(one, index) for index, one in enumerate(request.completions))
-    if isinstance(prompt, Ids) and any(isinstance(one, Text) for one in completions):
+    prompt = _parse_prompt(request)
+    completions = []
+    for index, completion in enumerate(request.completions):
+        completions.append(_parse_completion(completion, index))
+    has_prompt_ids = is_token_ids(prompt)
+    if has_prompt_ids and not all(map(is_token_ids, completions)):
         raise MalformedError("with prompt_token_ids the completions should be token_ids too, not text")
-    if isinstance(prompt, Ids) and request.options.instruction:
+    if has_prompt_ids and request.options.instruction:
         raise MalformedError("options.instruction is put into messages; send the prompt as messages, not as token ids")
-    has_ids = any(isinstance(part, Ids) for part in (prompt, *completions))
+    has_ids = has_prompt_ids or any(map(is_token_ids, completions))
     if has_ids and request.options.recipe == pb.RECIPE_REWARDBENCH:
         raise MalformedError("recipe rewardbench renders by itself; send messages and texts, no token ids")
-    return PromptGroup(prompt, completions)
+    return Group(prompt, completions)
 
 
-def parse_options(options: pb.ScoreOptions) -> Options:
-    """How the reward is made. Raises MalformedError."""
-    normalization = _known(NORMALIZATIONS, options.normalization, "normalization")
-    eos_policy = _known(EOS_POLICIES, options.eos_policy, "eos_policy")
-    scope = _known(INSTRUCTION_SCOPES, options.instruction_scope, "instruction_scope")
-    recipe = _known(RECIPES, options.recipe, "recipe")
-    beta = options.beta if options.HasField("beta") else 1.0
-    if not (math.isfinite(beta) and beta > 0):
-        raise MalformedError(f"options.beta should be a finite number above 0, is {beta}")
-    if recipe == "rewardbench":
-        _check_rewardbench(options, beta)
-        return Options(eos_policy="include", is_reference_free=options.is_reference_free, recipe=recipe)
-    return Options(normalization, beta, eos_policy, options.is_reference_free, options.instruction, scope, recipe)
+def parse_options(message: pb.ScoreOptions) -> RewardOptions:
+    """Return the options of a request; an unset option has its default. Raises MalformedError."""
+    values: dict[str, Any] = {}
+    for option in RewardOptions.model_fields:
+        field = message.DESCRIPTOR.fields_by_name[option]
+        value = getattr(message, option)
+        if field.enum_type is not None:
+            if value != UNSPECIFIED:
+                values[option] = _parse_choice(option, value, field.enum_type.name)
+        elif not field.has_presence or message.HasField(option):
+            values[option] = value
+    try:
+        options = RewardOptions(**values)
+    except UsageError as error:
+        raise MalformedError(f"options.{error}") from None
+    try:
+        options.check_recipe()
+    except UsageError as error:
+        raise MalformedError(str(error)) from None
+    return options
 
 
-def _known(names: Mapping[int, Name], value: int, option: str) -> Name:
-    if value not in names:
-        kind = "".join(part.title() for part in option.split("_"))
-        raise MalformedError(f"options.{option} {value} is no value of {kind}")
-    return names[value]
+def _parse_choice(option: str, number: int, enum_name: str) -> str:
+    """Return the choice that a number of the option's enum stands for. Raises MalformedError."""
+    for choice in choices_of(option):
+        if getattr(pb, wire_name(option, choice)) == number:
+            return choice
+    raise MalformedError(f"options.{option} {number} is not a value of {enum_name}")
 
 
-def _check_rewardbench(options: pb.ScoreOptions, beta: float) -> None:
-    """Raise MalformedError for options that RewardBench's recipe fixes otherwise."""
-    fixed = {
-        "normalization sum": options.normalization in (pb.NORMALIZATION_UNSPECIFIED, pb.NORMALIZATION_SUM),
-        "eos_policy include": options.eos_policy in (pb.EOS_POLICY_UNSPECIFIED, pb.EOS_POLICY_INCLUDE),
-        "beta 1": beta == 1.0,
-        "no instruction": not options.instruction,
-    }
-    if wrong := [name for name, holds in fixed.items() if not holds]:
-        raise MalformedError(
-            f"recipe rewardbench goes with {', '.join(wrong)}; set it so or leave it unset, or take recipe winnow"
-        )
+def reward_definition(pair: Pair, options: RewardOptions) -> pb.RewardDefinition:
+    """Return everything that decides a reward besides the prompt and the completion.
 
-
-def reward_definition(pair: Pair, options: Options) -> pb.RewardDefinition:
-    """Everything that decides a reward beside the prompt and the completion."""
-    is_base_read = not options.is_reference_free
-    is_base_plain = pair.is_base_plain and options.recipe == "winnow"
-    base_template = pair.base if options.recipe == "winnow" else pair.instruct
-    return pb.RewardDefinition(
-        recipe=options.recipe,
-        normalization=options.normalization,
-        beta=options.beta,
-        eos_policy=options.eos_policy,
-        is_reference_free=options.is_reference_free,
-        base_prompt=("plain" if is_base_plain else "same") if is_base_read else "",
-        instruction=options.instruction,
-        instruction_scope=options.instruction_scope if options.instruction else "",
+    Fields that make no difference are empty: those of the base model where the reward is reference-free, and the scope
+    of an instruction where there is none.
+    """
+    values = {option: getattr(options, option) for option in RewardSpec.model_fields}
+    values["eos_policy"] = options.resolved_eos_policy
+    definition = pb.RewardDefinition(
+        **values,
         instruct_weight_hash=pair.instruct.facts.weight_hash,
-        base_weight_hash=pair.base.facts.weight_hash if is_base_read else "",
         instruct_template_hash=pair.instruct.facts.template_hash,
-        base_template_hash=base_template.facts.template_hash if is_base_read else "",
     )
+    if not options.instruction:
+        definition.instruction_scope = ""
+    if options.is_reference_free:
+        return definition
+    definition.base_weight_hash = pair.base.facts.weight_hash
+    definition.base_prompt = "same"
+    if options.recipe == "rewardbench":  # the base model reads the instruct model's rendering
+        definition.base_template_hash = pair.instruct.facts.template_hash
+        return definition
+    if pair.is_base_plain:
+        definition.base_prompt = "plain"
+    definition.base_template_hash = pair.base.facts.template_hash
+    return definition
 
 
-def shortened(text: str, max_chars: int = MAX_ERROR_CHARS) -> str:
-    """A text for an error; each completion of a group may carry one that quotes its prompt."""
-    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+def shorten(text: str, max_chars: int = MAX_ERROR_CHARS) -> str:
+    """Cut off a long text, such as an error that quotes the prompt: each completion of a group may carry it."""
+    if len(text) <= max_chars:
+        return text
+    return text[: max_chars - 3] + "..."
 
 
-def completion_score(outcome: CompletionResult, options: Options, *, has_token_logprobs: bool) -> pb.CompletionScore:
-    """The answer for one completion."""
-    status = f"STATUS_{outcome.status.upper()}"
-    if outcome.ratio is None or outcome.tokens is None:
-        return pb.CompletionScore(status=status, error=shortened(outcome.error))
-    ratio, span = outcome.ratio, outcome.tokens.span
+def completion_score(result: CompletionResult, options: RewardOptions) -> pb.CompletionScore:
+    """Return the response for one completion."""
+    status = f"STATUS_{result.status.upper()}"
+    if result.status != OK or result.rendered is None:
+        return pb.CompletionScore(status=status, error=shorten(result.error))
     score = pb.CompletionScore(
         status=status,
-        reward=ratio.reward,
-        instruct_logp=ratio.instruct_logp,
-        base_logp=ratio.base_logp,
-        log_ratio=ratio.log_ratio,
-        num_tokens=ratio.num_tokens,
-        normalization=f"NORMALIZATION_{options.normalization.upper()}",
-        is_eos_scored=span.is_eos_scored,
-        is_truncated=outcome.tokens.is_truncated,
+        reward=result.reward,
+        instruct_logp=result.instruct_logp,
+        base_logp=result.base_logp,
+        log_ratio=result.log_ratio,
+        num_tokens=result.num_tokens,
+        normalization=wire_name("normalization", options.normalization),
+        is_eos_scored=result.rendered.is_eos_scored,
+        is_truncated=result.rendered.is_truncated,
     )
-    if has_token_logprobs:
-        score.token_ids.extend(span.token_ids)
-        score.instruct_token_logprobs.extend([] if outcome.instruct_logprobs is None else outcome.instruct_logprobs)
-        score.base_token_logprobs.extend([] if outcome.base_logprobs is None else outcome.base_logprobs)
+    if options.want_token_logprobs:
+        score.token_ids.extend(result.rendered.scored_ids)
+        score.instruct_token_logprobs.extend(result.instruct_logprobs)
+        score.base_token_logprobs.extend(result.base_logprobs or ())
     return score
 
 
 def server_info(pair: Pair, config: ServeConfig) -> pb.GetServerInfoResponse:
-    """What is loaded, and the limits of a request."""
+    """Return the loaded models and the limits of a request."""
     return pb.GetServerInfoResponse(
         winnow_version=__version__,
         instruct=_model_info(pair.instruct.facts),
@@ -178,18 +161,22 @@ def _model_info(facts: ModelFacts) -> pb.ModelInfo:
     )
 
 
-def _prompt(request: pb.ScoreRequest) -> Conversation | Ids:
-    if request.messages.messages:
-        return Conversation(tuple((message.role, message.content) for message in request.messages.messages))
+def _parse_prompt(request: pb.ScoreRequest) -> tuple[Message, ...] | tuple[int, ...]:
+    messages = request.messages.messages
+    if messages:
+        # Not validated: an unknown role is a status of each completion, found by the renderer, not a malformed request.
+        return tuple(
+            Message.model_construct(role=cast("Role", message.role), content=message.content) for message in messages
+        )
     if request.prompt_token_ids.ids:
-        return Ids(tuple(request.prompt_token_ids.ids))
+        return tuple(request.prompt_token_ids.ids)
     raise MalformedError("the prompt is missing; set messages or prompt_token_ids, not empty")
 
 
-def _completion(completion: pb.Completion, index: int) -> Text | Ids:
+def _parse_completion(completion: pb.Completion, index: int) -> CompletionText | tuple[int, ...]:
     kind = completion.WhichOneof("content")
     if kind == "text":
-        return Text(completion.text.text, completion.text.is_finished)
+        return CompletionText(completion.text.text, completion.text.is_finished)
     if kind == "token_ids":
-        return Ids(tuple(completion.token_ids.ids))
+        return tuple(completion.token_ids.ids)
     raise MalformedError(f"completions[{index}] has neither text nor token_ids")

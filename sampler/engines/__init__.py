@@ -1,26 +1,25 @@
-"""Sampling engines: prompts as token ids -> completions. One Protocol; rounds and evaluation know no library."""
+"""Sampling engines: prompts as token ids -> completions. One Protocol; rounds and evaluation know no library.
 
-from collections.abc import Sequence
+    {prompt_id: token_ids}  ->  SamplingEngine.sample  ->  {prompt_id: [Completion 0, ..., Completion N - 1]}
+
+`sample_conversations` also renders the prompts and turns those that cannot be completed into rows with a status.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from winnow.chat import Chat
 from winnow.config import Dtype
+from winnow.errors import ChatError
+from winnow.records import Completion, Message
 from winnow.run_config import SamplingConfig
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """One completion: `is_finished` when the model ended it with the end-of-sequence token, which is not in `text`."""
-
-    text: str
-    num_tokens: int
-    is_finished: bool
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample: `temperature` 0 takes the likeliest token. Equal seeds and prompts give equal completions."""
+class SamplingParams:
+    """Settings of one call; equal settings and prompts give equal completions. `temperature` 0: the likeliest token."""
 
     num_completions: int
     temperature: float
@@ -28,26 +27,104 @@ class Sampling:
     max_new_tokens: int
     seed: int
 
+    @property
+    def num_generated(self) -> int:
+        """Completions to generate for each prompt; at temperature 0 they are all equal, so one is generated."""
+        if self.temperature > 0:
+            return self.num_completions
+        return 1
+
 
 class SamplingEngine(Protocol):
     """A policy that completes prompts."""
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest prompt and completion together, in tokens; None where the model does not say."""
+        """Largest number of tokens in a prompt and its completion together; None if the model states no limit."""
         ...
 
-    def sample(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Sampled]]:
-        """`num_completions` completions of each prompt (token ids of a conversation up to the assistant turn)."""
+    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
+        """Return `num_completions` completions of each prompt under its id, in the order of the prompts.
+
+        A prompt is the token ids of a conversation up to the assistant turn.
+        """
         ...
 
 
 def open_engine(config: SamplingConfig, model: str, chat: Chat, dtype: Dtype) -> SamplingEngine:
     """Load a policy into the engine that the config names."""
     if config.engine == "vllm":
-        from sampler.engines.vllm import VllmEngine
+        from sampler.engines.vllm import VllmSampler
 
-        return VllmEngine(config, model, chat, dtype)
-    from sampler.engines.transformers import TransformersEngine
+        return VllmSampler(config, model, chat, dtype)
+    from sampler.engines.transformers import TransformersSampler
 
-    return TransformersEngine(model, chat, dtype)
+    return TransformersSampler(model, chat, dtype)
+
+
+def sample_conversations(
+    engine: SamplingEngine, chat: Chat, conversations: Mapping[str, Sequence[Message]], params: SamplingParams
+) -> dict[str, list[Completion]]:
+    """Render conversations and complete them; return `num_completions` rows for each prompt id, in the same order.
+
+    A conversation that cannot be rendered, or that is too long to be completed, gets rows with a status and an error.
+    """
+    max_prompt_tokens: float = math.inf
+    if engine.max_tokens is not None:
+        max_prompt_tokens = engine.max_tokens - params.max_new_tokens
+    prompts: dict[str, list[int]] = {}
+    completions: dict[str, list[Completion]] = {}
+    for prompt_id, messages in conversations.items():
+        try:
+            token_ids = chat.prompt_ids(messages)
+        except ChatError as error:
+            completions[prompt_id] = _failed_completions(prompt_id, params, error.status, str(error))
+            continue
+        if len(token_ids) <= max_prompt_tokens:
+            prompts[prompt_id] = token_ids
+        else:
+            problem = f"the prompt has {len(token_ids)} tokens; with max_new_tokens at most {max_prompt_tokens} fit"
+            completions[prompt_id] = _failed_completions(prompt_id, params, "too_long", problem)
+    if prompts:
+        completions.update(engine.sample(prompts, params))
+    return {prompt_id: completions[prompt_id] for prompt_id in conversations}
+
+
+def make_completions(
+    prompt_id: str, generated: Sequence[list[int]], params: SamplingParams, chat: Chat
+) -> list[Completion]:
+    """Decode one prompt's generated token ids, each cut at its first end-of-sequence token, which `text` leaves out.
+
+    Fewer than `num_completions` generated ones (see `num_generated`) are repeated.
+    """
+    completions = []
+    for completion_id in range(params.num_completions):
+        token_ids = generated[completion_id % len(generated)]
+        is_finished = chat.eos_token_id in token_ids
+        if is_finished:
+            token_ids = token_ids[: token_ids.index(chat.eos_token_id) + 1]
+        completion = Completion(
+            prompt_id=prompt_id,
+            completion_id=completion_id,
+            text=chat.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            num_tokens=len(token_ids),
+            is_finished=is_finished,
+        )
+        completions.append(completion)
+    return completions
+
+
+def _failed_completions(prompt_id: str, params: SamplingParams, status: str, problem: str) -> list[Completion]:
+    """Return the rows of a prompt that cannot be completed; `status` is a name of `winnow.v1.Status` in lower case."""
+    return [
+        Completion(
+            prompt_id=prompt_id,
+            completion_id=completion_id,
+            text="",
+            num_tokens=0,
+            is_finished=False,
+            status=status,
+            error=problem,
+        )
+        for completion_id in range(params.num_completions)
+    ]

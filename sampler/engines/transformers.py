@@ -1,122 +1,120 @@
-"""Sampling through Hugging Face transformers: left-padded batches, prompts of like length together. Runs on a CPU.
+"""Sampling through Hugging Face transformers: left-padded batches of prompts of similar length. Runs on a CPU.
 
-rows of a batch = prompts x num_completions, as many as fit BATCH_TOKENS of rows x (prompt + max_new_tokens)
-A prompt is read once; its completions go on from copies of its keys and values.
+rows of a batch = prompts x num_generated, as many as fit into BATCH_TOKENS of rows x (prompt + max_new_tokens)
+A prompt is computed once; each of its completions continues from a copy of its keys and values.
 
-The noise comes from `Sampling.seed` alone, and the process's own random state is left as it was. Nothing of a
-checkpoint's generation_config.json takes part: no top-k, no repetition penalty, no second end-of-sequence token.
+The noise comes from `SamplingParams.seed` alone, and the random state of the process is left unchanged. A checkpoint's
+generation_config.json is ignored: no top-k, no repetition penalty, no second end-of-sequence token.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from sampler.engines import Sampled, Sampling
+from sampler.engines import SamplingParams, make_completions
 from winnow.chat import Chat
+from winnow.checkpoints import positions_of
 from winnow.config import Dtype
 from winnow.models import load_causal_lm
+from winnow.records import Completion
 
 # Rows x tokens of one batch, by device. CPU: 12,000 tokens of a model of 1.5 million parameters take 1.8 s of CPU time,
 # where 2048 takes 2.2 s (calls) and 65536 2.8 s (caches). GPU: 16 GiB of keys and values for a bfloat16 Mistral-7B.
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
 
 
-class TransformersEngine:
-    """A policy held by transformers, spread over the GPUs there are, else on the CPU."""
+class TransformersSampler:
+    """A policy held by transformers, spread over the GPUs of the machine, or on the CPU if it has none."""
 
     def __init__(self, model: str, chat: Chat, dtype: Dtype) -> None:
         self.chat = chat
         self.model = load_causal_lm(model, dtype=dtype).eval()
         self.model.generation_config = GenerationConfig()
-        pad = chat.tokenizer.pad_token_id
-        self.pad_token_id = int(pad) if pad is not None else chat.eos_token_id
+        self.pad_token_id = chat.eos_token_id
+        if chat.tokenizer.pad_token_id is not None:
+            self.pad_token_id = int(chat.tokenizer.pad_token_id)
 
     @property
     def max_tokens(self) -> int | None:
-        """The positions that the model was made for."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        """Number of positions that the model was made for."""
+        return positions_of(self.model.config)
 
-    def sample(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[Sampled]]:
-        """`num_completions` completions of each prompt, in the order of the prompts."""
-        completions: dict[int, list[Sampled]] = {}
-        with own_random_state(sampling.seed):
-            budget = BATCH_TOKENS[self.model.device.type]
-            for batch in batches([len(prompt) for prompt in prompts], sampling, budget):
-                groups = self._sample_batch([prompts[index] for index in batch], sampling)
-                completions.update(zip(batch, groups, strict=True))
-        return [completions[index] for index in range(len(prompts))]
+    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
+        """Return `num_completions` completions of each prompt under its id, in the order of the prompts."""
+        completions: dict[str, list[Completion]] = {}
+        with isolated_random_state(params.seed):
+            for batch in batches(prompts, params, BATCH_TOKENS[self.model.device.type]):
+                completions.update(self._sample_batch(batch, params))
+        return {prompt_id: completions[prompt_id] for prompt_id in prompts}
 
     @torch.inference_mode()
-    def _sample_batch(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Sampled]]:
-        num_copies = sampling.num_completions if sampling.temperature > 0 else 1
-        token_ids, mask = self._left_padded(prompts)
-        cache = self._read(token_ids[:, :-1], mask[:, :-1])
+    def _sample_batch(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
+        num_copies = params.num_generated
+        token_ids, mask = self._left_padded(list(prompts.values()))
+        cache = self._prefill(token_ids[:, :-1], mask[:, :-1])
         cache.batch_repeat_interleave(num_copies)
-        generated = self.model.generate(
+        sequences = self.model.generate(
             input_ids=token_ids.repeat_interleave(num_copies, dim=0),
             attention_mask=mask.repeat_interleave(num_copies, dim=0),
             past_key_values=cache,
-            generation_config=self._generation_config(sampling),
+            generation_config=self._generation_config(params),
         )
-        sampled = [self._sampled(row) for row in generated[:, token_ids.shape[1] :].tolist()]
-        repeats = sampling.num_completions // num_copies
-        return [sampled[start : start + num_copies] * repeats for start in range(0, len(sampled), num_copies)]
+        generated = sequences[:, token_ids.shape[1] :].tolist()
+        completions = {}
+        for index, prompt_id in enumerate(prompts):
+            rows = generated[index * num_copies : (index + 1) * num_copies]
+            completions[prompt_id] = make_completions(prompt_id, rows, params, self.chat)
+        return completions
 
-    def _read(self, token_ids: torch.Tensor, mask: torch.Tensor) -> Any:
-        """Keys and values of left-padded rows; padding takes no position, as in `generate`."""
+    def _prefill(self, token_ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        """Return keys and values of left-padded rows; padding takes no position, as in `generate`."""
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         output = self.model(
             input_ids=token_ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
         )
         return output.past_key_values
 
-    def _left_padded(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, one row a prompt, each ending at the last column."""
+    def _left_padded(self, prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids and attention mask [num_prompts, longest prompt]; each row ends at the last column."""
         width = max(map(len, prompts))
-        padding = [width - len(prompt) for prompt in prompts]
-        rows = [[self.pad_token_id] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]
-        mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+        rows = []
+        mask = []
+        for token_ids in prompts:
+            num_padding = width - len(token_ids)
+            rows.append([self.pad_token_id] * num_padding + token_ids)
+            mask.append([0] * num_padding + [1] * len(token_ids))
         device = self.model.device
         return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
 
-    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
+    def _generation_config(self, params: SamplingParams) -> GenerationConfig:
         config = GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=params.max_new_tokens,
             eos_token_id=self.chat.eos_token_id,
             pad_token_id=self.pad_token_id,
-            do_sample=sampling.temperature > 0,
+            do_sample=params.temperature > 0,
         )
-        if sampling.temperature > 0:
-            config.update(temperature=sampling.temperature, top_p=sampling.top_p, top_k=0)
+        if params.temperature > 0:
+            config.update(temperature=params.temperature, top_p=params.top_p, top_k=0)
         return config
 
-    def _sampled(self, token_ids: list[int]) -> Sampled:
-        """A generated row, cut at its first end-of-sequence token."""
-        eos = self.chat.eos_token_id
-        is_finished = eos in token_ids
-        kept = token_ids[: token_ids.index(eos) + 1] if is_finished else token_ids
-        text = self.chat.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Sampled(text=text, num_tokens=len(kept), is_finished=is_finished)
 
-
-def batches(lengths: Sequence[int], sampling: Sampling, budget: int) -> Iterator[list[int]]:
-    """Indices of the prompts of each batch, longest prompts first: one prompt, or as many as `budget` tokens hold."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+def batches(prompts: Mapping[str, list[int]], params: SamplingParams, budget: int) -> Iterator[dict[str, list[int]]]:
+    """Yield the prompts of each batch, longest prompts first: as many as `budget` tokens hold, but at least one."""
+    by_length = sorted(prompts, key=lambda prompt_id: -len(prompts[prompt_id]))
     start = 0
-    while start < len(order):
-        tokens_per_prompt = sampling.num_completions * (lengths[order[start]] + sampling.max_new_tokens)
-        size = max(1, budget // tokens_per_prompt)
-        yield order[start : start + size]
-        start += size
+    while start < len(by_length):
+        tokens_per_prompt = params.num_completions * (len(prompts[by_length[start]]) + params.max_new_tokens)
+        end = start + max(1, budget // tokens_per_prompt)
+        yield {prompt_id: prompts[prompt_id] for prompt_id in by_length[start:end]}
+        start = end
 
 
 @contextmanager
-def own_random_state(seed: int) -> Iterator[None]:
-    """Draw from a state of its own, and put the process's back afterwards."""
+def isolated_random_state(seed: int) -> Iterator[None]:
+    """Seed torch's random state for the block, and restore the previous state after it."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

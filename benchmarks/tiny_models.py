@@ -1,15 +1,15 @@
-"""Tiny random models and a byte-level BPE tokenizer, made on the spot and saved as any checkpoint is.
+"""Tiny random models and a byte-level BPE tokenizer, created on demand and saved like any checkpoint.
 
 mixtral   4 experts, 2 active, grouped-query attention
 mistral   sliding window of 8 tokens, grouped-query attention
 llama     grouped-query attention
-granite   as llama, with its logits, residuals and attention scaled
+granite   like llama, with scaled logits, residuals and attention
 qwen2     one layer of full attention, one with a sliding window of 8 tokens
 qwen2_moe, phimoe   4 experts, 2 active; a sliding window of 64 tokens, in transformers' masks only
 gemma2    attention scores capped at 2, a sliding window of 8 tokens in one layer
 gemma3    one layer of full attention, one with a sliding window of 8 tokens, each with rotary frequencies of its own
 
-Weights are drawn wider than for training (standard deviation 0.15), so that attention and routing change the scores.
+The weights have a larger standard deviation (0.15) than for training, so that attention and routing change the scores.
 """
 
 from pathlib import Path
@@ -32,7 +32,9 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 
-BOS, EOS, PAD = "<s>", "<|endoftext|>", "<|pad|>"
+BOS = "<s>"
+EOS = "<|endoftext|>"
+PAD = "<|pad|>"
 HEADERS = ("<|system|>", "<|user|>", "<|assistant|>")
 VOCAB_SIZE = 384
 
@@ -55,7 +57,7 @@ CONFIGS: dict[str, type[Any]] = {
     "gemma2": Gemma2Config,
     "gemma3": Gemma3TextConfig,
 }
-OWN_SETTINGS: dict[str, dict[str, Any]] = {
+KIND_SETTINGS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "mistral": {"sliding_window": 8},
     "llama": {},
@@ -86,7 +88,7 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def make_tokenizer(folder: Path, texts: tuple[str, ...] = TEXTS) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `texts` and saved in `folder`; every text round-trips."""
+    """Train a byte-level BPE tokenizer on `texts` and save it in `folder`; every text round-trips."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -110,9 +112,9 @@ def make_tokenizer(folder: Path, texts: tuple[str, ...] = TEXTS) -> PreTrainedTo
 
 
 def make_model(kind: str, folder: Path, seed: int = 0, **config_overrides: Any) -> Path:
-    """A random model of a kind, saved in `folder` with the tokenizer beside it; equal seeds give equal weights."""
+    """Save a random model of a kind and a tokenizer in `folder`; equal seeds give equal weights."""
     tokenizer = make_tokenizer(folder)
-    settings = {**_shape(tokenizer), **OWN_SETTINGS[kind], **config_overrides}
+    settings = {**_shape(tokenizer), **KIND_SETTINGS[kind], **config_overrides}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[kind](**settings))
