@@ -1,12 +1,16 @@
-"""What every test has: no network, and the reference data's folder where there is one."""
+"""Setup of every test run: no network, a store of tiny models, and the folder of reference data if there is one."""
 
 import atexit
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
+
+from tests.tiny_models import STORE_VARIABLE
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -16,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 EXIT_STATUS = pytest.StashKey[int]()
+MODEL_STORE = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +32,22 @@ def reference_data() -> Path:
     return Path(folder)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the store of tiny models; worker processes inherit the one of the process that started them."""
+    if STORE_VARIABLE not in os.environ:
+        config.stash[MODEL_STORE] = os.environ[STORE_VARIABLE] = mkdtemp(prefix="winnow-test-models-")
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Remember how the session ended, for `pytest_unconfigure`."""
     session.config.stash[EXIT_STATUS] = int(exitstatus)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End a process that loaded vLLM's CPU build here: its libraries may crash as the interpreter is torn down."""
+    """Remove the store of tiny models. End a process that loaded vLLM: its libraries may crash while Python exits."""
+    store = config.stash.get(MODEL_STORE, None)
+    if store is not None:
+        shutil.rmtree(store)
     if "vllm" in sys.modules:
         atexit._run_exitfuncs()
         sys.stdout.flush()

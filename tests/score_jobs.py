@@ -1,9 +1,6 @@
 """`winnow score` as a user calls it: its rows and arguments, jobs that are held in the middle, and servers."""
 
-import os
-import select
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from reward_server.pb import reward_pb2 as pb
+from tests.processes import ROOT, START_TIMEOUT_S, wait_until, winnow, winnow_command
 from tests.scripted_server import ScriptedService, scripted_server
-from tests.served import wait_until
-from tests.tiny_run import ROOT, winnow, write_jsonl
-
-TIMEOUT_S = 120.0
+from tests.tiny_run import write_jsonl
 
 
 class DefinedService(ScriptedService):
@@ -67,7 +62,7 @@ class HeldJob:
 
     def errors(self) -> str:
         """Wait for the end of the process and return what it wrote to stderr."""
-        return self.process.communicate(timeout=TIMEOUT_S)[1]
+        return self.process.communicate(timeout=START_TIMEOUT_S)[1]
 
     def kill(self) -> None:
         """Kill the process with SIGKILL and wait for its end."""
@@ -107,9 +102,7 @@ def start_winnow(command: list[str], max_file_kib: int | None = None) -> "subpro
     if max_file_kib is not None:
         limit = ["bash", "-c", f'ulimit -f {max_file_kib}; exec "$@"', "bash"]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*limit, sys.executable, "-m", "winnow.cli", *command], cwd=ROOT, text=True, stdout=pipe, stderr=pipe
-    )
+    return subprocess.Popen([*limit, *winnow_command(*command)], cwd=ROOT, text=True, stdout=pipe, stderr=pipe)
 
 
 def wait_in_process(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
@@ -119,7 +112,7 @@ def wait_in_process(condition: Callable[[], bool], process: "subprocess.Popen[st
         assert process.poll() is None, process.communicate()[1]
         return condition()
 
-    wait_until(has_come_true, "the condition that the process makes come true", TIMEOUT_S)
+    wait_until(has_come_true, "the condition that the process makes come true", START_TIMEOUT_S)
 
 
 @contextmanager
@@ -131,20 +124,3 @@ def held_job(folder: Path, *flags: str, num_rows: int = 60, min_finished: int = 
         process = start_winnow(arguments(address, folder, *flags))
         wait_in_process(lambda: num_finished(folder) >= min_finished, process)
         yield HeldJob(process, service, address)
-
-
-@contextmanager
-def real_server(options: list[str]) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Yield a `winnow serve` process and its address."""
-    command = [sys.executable, "-m", "winnow.cli", "serve", *options]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert select.select([process.stdout], [], [], TIMEOUT_S)[0], "the server printed no address"
-            yield process, process.stdout.readline().removeprefix("listening on ").strip()
-        finally:
-            process.kill()

@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Self, TypeVar
@@ -16,6 +15,7 @@ from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.scoring.model_pair import Pair
 from reward_server.serving.auth import load_auth
 from reward_server.serving.server import RunningServer, start
+from tests.processes import wait_until
 from winnow.serve_config import ServeConfig
 
 Result = TypeVar("Result")
@@ -153,19 +153,3 @@ def token_request(marker: int = 9, request_id: str = "") -> pb.ScoreRequest:
 
 # What such a request costs: prompt and completion, for both models.
 TOKENS_OF_REQUEST = 2 * (4 + 2)
-
-
-def wait_until(has_happened: Callable[[], bool], event: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Wait until a condition holds; fail with the name of the event if it does not within the time."""
-    deadline = time.monotonic() + timeout_s
-    while not has_happened():
-        assert time.monotonic() < deadline, f"never came: {event}"
-        time.sleep(0.005)
-
-
-async def async_wait_until(has_happened: Callable[[], bool], event: str) -> None:
-    """Wait as `wait_until` does, in an event loop that runs on meanwhile."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not has_happened():
-        assert time.monotonic() < deadline, f"never came: {event}"
-        await asyncio.sleep(0.005)

@@ -15,7 +15,6 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.tiny_models import make_model
 from reward_server.adapters import verl
 from reward_server.adapters.trl import reward_function
 from reward_server.client import AsyncRewardClient, RewardClient, RewardOptions
@@ -24,6 +23,7 @@ from tests.adapter_calls import group_sizes, messages, verl_call
 from tests.both_clients import address_fixture, service_fixture  # noqa: F401
 from tests.certificates import mutual_tls_server
 from tests.scripted_server import ScriptedService
+from tests.tiny_models import make_model
 from tests.tiny_run import make_pair
 from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.tiny_models import make_model
 from eval.benchmarks import BenchmarkItem, BenchmarkRun, data_files, run_benchmarks
+from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import UsageError, WinnowError
 from winnow.models import load_causal_lm

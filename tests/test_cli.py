@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tiny_models import make_model
-from tests.tiny_run import ROOT, tiny_config, winnow, write_config, write_jsonl
+from tests.processes import ROOT, winnow
+from tests.tiny_models import make_model
+from tests.tiny_run import tiny_config, write_config, write_jsonl
 from winnow import cli
 from winnow.config import key_rows
 from winnow.errors import UsageError

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from tests.both_clients import address_fixture, client_fixture, connect_fixture, service_fixture  # noqa: F401
+from tests.processes import wait_until
 from tests.scripted_server import (
     MESSAGES,
     NO_SERVER,
@@ -18,7 +19,6 @@ from tests.scripted_server import (
     groups,
     scripted_server,
 )
-from tests.served import wait_until
 from winnow.errors import ServerBusyError, ServerError, UsageError
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -10,8 +10,8 @@ import pytest
 from reward_server.client import AsyncRewardClient, Group
 from reward_server.pb import reward_pb2 as pb
 from tests.both_clients import address_fixture, client_fixture, connect_fixture, service_fixture  # noqa: F401
+from tests.processes import wait_until
 from tests.scripted_server import THREAD_NAME, ScriptedService, first_rewards, groups, scripted_server
-from tests.served import wait_until
 from winnow.errors import UsageError
 
 

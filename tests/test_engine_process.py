@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.tiny_models import make_model
 from reward_server.engines import ScoringEngine, TokenGroup
 from reward_server.engines.loading import have_separate_devices, load_engines
 from reward_server.engines.process import EngineError, EngineProcess, RemoteEngine, start_engines
-from tests.served import wait_until
+from tests.processes import wait_until
+from tests.tiny_models import make_model
 from winnow.errors import ModelError
 from winnow.serve_config import ServeConfig
 

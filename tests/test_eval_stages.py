@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.tiny_models import make_model
 from eval.stages import Results, evaluate, pick_peak, read_results
+from tests.tiny_models import make_model
 from winnow.config import parse_config
 from winnow.errors import InputError, WinnowError
 from winnow.records import EvalResult

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.tiny_models import make_model, make_tokenizer
+from benchmarks.tiny_models import make_tokenizer
 from reward_server.scoring import fingerprint
 from reward_server.scoring.fingerprint import tokenizer_hash, weight_hash
+from tests.tiny_models import make_model
 from winnow.chat import load_tokenizer
 from winnow.errors import ModelError
 

@@ -9,8 +9,6 @@ import asyncio
 import json
 import select
 import signal
-import subprocess
-import sys
 import urllib.request
 from typing import Any
 
@@ -33,8 +31,8 @@ from tests.adapter_calls import (
     verl_call,
 )
 from tests.both_clients import address_fixture, service_fixture  # noqa: F401
+from tests.processes import read_address, server_process, winnow
 from tests.scripted_server import NO_SERVER, ScriptedService
-from tests.tiny_run import ROOT, winnow
 from winnow.errors import ServerError, UsageError
 
 # How long posts wait for others of their prompt, where a test needs all of its posts in one group.
@@ -208,11 +206,9 @@ def test_health_is_an_error_if_the_gateway_s_token_is_refused(caplog: pytest.Log
 
 
 def test_a_gateway_without_a_reward_server_warns_as_it_starts() -> None:
-    pipe = subprocess.PIPE
-    with subprocess.Popen(gateway_command(NO_SERVER), stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
+    with server_process(["--address", NO_SERVER, "--listen", "127.0.0.1:0"], verb="gateway") as process:
         assert process.stderr is not None
-        assert process.stdout.readline().startswith("listening on ")
+        read_address(process)
         assert select.select([process.stderr], [], [], 30)[0], "no warning came"
         assert f"no reward server answers at {NO_SERVER}" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
@@ -234,11 +230,8 @@ def test_no_made_up_reward_hides_an_invalid_prompt(caplog: pytest.LogCaptureFixt
 
 
 def test_winnow_gateway_serves_http_and_ends_without_an_error_on_sigterm(address: str) -> None:
-    pipe = subprocess.PIPE
-    with subprocess.Popen(gateway_command(address), stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        assert select.select([process.stdout], [], [], 60)[0], "the gateway printed no address"
-        url = process.stdout.readline().removeprefix("listening on ").strip()
+    with server_process(["--address", address, "--listen", "127.0.0.1:0"], verb="gateway") as process:
+        url = read_address(process)
         assert json.loads(urllib.request.urlopen(f"{url}/health", timeout=10).read()) == {"status": "ok"}
         body = json.dumps({"query": ["abc"], "prompts": ["a"], "labels": [""]}).encode()
         request = urllib.request.Request(f"{url}/get_reward", body, {"Content-Type": "application/json"})
@@ -253,7 +246,3 @@ def test_winnow_gateway_listens_beyond_loopback_only_with_allow_insecure() -> No
     assert (refused.returncode, "say --allow-insecure" in refused.stderr) == (2, True)
     malformed = winnow("gateway", "--address", NO_SERVER, "--listen", "8000")
     assert (malformed.returncode, "should be HOST:PORT" in malformed.stderr) == (2, True)
-
-
-def gateway_command(address: str) -> list[str]:
-    return [sys.executable, "-m", "winnow.cli", "gateway", "--address", address, "--listen", "127.0.0.1:0"]

@@ -11,34 +11,13 @@ from typing import Any
 import pytest
 
 from reward_server.engines.process import EngineProcess
-from tests.tiny_run import ROOT, TIMEOUT_S, ledger_pieces, make_pair, tiny_config, write_config
+from tests.decoys import COMMAND, MODULE, RAISES, call, make_package
+from tests.processes import ROOT
+from tests.tiny_run import make_pair, tiny_config, write_config
 from winnow import import_path
 from winnow.exit_codes import exit_on_error
-from winnow.import_path import PACKAGES, child_environment, describe_shadowing, inherited_environment
+from winnow.import_path import child_environment, describe_shadowing, inherited_environment
 from winnow.serve_config import ServeConfig
-
-COMMAND = str(Path(sys.executable).parent / "winnow")
-MODULE = (sys.executable, "-m", "winnow.cli")
-RAISES = "raise RuntimeError('the decoy was imported')\n"
-
-
-def call(*command: str, cwd: Path, python_path: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a folder, with PYTHONPATH as given, and without the PYTHONSAFEPATH of this process."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONSAFEPATH", None)
-    environment.pop("PYTHONPATH", None)
-    if python_path is not None:
-        environment["PYTHONPATH"] = str(python_path)
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-
-
-def make_package(folder: Path, name: str, source: str = RAISES) -> Path:
-    package = folder / name
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(source)
-    return package
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +25,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     config = tiny_config(tmp_path_factory.mktemp("recipe"), stages="subprocess")
     config["rounds"]["num_rounds"] = 1
     return config
-
-
-def test_a_whole_run_ignores_the_packages_of_its_working_directory(config: dict[str, Any], tmp_path: Path) -> None:
-    for name in PACKAGES:
-        make_package(tmp_path, name)
-    (tmp_path / "socket.py").write_text(RAISES)  # multiprocessing imports it before it takes over the parent's path
-    result = call(COMMAND, "run", write_config(tmp_path, config), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    run_dir = Path(config["runs_dir"]) / "tiny"
-    assert ledger_pieces(run_dir)[-1] == "peak"
-    assert (run_dir / "round-01" / "checkpoint" / "model.safetensors").exists()
 
 
 def test_engine_processes_ignore_the_modules_of_the_working_directory(

@@ -11,7 +11,8 @@ import pytest
 from benchmarks.tiny_models import make_tokenizer
 from reward_server.serving.preflight import preflight
 from reward_server.serving.server import serve
-from tests.tiny_run import make_pair, tiny_config, winnow, write_config
+from tests.processes import winnow
+from tests.tiny_run import make_pair, tiny_config, write_config
 from winnow.errors import ModelError, UsageError
 from winnow.run_config import RunConfig
 from winnow.rundir import Run

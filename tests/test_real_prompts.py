@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_run import tiny_config, winnow, write_config, write_jsonl
+from tests.processes import winnow
+from tests.tiny_run import tiny_config, write_config, write_jsonl
 from winnow.records import Completion, Reward
 from winnow.rows import read_jsonl, read_parquet
 

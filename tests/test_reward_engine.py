@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertGenerationConfig, Llama4TextConfig
 from transformers.models.auto import AutoModelForCausalLM
 
-from benchmarks.tiny_models import VOCAB_SIZE, make_model
+from benchmarks.tiny_models import VOCAB_SIZE
 from reward_server.engines import Logprobs, TokenGroup, attention, experts, head
 from reward_server.engines import transformers as engine_module
 from reward_server.engines.attention import FLEX, TREE, Layout, Window
@@ -26,6 +26,7 @@ from tests.oracle import (
     logps,
     random_group,
 )
+from tests.tiny_models import make_model
 from winnow.errors import ModelError, UsageError
 
 KINDS = ("mixtral", "mistral", "llama", "granite", "qwen2")

@@ -1,15 +1,12 @@
 """Tests of the server as a process: its line on stdout, how it ends, and its errors when it cannot start."""
 
 import os
-import select
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +16,13 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from benchmarks.tiny_models import make_model
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.serving.server import callable_address
-from tests.served import wait_until
+from tests.processes import ROOT, START_TIMEOUT_S, read_address, server_process, wait_until, winnow_command
+from tests.tiny_models import make_model
 from winnow.errors import ServerError
-
-ROOT = Path(__file__).parent.parent
-START_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +32,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--instruct", str(instruct), "--base", str(base), "--listen", "127.0.0.1:0"]
 
 
-@contextmanager
-def serving(arguments: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "winnow.cli", "serve", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def address_of(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], START_S)[0], "the server wrote nothing to stdout"
-    line = process.stdout.readline()
-    assert line.startswith("listening on 127.0.0.1:")
-    return line.removeprefix("listening on ").strip()
-
-
 def test_sigterm_ends_the_server_with_exit_code_0(pair: list[str]) -> None:
-    with serving(pair) as process:
-        with RewardClient(address_of(process), timeout_s=60) as client:
+    with server_process(pair) as process:
+        with RewardClient(read_address(process), timeout_s=60) as client:
             client.wait_until_ready(30)
             assert client.score([{"role": "user", "content": "Hi"}], ["yes"])[0].status == "ok"
         process.send_signal(signal.SIGTERM)
@@ -72,7 +47,7 @@ def test_sigterm_ends_the_server_with_exit_code_0(pair: list[str]) -> None:
 
 
 def test_a_health_watch_does_not_delay_the_end_of_the_server(pair: list[str]) -> None:
-    with serving(pair) as process, grpc.insecure_channel(address_of(process)) as channel:
+    with server_process(pair) as process, grpc.insecure_channel(read_address(process)) as channel:
         watch = HealthStub(channel).Watch(HealthCheckRequest())
         assert next(watch).status == HealthCheckResponse.SERVING
         process.send_signal(signal.SIGTERM)
@@ -84,7 +59,7 @@ def test_a_second_signal_ends_the_server_at_once_with_exit_code_1(pair: list[str
     config.write_text("instruct: unset\nbase: unset\ndrain_s: 600\ncache_bytes: 0\nchat_template: lab\n")
     long_request = pb.ScoreRequest(prompt_token_ids=pb.TokenIds(ids=[0, 9]))
     long_request.completions.extend([pb.Completion(token_ids=pb.TokenIds(ids=[10] * 500))] * 1024)
-    with serving([str(config), *pair]) as process, grpc.insecure_channel(address_of(process)) as channel:
+    with server_process([str(config), *pair]) as process, grpc.insecure_channel(read_address(process)) as channel:
         watch = HealthStub(channel).Watch(HealthCheckRequest())
         assert next(watch).status == HealthCheckResponse.SERVING
         stub = RewardServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -100,8 +75,8 @@ def test_a_second_signal_ends_the_server_at_once_with_exit_code_1(pair: list[str
 
 
 def test_until_stdin_closes_ends_the_server_with_its_parent(pair: list[str]) -> None:
-    with serving([*pair, "--until-stdin-closes"]) as process:
-        with RewardClient(address_of(process), timeout_s=60) as client:
+    with server_process([*pair, "--until-stdin-closes"]) as process:
+        with RewardClient(read_address(process), timeout_s=60) as client:
             client.wait_until_ready(30)
         assert process.poll() is None
         process.communicate(timeout=30)
@@ -109,8 +84,8 @@ def test_until_stdin_closes_ends_the_server_with_its_parent(pair: list[str]) -> 
 
 
 def test_a_missing_model_is_one_line_and_exit_code_2(pair: list[str]) -> None:
-    with serving([*pair[:2], "--base", "./no/such/model"]) as process:
-        output, errors = process.communicate(timeout=START_S)
+    with server_process([*pair[:2], "--base", "./no/such/model"]) as process:
+        output, errors = process.communicate(timeout=START_TIMEOUT_S)
         assert process.returncode == 2
     assert output == ""
     assert "winnow: model folder './no/such/model' does not exist" in errors.splitlines()[-1]
@@ -120,13 +95,14 @@ def test_a_killed_engine_process_costs_only_the_batch_that_it_computes(pair: lis
     messages = [{"role": "user", "content": "Hi"}]
     # Seconds of work: no two completions have a common prefix that could be computed once.
     long_completions = np.random.default_rng(0).integers(6, 300, (512, 400)).tolist()
-    with serving(pair) as process, RewardClient(address_of(process), timeout_s=120) as client:
+    with server_process(pair) as process, RewardClient(read_address(process), timeout_s=120) as client:
         expected = client.score(messages, ["yes"])[0].reward
         engines_pid = find_engines(process)
         cpu_s_before = cpu_seconds(engines_pid)
         with ThreadPoolExecutor() as threads:
             pending = threads.submit(client.score, [0, 9], long_completions)
-            wait_until(lambda: cpu_seconds(engines_pid) > cpu_s_before + 0.5, "the computation of the batch", START_S)
+            has_computed = lambda: cpu_seconds(engines_pid) > cpu_s_before + 0.5  # noqa: E731
+            wait_until(has_computed, "the computation of the batch", START_TIMEOUT_S)
             os.kill(engines_pid, signal.SIGKILL)
             with pytest.raises(ServerError, match="scoring failed"):
                 pending.result(timeout=60)
@@ -193,7 +169,7 @@ def test_an_interruption_at_each_stage_of_the_start_ends_the_server_quietly(
     """Like Ctrl-C in a terminal: each process of the group gets the signal, also those that are starting."""
     stdout = tmp_path / "stdout"
     stderr = tmp_path / "stderr"
-    command = [sys.executable, "-m", "winnow.cli", "serve", *pair]
+    command = winnow_command("serve", *pair)
     with (
         stdout.open("w") as out,
         stderr.open("w") as err,
@@ -201,9 +177,9 @@ def test_an_interruption_at_each_stage_of_the_start_ends_the_server_quietly(
     ):
         try:
             server = StartingServer(process, stdout, stderr)
-            wait_until(lambda: has_reached(server), "this stage of the start", START_S)
+            wait_until(lambda: has_reached(server), "this stage of the start", START_TIMEOUT_S)
             os.killpg(process.pid, signal.SIGINT)
-            process.wait(timeout=START_S)
+            process.wait(timeout=START_TIMEOUT_S)
         finally:
             process.kill()
     assert "KeyboardInterrupt" not in stderr.read_text()
@@ -222,8 +198,8 @@ def test_callable_address_names_a_host_that_clients_can_reach() -> None:
 
 def test_a_missing_tokenizer_is_found_before_the_models_are_loaded(pair: list[str], tmp_path: Path) -> None:
     base = shutil.copytree(pair[3], tmp_path / "base", ignore=shutil.ignore_patterns("tokenizer*"))
-    with serving([*pair[:2], "--base", str(base), *pair[4:]]) as process:
-        _, errors = process.communicate(timeout=START_S)
+    with server_process([*pair[:2], "--base", str(base), *pair[4:]]) as process:
+        _, errors = process.communicate(timeout=START_TIMEOUT_S)
         assert process.returncode == 1
     assert "loading" not in errors
     assert "no tokenizer could be loaded" in errors

@@ -12,7 +12,6 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from benchmarks.tiny_models import make_model
 from reward_server.client import CompletionText, Group, RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
@@ -21,7 +20,9 @@ from reward_server.scheduling.scheduler import MAX_FAILED_BATCHES
 from reward_server.scoring.load_pair import open_pair
 from reward_server.serving.preflight import check_address_is_free
 from tests.oracle import Oracle
-from tests.served import HeldServer, ServerThread, wait_until
+from tests.processes import wait_until
+from tests.served import HeldServer, ServerThread
+from tests.tiny_models import make_model
 from winnow import __version__
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import ChatError, ServerError, UsageError

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tiny_models import make_model
 from reward_server.groups import CompletionText, Group
 from reward_server.pb import reward_pb2 as pb
 from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
 from reward_server.serving.wire import MalformedError, parse_group, parse_options, reward_definition
+from tests.tiny_models import make_model
 from winnow.records import Message
 from winnow.reward_options import RewardOptions
 from winnow.serve_config import ServeConfig

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tiny_models import make_model
 from reward_server.groups import CompletionText, Group
 from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
 from reward_server.scoring.rewardbench import MAX_LENGTH, cut
 from reward_server.scoring.spans import RenderedCompletion
 from tests.padded_pairs import PaddedPairs
+from tests.tiny_models import make_model
 from winnow.chat import template_source
 from winnow.records import Message
 from winnow.reward_options import RewardOptions

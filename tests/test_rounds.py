@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from sampler.rounds import run_rounds
-from tests.tiny_run import ledger_pieces, run_until, tiny_config, winnow, write_config
+from tests.decoys import COMMAND, RAISES, call, make_package
+from tests.processes import winnow
+from tests.tiny_run import ledger_pieces, run_until, tiny_config, write_config
 from winnow.config import parse_config
+from winnow.import_path import PACKAGES
 from winnow.rows import read_jsonl
 from winnow.run_config import RunConfig
 from winnow.rundir import Run
@@ -152,9 +155,17 @@ def test_a_changed_config_is_refused_with_the_difference(
     assert "sampling.temperature: 1.0 -> 0.5" in result.stderr
 
 
-def test_stages_in_subprocesses_give_the_same_rows(folder: Path, config: dict[str, Any], undisturbed: Path) -> None:
+def test_stages_in_subprocesses_give_the_same_rows_whatever_lies_in_the_working_directory(
+    folder: Path, config: dict[str, Any], undisturbed: Path, tmp_path: Path
+) -> None:
+    for name in PACKAGES:
+        make_package(tmp_path, name)
+    (tmp_path / "socket.py").write_text(RAISES)  # multiprocessing imports it before it takes over the parent's path
     changed = {**config, "name": "processes", "stages": "subprocess", "rounds": {**config["rounds"], "num_rounds": 1}}
-    result = winnow("run", write_config(folder, changed, "processes.yaml"))
+    result = call(COMMAND, "run", write_config(folder, changed, "processes.yaml"), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    selected = folder / "runs" / "processes" / "round-01" / "selected.jsonl"
+    run_dir = folder / "runs" / "processes"
+    assert ledger_pieces(run_dir)[-1] == "peak"
+    assert (run_dir / "round-01" / "checkpoint" / "model.safetensors").exists()
+    selected = run_dir / "round-01" / "selected.jsonl"
     assert selected.read_bytes() == (undisturbed / "round-01" / "selected.jsonl").read_bytes()

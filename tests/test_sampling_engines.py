@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.tiny_models import make_model
 from sampler.engines import SamplingParams, open_engine
 from sampler.engines import transformers as transformers_engine
 from sampler.engines.transformers import TransformersSampler, batches
+from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import ModelError, UsageError
 from winnow.records import Completion, Message

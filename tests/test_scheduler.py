@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 
-from benchmarks.tiny_models import make_model
 from reward_server.monitoring import Call, Metrics
 from reward_server.scheduling import scheduler as scheduler_module
 from reward_server.scheduling.fair_queue import QueueFullError
@@ -16,7 +15,9 @@ from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair, RenderedGroup
 from reward_server.scoring.reward import CompletionResult
 from reward_server.serving.wire import MalformedError, parse_group
-from tests.served import TOKENS_OF_REQUEST, async_wait_until, hold_engine, token_request
+from tests.processes import async_wait_until
+from tests.served import TOKENS_OF_REQUEST, hold_engine, token_request
+from tests.tiny_models import make_model
 from winnow.reward_options import RewardOptions
 from winnow.serve_config import QueueConfig, ServeConfig
 

@@ -12,6 +12,7 @@ import pytest
 from reward_server.pb import reward_pb2 as pb
 from sampler.managed_server import reward_client
 from sampler.score import reward_options
+from tests.processes import ROOT, read_address, server_process, winnow
 from tests.score_jobs import (
     DefinedService,
     GatedService,
@@ -19,13 +20,12 @@ from tests.score_jobs import (
     held_job,
     make_rows,
     num_finished,
-    real_server,
     start_winnow,
     undisturbed_output,
     wait_in_process,
 )
 from tests.scripted_server import scripted_server
-from tests.tiny_run import ROOT, make_pair, winnow, write_jsonl
+from tests.tiny_run import make_pair, write_jsonl
 from winnow.config import parse_config
 from winnow.rows import read_jsonl
 from winnow.run_config import RewardConfig
@@ -216,13 +216,14 @@ def test_a_real_server_that_is_killed_and_restarted_loses_no_row(tmp_path: Path)
     models = ["--instruct", pair["instruct"], "--base", pair["base"]]
     rows = make_rows(300)
     write_jsonl(tmp_path / "in.jsonl", rows)
-    with real_server([*models, "--listen", "127.0.0.1:0"]) as (server, address):
+    with server_process([*models, "--listen", "127.0.0.1:0"], stderr=subprocess.DEVNULL) as server:
+        address = read_address(server)
         process = start_winnow(arguments(address, tmp_path, "--timeout-s", "120"))
         wait_in_process(lambda: num_finished(tmp_path) >= 3, process)
         server.kill()
         server.wait()
         assert num_finished(tmp_path) < len(rows)
-    with real_server([*models, "--listen", address]):
+    with server_process([*models, "--listen", address], stderr=subprocess.DEVNULL):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         (tmp_path / "out.jsonl").rename(tmp_path / "disturbed.jsonl")

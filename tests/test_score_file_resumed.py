@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import winnow
 from tests.score_jobs import (
     DefinedService,
     arguments,
@@ -18,7 +19,7 @@ from tests.score_jobs import (
     undisturbed_output,
 )
 from tests.scripted_server import NO_SERVER, scripted_server
-from tests.tiny_run import winnow, write_jsonl
+from tests.tiny_run import write_jsonl
 
 
 def test_resume_refuses_rows_of_another_origin(tmp_path: Path) -> None:

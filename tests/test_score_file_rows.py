@@ -8,9 +8,10 @@ import grpc
 import pytest
 
 from reward_server.pb import reward_pb2 as pb
+from tests.processes import winnow
 from tests.score_jobs import DefinedService, arguments, make_rows
 from tests.scripted_server import NO_SERVER, scripted_server
-from tests.tiny_run import winnow, write_jsonl
+from tests.tiny_run import write_jsonl
 from winnow.rows import read_jsonl
 
 USER = {"role": "user", "content": "a"}

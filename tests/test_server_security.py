@@ -17,7 +17,6 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from benchmarks.tiny_models import make_model
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
@@ -28,6 +27,7 @@ from reward_server.serving.server import serve
 from sampler.managed_server import reward_client
 from sampler.score import score_completions
 from tests.served import ServerThread
+from tests.tiny_models import make_model
 from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError
 from winnow.records import Completion, Message, make_prompt

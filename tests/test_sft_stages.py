@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tiny_models import make_model
 from sft.mixing import TrainingRow
 from sft.phases import phase_rows
 from sft.stages import start, train
+from tests.tiny_models import make_model
 from winnow.errors import UsageError
 from winnow.records import Message, Selection
 from winnow.rows import write_jsonl

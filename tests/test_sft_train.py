@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.tiny_models import make_model
 from sft.encoding import encode
 from sft.train import train
 from sft.trainer_checkpoints import last_checkpoint, trainer_folder
-from tests.served import wait_until
+from tests.processes import wait_until
 from tests.sft_job import ROWS, conversation_row, make_job, run_job
+from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import ModelError, TrainingError
 

@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 import pytest
 
-from benchmarks.tiny_models import make_model
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.protocol import PUSHBACK_KEY, SERVICE_NAME
@@ -22,7 +21,9 @@ from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
 from reward_server.serving.auth import load_auth
 from reward_server.serving.server import start
-from tests.served import TOKENS_OF_REQUEST, HeldServer, token_request, wait_until
+from tests.processes import wait_until
+from tests.served import TOKENS_OF_REQUEST, HeldServer, token_request
+from tests.tiny_models import make_model
 from winnow.serve_config import QueueConfig, ServeConfig
 
 POISON = 200

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tiny_models import make_model
-from tests.tiny_run import tiny_config, winnow, write_config
+from tests.processes import winnow
+from tests.tiny_models import make_model
+from tests.tiny_run import tiny_config, write_config
 from winnow.records import Completion
 from winnow.rows import read_parquet
 

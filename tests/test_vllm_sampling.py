@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tiny_models import make_model
 from sampler.engines import SamplingEngine, SamplingParams, open_engine
+from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.records import Message
 from winnow.run_config import SamplingConfig

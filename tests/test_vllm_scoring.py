@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.tiny_models import VOCAB_SIZE, make_model
+from benchmarks.tiny_models import VOCAB_SIZE
 from reward_server.client import RewardClient
 from reward_server.engines import TokenGroup
 from reward_server.engines.loading import load_engines
 from tests.oracle import LENGTHS, MAX_ERROR, EngineCase, Oracle, assert_logprobs_equal, engine_case, logps, random_group
+from tests.processes import read_address, server_process
+from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.records import Message
 from winnow.serve_config import ServeConfig, VllmConfig
@@ -167,31 +167,15 @@ def test_a_server_with_two_vllm_engines_answers_a_call(tmp_path: Path) -> None:
     folders = [make_model("mistral", tmp_path / name, seed, head_dim=HEAD_DIM) for seed, name in enumerate(["a", "b"])]
     config = {"instruct": str(folders[0]), "base": str(folders[1]), "engine": "vllm", "chat_template": "lab"}
     (tmp_path / "serve.yaml").write_text(json.dumps({**config, "listen": "127.0.0.1:0", "max_tokens": 128}))
-    command = [sys.executable, "-m", "winnow.cli", "serve", str(tmp_path / "serve.yaml")]
-    with (
-        (tmp_path / "log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT) as process,
-    ):
-        try:
-            address = read_address(process)
-            assert address, (tmp_path / "log").read_text()[-3000:]
-            with RewardClient(address, timeout_s=120) as client:
-                client.wait_until_ready(60)
-                scores = list(client.score([{"role": "user", "content": "Hi"}], ["It is 5.", ""]))
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, (tmp_path / "log").read_text()[-3000:]
-        finally:
-            process.kill()
+    log_path = tmp_path / "log"
+    with log_path.open("w") as log, server_process([str(tmp_path / "serve.yaml")], stderr=log) as process:
+        with RewardClient(read_address(process), timeout_s=120) as client:
+            client.wait_until_ready(60)
+            scores = list(client.score([{"role": "user", "content": "Hi"}], ["It is 5.", ""]))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, log_path.read_text()[-3000:]
     chat = Chat(load_tokenizer(str(folders[0])), "lab")
     prompt_ids, completion_ids = chat.encode_completion([Message(role="user", content="Hi")], "It is 5.")
     instruct, base = (Oracle(folder).logp(prompt_ids, completion_ids) for folder in folders)
     assert scores[0].reward == pytest.approx(instruct - base, abs=2e-3)
     assert scores[1].status == "empty_completion"
-
-
-def read_address(process: "subprocess.Popen[str]") -> str:
-    """Read the server's address from the first line of its stdout; empty if it ended instead."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith("listening on ") or not line
-    return line.removeprefix("listening on ").strip()

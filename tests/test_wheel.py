@@ -15,7 +15,8 @@ import pytest
 
 from reward_server.client import RewardClient
 from sampler.managed_server import running_server
-from tests.tiny_run import ROOT, make_pair, write_jsonl
+from tests.processes import ROOT
+from tests.tiny_run import make_pair, write_jsonl
 from winnow import __version__
 from winnow.serve_config import ServeConfig
 

@@ -1,9 +1,7 @@
 """A whole run on tiny random models: its files, its config, and the command line in a separate process."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -11,21 +9,14 @@ from typing import Any
 
 import yaml
 
-from benchmarks.tiny_models import make_model
-from tests.served import wait_until
-
-ROOT = Path(__file__).parent.parent
-TIMEOUT_S = 240.0
-
-
-def winnow(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Call the command line and wait for it."""
-    return subprocess.run(_command(arguments), capture_output=True, text=True, cwd=cwd, timeout=TIMEOUT_S, check=False)
+from tests.processes import END_TIMEOUT_S, ROOT, wait_until, winnow_command
+from tests.tiny_models import make_model
 
 
 def run_until(arguments: list[str], is_time_to_kill: Callable[[], bool]) -> None:
     """Call the command line and kill it with SIGKILL as soon as a condition on its files holds."""
-    process = subprocess.Popen(_command(arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    discard = subprocess.DEVNULL
+    process = subprocess.Popen(winnow_command(*arguments), cwd=ROOT, stdout=discard, stderr=discard)
 
     def has_come_to_the_point() -> bool:
         if is_time_to_kill():
@@ -33,7 +24,7 @@ def run_until(arguments: list[str], is_time_to_kill: Callable[[], bool]) -> None
         assert process.poll() is None, "the run ended before it could be killed"
         return False
 
-    wait_until(has_come_to_the_point, "the point where the run is killed", timeout_s=TIMEOUT_S)
+    wait_until(has_come_to_the_point, "the point where the run is killed", timeout_s=END_TIMEOUT_S)
     process.kill()
     process.wait()
 
@@ -87,8 +78,3 @@ def ledger_pieces(run_dir: Path) -> list[str]:
         return []
     whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
     return [json.loads(line)["piece"] for line in whole]
-
-
-def _command(arguments: list[str] | tuple[str, ...]) -> list[str]:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return [sys.executable, "-m", "winnow.cli", *arguments]

@@ -53,6 +53,10 @@ from reward_server.engines.packing import PackedSequence, Segment
 TREE = "winnow_tree"
 FLEX = "winnow_flex"
 
+# For sequences below 128 tokens PyTorch takes its decoding kernel, which has no configuration for heads * tokens above
+# one block of the mask where query heads share a key's head. The general kernel takes every length.
+COMPILED_FLEX_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
+
 SHORT = 48
 """Segments of up to this many tokens are computed in batches: for them a call costs more than the copies."""
 
@@ -161,9 +165,19 @@ def flex_attention(
     if mask_key not in layout.flex_masks:
         layout.flex_masks[mask_key] = _flex_mask(layout, window, query.device)
     attend = _flex()
+    kernel_options = None
     if query.is_cuda:
         attend = _compiled_flex()
-    out = attend(query, key, value, block_mask=layout.flex_masks[mask_key], scale=scaling, enable_gqa=True)
+        kernel_options = COMPILED_FLEX_OPTIONS
+    out = attend(
+        query,
+        key,
+        value,
+        block_mask=layout.flex_masks[mask_key],
+        scale=scaling,
+        enable_gqa=True,
+        kernel_options=kernel_options,
+    )
     return out.transpose(1, 2), None
 
 

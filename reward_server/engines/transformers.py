@@ -30,6 +30,8 @@ from winnow.config import Dtype
 from winnow.errors import ModelError, first_line
 from winnow.models import load_causal_lm
 
+ONE_BY_ONE = "COMPLETIONS ARE SCORED ONE BY ONE, which is slower"
+
 log = logging.getLogger(__name__)
 
 # Their frequencies depend on the longest position of the sequence, so that a long neighbour would change the score.
@@ -191,7 +193,7 @@ class TransformersEngine:
         if ropes:
             reasons.append(f"positions that depend on the length of the sequence ({', '.join(ropes)})")
         if reasons:
-            log.warning("%s: %s: COMPLETIONS ARE SCORED ONE BY ONE, which is slower", name, "; ".join(reasons))
+            log.warning("%s: %s: %s", name, "; ".join(reasons), ONE_BY_ONE)
         return not reasons
 
     def _check(self, name: str) -> None:
@@ -225,16 +227,15 @@ class TransformersEngine:
         try:
             shared_difference = mean_difference(reference, self._score_shared([group])[0])
         except Exception as error:  # a model may do anything with a mask that is not a tensor
-            log.warning("%s: the shared path fails: %s: %s", name, type(error).__name__, error)
-            shared_difference = float("inf")
+            log.warning(
+                "%s: the shared path fails: %s: %s: %s", name, type(error).__name__, first_line(error), ONE_BY_ONE
+            )
+            self.is_shared = False
+            return
         log.info("%s: self-check: shared and plain scores differ by %.2g a token", name, shared_difference)
         self.is_shared = shared_difference <= tolerance
         if not self.is_shared:
-            log.warning(
-                "%s: the shared path differs by more than %g: COMPLETIONS ARE SCORED ONE BY ONE, which is slower",
-                name,
-                tolerance,
-            )
+            log.warning("%s: the shared path differs by more than %g: %s", name, tolerance, ONE_BY_ONE)
 
     @torch.inference_mode()
     def _reference_logprobs(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> Logprobs:

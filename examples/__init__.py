@@ -1,0 +1,1 @@
+"""Examples; `python -m examples.miniature` runs the whole recipe on a CPU."""
