@@ -5,6 +5,8 @@ VLLM_BIN := .venv-vllm/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # Tests run several processes at once; threads that wait without spinning leave them the cores.
 TESTING := $(OFFLINE) OMP_WAIT_POLICY=PASSIVE
+# With one thread each, two workers finish sooner on two cores than one worker with two threads.
+TEST_WORKERS ?= 2
 
 .PHONY: demo test check test-vllm clean
 
@@ -12,7 +14,7 @@ demo: .venv/ready            ## the whole recipe in miniature: models, rounds, p
 	$(OFFLINE) $(BIN)/python -m examples.miniature
 
 test: .venv/ready            ## every test but those that need vLLM
-	$(TESTING) $(BIN)/python -m pytest
+	$(TESTING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 check: .venv/ready           ## lint, types, generated stubs up to date
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from winnow.stages import STAGES
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("winnow", "reward_server", "sampler", "sft", "eval")
 # A package or sub-package -> what it may import besides itself. "reward_server" alone is its modules outside of
-# sub-packages: groups, certificates, monitoring.
+# sub-packages: groups, protocol, certificates, monitoring.
 MAY_IMPORT = {
     "winnow": set(),
     "reward_server": {"winnow"},

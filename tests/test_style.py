@@ -17,7 +17,7 @@ PACKAGES = ("winnow", "reward_server", "sampler", "sft", "eval", "examples", "be
 BANNED_NAMES = {"one", "other", "ours", "theirs", "own", "asked", "found", "given", "what", "where"}
 CLAUSE_OPENING = re.compile(r"(What|Whether|Where|How|As|Of|Who|Which|Why)\b")
 BANNED_PHRASES = re.compile(r"\b(is no [a-z]|are no [a-z]|anew\b|(goes|go|gone|going) on with\b|of ours\b)")
-ALLOWED_PHRASES = re.compile(r"\bthere (is|are) no\b", re.IGNORECASE)
+ALLOWED_PHRASES = re.compile(r"\bthere (is|are) no\b|\b(is|are) no (longer|more|less)\b", re.IGNORECASE)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
