@@ -19,14 +19,14 @@ from benchmarks.workloads import VOCAB_SIZE, model_config, workloads
 from reward_server.engines.transformers import TransformersEngine
 
 NUM_RUNS = 3
-HEADROOM = 0.85  # of the device's memory, for weights
+WEIGHTS_SHARE = 0.85  # of the device's memory
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a text or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--layers", type=int, help="layers of the model; unset: as many as fit")
+    parser.add_argument("--layers", type=int, help="layers of the model (default: as many as fit)")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report = measure(device, arguments.layers)
@@ -51,7 +51,7 @@ def measure(device: str, num_layers: int | None) -> dict[str, Any]:
         "device": device_name,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        "is_shared": engine.is_shared,
+        "is_shared": engine.has_shared_path,
         "matmul_tflops": round(rate / 1e12, 2),
         "workloads": [_row(index, engine, padded, rate, device) for index in range(len(workloads(0, is_quick=True)))],
     }
@@ -64,8 +64,9 @@ def large_config(device: str, num_layers: int | None) -> Any:
     from transformers import MixtralConfig
 
     config = MixtralConfig(vocab_size=VOCAB_SIZE, max_position_embeddings=4096, sliding_window=None)
+    # The experts alone: three matrices each, with two bytes per weight.
     layer_bytes = 2 * 3 * config.hidden_size * config.intermediate_size * config.num_local_experts
-    fitting = int(torch.cuda.get_device_properties(0).total_memory * HEADROOM / layer_bytes)
+    fitting = int(torch.cuda.get_device_properties(0).total_memory * WEIGHTS_SHARE / layer_bytes)
     config.num_hidden_layers = num_layers or min(config.num_hidden_layers, fitting)
     return config
 
@@ -96,12 +97,12 @@ def _row(index: int, engine: TransformersEngine, padded: peers.Scorer, rate: flo
     difference = 0.0
     for run in range(NUM_RUNS + 1):
         workload = workloads(run, is_quick=device == "cpu")[index]
-        sums: dict[str, list[float]] = {}
+        logps: dict[str, list[float]] = {}
         for name, score in (("padded", padded), ("winnow", peers.engine_scorer(engine))):
-            spent = seconds(lambda: sums.update({name: score(workload.groups)}), device)  # noqa: B023 (called at once)
+            spent = seconds(lambda: logps.update({name: score(workload.groups)}), device)  # noqa: B023 (called at once)
             if run > 0:
                 times[name].append(spent)
-        difference = max(difference, peers.largest_difference(sums))
+        difference = max(difference, peers.largest_difference(logps))
     spent = median(times["winnow"])
     return {
         "name": workload.name,

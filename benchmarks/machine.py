@@ -16,11 +16,11 @@ from reward_server.engines import TokenGroup
 from reward_server.engines.packing import pack
 
 
-def matmul_flops(dtype: torch.dtype, device: str = "cpu", size: int = 2048, repeats: int = 9) -> float:
-    """Measure the FLOP/s of a square matrix product; return the median of `repeats` runs."""
+def matmul_flops(dtype: torch.dtype, device: str = "cpu", size: int = 2048, num_runs: int = 9) -> float:
+    """Measure the FLOP/s of a product of two square matrices; return the median of the runs."""
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / median(seconds(lambda: left @ right, device) for _ in range(repeats))
+    return 2 * size**3 / median(seconds(lambda: left @ right, device) for _ in range(num_runs))
 
 
 def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
@@ -34,12 +34,13 @@ def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
 
 def useful_flops(groups: list[TokenGroup], config: Any) -> float:
     """Return the FLOPs of scoring groups if nothing is computed twice and no masked pair is computed."""
-    row = pack(groups)
-    depth = row.positions
-    num_pairs = sum(depth) + len(depth)
-    layer = attention_weights(config) + active_mlp_weights(config)
-    layers = config.num_hidden_layers * (2 * layer * len(depth) + 4 * query_size(config) * num_pairs)
-    return float(layers + 2 * config.hidden_size * config.vocab_size * len(row.targets))
+    sequence = pack(groups)
+    num_tokens = len(sequence.positions)
+    num_pairs = sum(sequence.positions) + num_tokens  # a token at position p sees p + 1 tokens
+    weights = attention_weights(config) + active_mlp_weights(config)
+    layer_flops = 2 * weights * num_tokens + 4 * query_size(config) * num_pairs
+    head_flops = 2 * config.hidden_size * config.vocab_size * len(sequence.targets)
+    return float(config.num_hidden_layers * layer_flops + head_flops)
 
 
 def query_size(config: Any) -> int:
@@ -50,8 +51,8 @@ def query_size(config: Any) -> int:
 
 def attention_weights(config: Any) -> int:
     """Count the weights of the four projections of a layer's attention."""
-    keys = query_size(config) * config.num_key_value_heads // config.num_attention_heads
-    return int(2 * config.hidden_size * (query_size(config) + keys))
+    key_size = query_size(config) * config.num_key_value_heads // config.num_attention_heads
+    return int(2 * config.hidden_size * (query_size(config) + key_size))
 
 
 def active_mlp_weights(config: Any) -> int:

@@ -18,7 +18,7 @@ KIB_PER_MIB = 1024
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the model in the folder of the first argument, and print the result."""
     keep_memory()
     engine = TransformersEngine.load(sys.argv[1], device_map="cpu")
     workload = memory_workload()
@@ -41,7 +41,7 @@ def measure(engine: TransformersEngine, workload: Workload) -> dict[str, float |
 
 
 def _status(name: str) -> int:
-    """Read a line of /proc/self/status, in KiB."""
+    """Return a value of /proc/self/status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])

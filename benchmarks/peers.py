@@ -30,10 +30,10 @@ def engine_scorer(engine: TransformersEngine) -> Scorer:
     """Return winnow's scorer: the transformers engine in this process."""
 
     def score(groups: list[TokenGroup]) -> list[float]:
-        sums: list[float] = []
+        logps: list[float] = []
         for logprobs_of_group in engine.logprobs(groups):
-            sums += [float(logprobs.sum()) for logprobs in logprobs_of_group]
-        return sums
+            logps += [float(logprobs.sum()) for logprobs in logprobs_of_group]
+        return logps
 
     return score
 
@@ -43,21 +43,24 @@ def padded(model: Any, device: str = "cpu") -> Scorer:
 
     @torch.inference_mode()
     def score(groups: list[TokenGroup]) -> list[float]:
-        sums: list[float] = []
+        logps: list[float] = []
         for batch in _batches(groups):
             rows = _right_padded([[*prompt, *completion] for prompt, completion in batch])
             ids, mask = (tensor.to(device) for tensor in rows)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             logprobs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0].float()
             for row, (prompt, completion) in zip(logprobs, batch, strict=True):
-                sums.append(float(row[len(prompt) - 1 : len(prompt) + len(completion) - 1].sum()))
-        return sums
+                logps.append(float(row[len(prompt) - 1 : len(prompt) + len(completion) - 1].sum()))
+        return logps
 
     return score
 
 
 def trl(model: Any) -> Scorer:
-    """Return TRL's scorer: prompts padded on the left, completions on the right, logits of the completions only."""
+    """Return TRL's scorer: prompts padded on the left, completions on the right, logits of the completions only.
+
+    It adds TRL's fused head to `model`, which patches the model's forward function.
+    """
     from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.utils import add_fused_lm_head
 
@@ -66,7 +69,7 @@ def trl(model: Any) -> Scorer:
 
     @torch.inference_mode()
     def score(groups: list[TokenGroup]) -> list[float]:
-        sums: list[float] = []
+        logps: list[float] = []
         for batch in _batches(groups):
             completions, completion_mask = _right_padded([completion for _, completion in batch])
             prompts, prompt_mask = _right_padded([prompt[::-1] for prompt, _ in batch])
@@ -75,8 +78,8 @@ def trl(model: Any) -> Scorer:
             logprobs, _, _ = GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__(  # without its profiling
                 trainer, model, ids, mask, completions.shape[1], batch_size=BATCH_ROWS
             )
-            sums.extend((logprobs.float() * completion_mask).sum(1).tolist())
-        return sums
+            logps.extend((logprobs.float() * completion_mask).sum(1).tolist())
+        return logps
 
     return score
 
@@ -93,18 +96,19 @@ def vllm(folder: str, dtype: str) -> tuple[Scorer, Callable[[], None]]:
         pairs = _pairs(groups)
         requests = [TokensPrompt(prompt_token_ids=[*prompt, *completion]) for prompt, completion in pairs]
         outputs = engine.generate(requests, params, use_tqdm=False)
-        return [_sum_of(output.prompt_logprobs, *pair) for output, pair in zip(outputs, pairs, strict=True)]
+        return [_completion_logp(output.prompt_logprobs, *pair) for output, pair in zip(outputs, pairs, strict=True)]
 
     return score, engine.llm_engine.engine_core.shutdown
 
 
-def largest_difference(sums: dict[str, list[float]]) -> float:
+def largest_difference(logps: dict[str, list[float]]) -> float:
     """Return the largest difference of two scorers in the logp of one completion."""
-    columns = list(zip(*sums.values(), strict=True))
+    columns = list(zip(*logps.values(), strict=True))
     return float(max(max(column) - min(column) for column in columns))
 
 
-def _sum_of(entries: Any, prompt: list[int], completion: list[int]) -> float:
+def _completion_logp(entries: Any, prompt: list[int], completion: list[int]) -> float:
+    """Return a completion's logp; vLLM's entries are {token id: logprob} for each token of prompt and completion."""
     completion_entries = entries[len(prompt) : len(prompt) + len(completion)]
     return float(sum(entry[token_id].logprob for entry, token_id in zip(completion_entries, completion, strict=True)))
 
@@ -123,7 +127,7 @@ def _batches(groups: list[TokenGroup]) -> Iterator[list[Pair]]:
 
 
 def _right_padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows and their masks, [rows, longest]."""
+    """Return token ids padded with PAD, and their mask, both [num_rows, longest row]."""
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[PAD] * (longest - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])

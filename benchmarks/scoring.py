@@ -1,14 +1,14 @@
-"""Scoring speed next to that of peers: `python -m benchmarks.scoring [--quick] [--json] [--dtype float32]`.
+"""Scoring speed of winnow and of its peers: `python -m benchmarks.scoring [--quick] [--json] [--dtype float32]`.
 
     padded, trl, vllm   benchmarks/peers.py
     winnow              the transformers engine, in this process
     served              the same engine through gRPC: `winnow serve` in a separate process, with its cache off
 
 All scorers score the same tokens with the same weights. They alternate (A B C A B C ...), with new tokens in every run;
-a figure is the median over the runs. The tokens are those of all pairs of prompt and completion, even if a scorer
+a figure is the median over the runs. Tokens are counted over all pairs of prompt and completion, even if a scorer
 computes a shared token once. vLLM takes part if it is installed and the benchmark is not quick. Scorers in this process
-use PyTorch's default allocator settings; `--keep-memory` applies the server's (engines/allocator.py), which help most
-with large tensors. The targets, for each workload of bound b:
+use PyTorch's default allocator settings; `--keep-memory` applies the server's (reward_server/engines/allocator.py),
+which help most with large tensors. The targets, for each workload of bound b:
 
     winnow >= b x padded      winnow >= 0.9 b x the best peer (n1: never slower)      served >= 0.95 x winnow
 """
@@ -47,7 +47,7 @@ NUM_RUNS = 3
 NUM_QUICK_RUNS = 2
 REST_S = 0.4  # until the threads of the previous scorer are idle
 WARM_UP = {"n1", "mixed"}  # small, and of many shapes
-LARGE = {"n64-p128-r256"}  # a quick benchmark has time for one run of it
+LARGE = {"n64-p128-r256"}  # a quick benchmark runs it once
 
 
 def main() -> None:
@@ -59,10 +59,12 @@ def main() -> None:
         "--dtype",
         choices=DTYPES,
         default="bfloat16",
-        help="of the models; float32 for a processor without bfloat16 units (default: bfloat16)",
+        help="precision of the models; float32 for a processor without bfloat16 units (default: bfloat16)",
     )
     parser.add_argument("--keep-memory", action="store_true", help="give all scorers the server's allocator settings")
-    parser.add_argument("--runs", type=int, help=f"runs of each scorer; unset: {NUM_RUNS}, quick {NUM_QUICK_RUNS}")
+    parser.add_argument(
+        "--runs", type=int, help=f"runs of each scorer (default: {NUM_RUNS}, with --quick {NUM_QUICK_RUNS})"
+    )
     arguments = parser.parse_args()
     if arguments.keep_memory:
         keep_memory()
@@ -90,17 +92,17 @@ def measure_kinds(dtype: str, num_runs: int, *, is_quick: bool) -> dict[str, Any
 
 def measure(kind: str, folder: Path, dtype: str, num_runs: int, *, is_quick: bool) -> list[dict[str, Any]]:
     """Score every workload with every scorer in each run; return the rows of one model. Run 0 only warms up."""
-    workloads_of_run = [workloads(run, is_quick=is_quick) for run in range(num_runs + 1)]
+    workloads_by_run = [workloads(run, is_quick=is_quick) for run in range(num_runs + 1)]
     with ExitStack() as stack:
         scorers, config = open_scorers(folder, dtype, stack, has_vllm=not is_quick)
-        figures = {workload.name: Figures(dtype) for workload in workloads_of_run[0]}
-        advance = stack.enter_context(progress(kind, len(workloads_of_run) * len(figures), "workloads"))
-        for run, works in enumerate(workloads_of_run):
-            for workload in works:
+        figures = {workload.name: Figures(dtype) for workload in workloads_by_run[0]}
+        advance = stack.enter_context(progress(kind, len(workloads_by_run) * len(figures), "workloads"))
+        for run, workloads_of_run in enumerate(workloads_by_run):
+            for workload in workloads_of_run:
                 if is_due(workload.name, run, is_quick):
                     figures[workload.name].add(workload, scorers, is_warm=run > 0)
                 advance()
-        return [figures[workload.name].row(kind, workload, config) for workload in workloads_of_run[-1]]
+        return [figures[workload.name].row(kind, workload, config) for workload in workloads_by_run[-1]]
 
 
 def is_due(name: str, run: int, is_quick: bool) -> bool:
@@ -112,7 +114,11 @@ def is_due(name: str, run: int, is_quick: bool) -> bool:
 
 @dataclass
 class Figures:
-    """The measurements of one workload: seconds of each scorer in each run, matmul rates, the largest difference."""
+    """The measurements of one workload.
+
+    `times` holds the seconds of each scorer in each run; `matmul_rates` are in FLOP/s; `largest_difference` compares
+    the scorers' logps of each completion.
+    """
 
     dtype: str
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -121,19 +127,19 @@ class Figures:
 
     def add(self, workload: Workload, scorers: dict[str, peers.Scorer], *, is_warm: bool) -> None:
         """Measure one run: every scorer once, in the order of `scorers`; without `is_warm` the times are dropped."""
-        sums: dict[str, list[float]] = {}
+        logps: dict[str, list[float]] = {}
         for name, score in scorers.items():
             time.sleep(REST_S)
-            spent = seconds(lambda: sums.update({name: score(workload.groups)}))  # noqa: B023 (called at once)
+            spent = seconds(lambda: logps.update({name: score(workload.groups)}))  # noqa: B023 (called at once)
             if is_warm:
                 self.times.setdefault(name, []).append(spent)
         self.matmul_rates.append(matmul_flops(getattr(torch, self.dtype)))
-        self.largest_difference = max(self.largest_difference, peers.largest_difference(sums))
+        self.largest_difference = max(self.largest_difference, peers.largest_difference(logps))
 
     def row(self, kind: str, workload: Workload, config: Any) -> dict[str, Any]:
         """Return the workload's row of the report."""
-        spent = {name: median(times) for name, times in self.times.items()}
-        speed = {name: workload.num_tokens / spent_s for name, spent_s in spent.items()}
+        spent_s = {name: median(times) for name, times in self.times.items()}
+        speed = {name: workload.num_tokens / median_s for name, median_s in spent_s.items()}
         ratio = speed["winnow"] / max(speed[name] for name in PEERS if name in speed)
         rate = median(self.matmul_rates)
         return {
@@ -144,7 +150,7 @@ class Figures:
             "speedup_vs_padded": round(speed["winnow"] / speed["padded"], 2),
             "speedup_vs_best_peer": round(ratio, 2),
             "served_fraction": round(speed["served"] / speed["winnow"], 3),
-            "flops_fraction": round(useful_flops(workload.groups, config) / spent["winnow"] / rate, 3),
+            "flops_fraction": round(useful_flops(workload.groups, config) / spent_s["winnow"] / rate, 3),
             "matmul_gflops": round(rate / 1e9),
             "largest_difference": round(self.largest_difference, 3),
             "meets_targets": {
@@ -157,6 +163,7 @@ class Figures:
 
 def open_scorers(folder: Path, dtype: str, stack: ExitStack, *, has_vllm: bool) -> tuple[dict[str, peers.Scorer], Any]:
     """Load every scorer; return scorers by name and the model's config. `stack` closes what has to be closed."""
+    # Two copies, because TRL's scorer patches its model.
     padded, trl = (
         load_causal_lm(str(folder), dtype="auto", device_map="cpu", attn_implementation="sdpa").eval() for _ in range(2)
     )
@@ -181,10 +188,10 @@ def served(folder: Path) -> Iterator[peers.Scorer]:
 
         def score(groups: list[TokenGroup]) -> list[float]:
             requests = (Group(group.prompt_ids, group.completions) for group in groups)
-            sums: list[float] = []
+            logps: list[float] = []
             for scored in client.score_many(requests, concurrency=16, is_reference_free=True):
-                sums += [completion.reward or 0.0 for completion in scored]
-            return sums
+                logps += [completion.reward or 0.0 for completion in scored]
+            return logps
 
         yield score
 

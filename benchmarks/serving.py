@@ -3,16 +3,16 @@
     capacity   closed loop at 1, 8 and 64 callers: groups/s and tokens/s answered, median and 99th percentile of latency
     stream     the same groups through one stream
     neighbour  closed loop of one caller, while a second client sends at ten times the capacity
-    overload   open loop at ten times the capacity: each call must be answered, or refused with push-back
+    overload   open loop at ten times the capacity: each call must be answered, or refused with a wait time
     fuzz       thousands of malformed requests: statuses, memory, and a valid request at the end
 
     goodput_over_capacity = groups/s answered under overload / highest groups/s of the closed loops
     p99_bound_s           = the longest time to compute a full queue and two batches
 
 The pair is generated (llama, 2 x 2.6 M parameters), the server computes with one thread, and the result cache is off.
-The callers share the machine with the server; memory is that of the server's processes. Under overload each call comes
-from a different client. The fair queue serves clients in rotation, so the k-th group of one client would wait for k
-rounds of the rotation, and the bound would not hold for it.
+The callers share the machine with the server; memory is counted over the server's processes. Under overload each call
+comes from a different client. The fair queue serves clients in rotation, so the k-th group of one client would wait for
+k rotations, and the bound would not hold for it.
 
     python -m benchmarks.serving [--json] [--quick] [--seconds 60] [--fuzz 10000] [--completions 16]
 """
@@ -45,7 +45,7 @@ FULL_LIMITS = (60.0, 10_000)
 QUICK_LIMITS = (10.0, 1_000)
 TIMES_CAPACITY = 10
 SAMPLE_S = 1.0
-START_S = 180.0
+START_TIMEOUT_S = 180.0
 NUM_FUZZ_CALLERS = 64
 
 
@@ -97,17 +97,17 @@ class Fuzz:
 async def measure_overload(target: Server, source: RequestSource, capacity: float, seconds: float) -> Overload:
     """Send calls at ten times the capacity, each from a different client; measure goodput while calls are sent."""
     samples = [target.sample()]
-    watching = asyncio.ensure_future(watch(target, samples))
+    watch_task = asyncio.ensure_future(watch(target, samples))
     flooded = await flood(target, source, TIMES_CAPACITY * capacity, seconds, map(str, itertools.count()))
-    watching.cancel()
+    watch_task.cancel()
     rss = [sample.rss_mib for sample in samples]
     tally = flooded.tally
     return Overload(
         seconds=flooded.seconds,
-        offered_per_s=flooded.offered / flooded.seconds,
-        times_capacity=flooded.offered / flooded.seconds / capacity,
+        offered_per_s=flooded.num_offered / flooded.seconds,
+        times_capacity=flooded.num_offered / flooded.seconds / capacity,
         answered=len(tally.latencies),
-        refused=tally.refused,
+        refused=tally.num_refused,
         failures=dict(tally.failures),
         groups_per_s=flooded.groups_per_s,
         goodput_over_capacity=flooded.groups_per_s / capacity,
@@ -124,12 +124,12 @@ async def measure_neighbour(
     target: Server, source: RequestSource, alone: Capacity, capacity: float, seconds: float
 ) -> Neighbour:
     """Run one caller in a closed loop, while a second client sends at ten times the capacity."""
-    flooding = asyncio.ensure_future(
+    flood_task = asyncio.ensure_future(
         flood(target, source, TIMES_CAPACITY * capacity, seconds, itertools.repeat("greedy"))
     )
     await asyncio.sleep(seconds / 4)  # until the second client's share of the queue is full
     loop = await closed_loop(target, source, 1, seconds / 2)
-    flooded = await flooding
+    flooded = await flood_task
     return Neighbour(
         alone_p50_s=alone.p50_s,
         p50_s=loop.p50_s,
@@ -234,21 +234,21 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a text or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="about two minutes")
-    parser.add_argument("--seconds", type=float, help="of overload; 60, or 10 with --quick")
-    parser.add_argument("--fuzz", type=int, help="malformed requests; 10000, or 1000 with --quick")
-    parser.add_argument("--completions", type=int, default=16, help="of each group; 16 unless given")
+    parser.add_argument("--seconds", type=float, help="seconds of overload (default: 60, with --quick 10)")
+    parser.add_argument("--fuzz", type=int, help="malformed requests (default: 10000, with --quick 1000)")
+    parser.add_argument("--completions", type=int, default=16, help="completions of each group (default: 16)")
     arguments = parser.parse_args()
     default_s, default_fuzz = QUICK_LIMITS if arguments.quick else FULL_LIMITS
     overload_s = arguments.seconds or default_s
     num_fuzz = arguments.fuzz or default_fuzz
     source = RequestSource(arguments.completions)
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as target:
-        with RewardClient(target.address, timeout_s=START_S) as client:
-            client.wait_until_ready(START_S)
+        with RewardClient(target.address, timeout_s=START_TIMEOUT_S) as client:
+            client.wait_until_ready(START_TIMEOUT_S)
         report = asyncio.run(measure(target, source, overload_s, num_fuzz, is_quick=arguments.quick))
     if arguments.json:
         print(json.dumps(report))

@@ -24,8 +24,9 @@ NUM_WORDS = 24
 NUM_CONNECTIONS = 64
 TICK_S = 0.02
 CALL_TIMEOUT_S = 300
-# Without a limit, megabytes of requests wait in the connection at the end of the measurement.
-STREAM_AHEAD = 32
+# Most requests that a stream sends ahead of their responses. Without a limit, megabytes of requests would wait in the
+# connection at the end of the measurement.
+MAX_STREAM_AHEAD = 32
 WORDS = ("waves", "salt", "wind", "river", "fox", "bank", "colour", "rainbow", "quick", "lazy", "five", "six")
 SEPARATE_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -35,7 +36,7 @@ class Tally:
     """The outcomes of calls: latencies of the answered calls in seconds, refusals, and failures by status."""
 
     latencies: list[float] = field(default_factory=list)
-    refused: int = 0
+    num_refused: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
     def percentile(self, percent: float) -> float:
@@ -69,17 +70,17 @@ class StreamResult:
 
 @dataclass(frozen=True)
 class Flood:
-    """The result of calls at a steady rate; `answered` counts the responses before the last call was sent."""
+    """The result of calls at a steady rate; `num_answered` counts the responses before the last call was sent."""
 
     tally: Tally
     seconds: float
-    offered: int
-    answered: int
+    num_offered: int
+    num_answered: int
 
     @property
     def groups_per_s(self) -> float:
         """Answered groups per second."""
-        return self.answered / self.seconds
+        return self.num_answered / self.seconds
 
 
 class RequestSource:
@@ -108,7 +109,7 @@ async def call(stub: Any, request: pb.ScoreRequest, tally: Tally, client: str) -
     except grpc.aio.AioRpcError as error:
         pushback = dict(error.trailing_metadata() or ()).get(PUSHBACK_KEY)
         if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and pushback is not None:
-            tally.refused += 1
+            tally.num_refused += 1
             return int(pushback) / 1000
         tally.failures[error.code().name] += 1
         return 1.0
@@ -141,16 +142,16 @@ async def closed_loop(target: Server, source: RequestSource, num_clients: int, s
         tokens_per_s=tokens_per_s(before, after),
         p50_s=tally.percentile(50),
         p99_s=tally.percentile(99),
-        refused=tally.refused,
+        refused=tally.num_refused,
         failures=dict(tally.failures),
     )
 
 
 async def streamed(target: Server, source: RequestSource, seconds: float) -> StreamResult:
-    """Send group after group through one stream, at most STREAM_AHEAD ahead of the responses."""
+    """Send group after group through one stream, at most MAX_STREAM_AHEAD ahead of the responses."""
     before = target.sample()
     num_responses = 0
-    capacity = asyncio.Semaphore(STREAM_AHEAD)
+    capacity = asyncio.Semaphore(MAX_STREAM_AHEAD)
 
     async def requests() -> AsyncIterator[pb.ScoreRequest]:
         while time.monotonic() < before.time + seconds:
@@ -166,7 +167,9 @@ async def streamed(target: Server, source: RequestSource, seconds: float) -> Str
     return StreamResult(num_responses / (after.time - before.time), tokens_per_s(before, after))
 
 
-async def flood(target: Server, source: RequestSource, per_s: float, seconds: float, clients: Iterator[str]) -> Flood:
+async def flood(
+    target: Server, source: RequestSource, calls_per_s: float, seconds: float, clients: Iterator[str]
+) -> Flood:
     """Send calls at a steady rate, each from the next client, over NUM_CONNECTIONS connections in rotation."""
     tally = Tally()
     num_offered = 0
@@ -176,7 +179,7 @@ async def flood(target: Server, source: RequestSource, per_s: float, seconds: fl
     started = time.monotonic()
     elapsed = 0.0
     while elapsed < seconds:
-        for _ in range(int(elapsed * per_s) - num_offered):
+        for _ in range(int(elapsed * calls_per_s) - num_offered):
             num_offered += 1
             task = asyncio.ensure_future(call(next(stubs), source.draw(), tally, next(clients)))
             calls.add(task)

@@ -17,12 +17,12 @@ from winnow.serve_config import QueueConfig, ServeConfig
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 64}
 TOKEN_BUDGET = 1024
 QUEUE_TOKENS = 150_000
-STOP_S = 30.0
+STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The state of the server at a time: tokens computed since its start, and memory."""
+    """The state of the server at a time: tokens of both models since its start, and memory."""
 
     time: float
     tokens: float
@@ -38,7 +38,7 @@ class Server:
         self._metrics_url = metrics_url
 
     def metric(self, name: str) -> float:
-        """Read a metric from the metrics page."""
+        """Read a metric from the metrics page. Raises KeyError for an unknown name."""
         with urlopen(self._metrics_url, timeout=30) as response:
             page = response.read().decode()
         for family in text_string_to_metric_families(page):
@@ -62,7 +62,7 @@ class Server:
 
 @contextmanager
 def server(folder: Path) -> Iterator[Server]:
-    """Start a server for the block; it must end with exit code 0."""
+    """Start a server for the block. Raises AssertionError unless it ends with exit code 0 after the block."""
     config = ServeConfig(
         instruct=str(make_model("llama", folder / "instruct", 0, **SHAPE)),
         base=str(make_model("llama", folder / "base", 1, **SHAPE)),
@@ -77,7 +77,7 @@ def server(folder: Path) -> Iterator[Server]:
         metrics_url = next(word for word in log.split() if word.endswith("/metrics"))
         yield Server(managed, metrics_url)
         managed.process.terminate()
-        assert managed.process.wait(STOP_S) == 0, managed.log_path.read_text()[-2000:]
+        assert managed.process.wait(STOP_TIMEOUT_S) == 0, managed.log_path.read_text()[-2000:]
 
 
 def resident_mib(pid: int) -> float:

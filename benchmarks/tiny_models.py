@@ -7,7 +7,7 @@ granite   like llama, with scaled logits, residuals and attention
 qwen2     one layer of full attention, one with a sliding window of 8 tokens
 qwen2_moe, phimoe   4 experts, 2 active; a sliding window of 64 tokens, in transformers' masks only
 gemma2    attention scores capped at 2, a sliding window of 8 tokens in one layer
-gemma3    one layer of full attention, one with a sliding window of 8 tokens, each with rotary frequencies of its own
+gemma3    one layer of full attention, one with a sliding window of 8 tokens, with different rotary frequencies
 
 The weights have a larger standard deviation (0.15) than for training, so that attention and routing change the scores.
 """
@@ -112,7 +112,7 @@ def make_tokenizer(folder: Path, texts: tuple[str, ...] = TEXTS) -> PreTrainedTo
 
 
 def make_model(kind: str, folder: Path, seed: int = 0, **config_overrides: Any) -> Path:
-    """Save a random model of a kind and a tokenizer in `folder`; equal seeds give equal weights."""
+    """Save a random model of a kind and a tokenizer in `folder`; return it. Equal seeds give equal weights."""
     tokenizer = make_tokenizer(folder)
     settings = {**_shape(tokenizer), **KIND_SETTINGS[kind], **config_overrides}
     with torch.random.fork_rng():

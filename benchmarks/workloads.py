@@ -54,15 +54,15 @@ class Workload:
     @property
     def bound(self) -> float:
         """The upper limit of the speed-up by sharing prompts: for one group N (P + R) / (P + N R)."""
-        num_shared_once = sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in self.groups)
-        return self.num_tokens / num_shared_once
+        num_with_shared_prompts = sum(len(group.prompt_ids) + sum(map(len, group.completions)) for group in self.groups)
+        return self.num_tokens / num_with_shared_prompts
 
 
 def workloads(seed: int, *, is_quick: bool) -> list[Workload]:
     """Make the workloads, with different tokens for each seed; quick: half the prompts, and no `alike`."""
     rng = random.Random(seed)
     scale = 1 if is_quick else 2
-    works = [
+    result = [
         Workload("n8-p256-r128", [_group(rng, 256, [128] * 8) for _ in range(scale)]),
         Workload("n16-p512-r128", [_group(rng, 512, [128] * 16)]),
         Workload("n64-p128-r256", [_group(rng, 128, [256] * 64)]),
@@ -70,8 +70,8 @@ def workloads(seed: int, *, is_quick: bool) -> list[Workload]:
         Workload("mixed", [_mixed(rng) for _ in range(2 * scale)]),
     ]
     if not is_quick:
-        works.append(Workload("alike", [_alike(rng) for _ in range(scale)]))
-    return works
+        result.append(Workload("alike", [_alike(rng) for _ in range(scale)]))
+    return result
 
 
 def memory_workload() -> Workload:
@@ -81,7 +81,7 @@ def memory_workload() -> Workload:
 
 
 def make_model(kind: str, folder: Path, seed: int = 0, dtype: str = "bfloat16") -> Path:
-    """Save a random model of a kind with a tokenizer; 8 layers."""
+    """Save a random model of a kind, with 8 layers, and a tokenizer in `folder`; return the folder."""
     import torch
     from transformers.models.auto import AutoModelForCausalLM
 
@@ -142,7 +142,7 @@ def _group(rng: random.Random, num_prompt_tokens: int, lengths: list[int]) -> To
 
 
 def _mixed(rng: random.Random) -> TokenGroup:
-    """Draw a group with the prompt length of a real instruction and lengths around that of its answer."""
+    """Draw a group with the prompt length of a real instruction; completion lengths vary around its answer's length."""
     num_prompt_tokens, num_answer_tokens = rng.choice(LENGTHS)
     lengths = [max(1, round(num_answer_tokens * rng.uniform(0.5, 1.5))) for _ in range(8)]
     return _group(rng, num_prompt_tokens, lengths)

@@ -3,7 +3,7 @@
 EvalResult       one row per configured task: value, stderr and n as lm-eval reports them
 BenchmarkItem    one row per item of a task; the paired tests of two checkpoints read these rows
 
-Tasks are those that lm-eval ships, or the YAML files of `task_dir` (then nothing is fetched). A relative `data_files`
+Tasks come with lm-eval, or from the YAML files of `task_dir` (then nothing is fetched). A relative `data_files`
 path in a YAML file starts at the working directory. Prompts are plain few-shot text, as on the model cards. A chat
 template would change the scores; a task that needs the policy's chat format writes it in its `doc_to_text`. lm-eval's
 response cache is never used, because it ignores the model. Few-shot examples come from the task's sampler with
@@ -46,7 +46,10 @@ class BenchmarkRun:
 
 
 def run_benchmarks(config: EvaluationConfig, model: str, chat: Chat, dtype: Dtype, label: str) -> BenchmarkRun:
-    """Load a checkpoint and run every task on it. Raises UsageError for an unknown task or metric."""
+    """Load a checkpoint and run every task on it; `label` begins the titles of the progress bars.
+
+    Raises UsageError for an unknown task or metric, ModelError for an unusable model.
+    """
     if not config.benchmarks:
         return BenchmarkRun([], [])
     from eval.harness import evaluate, open_lm, quiet
@@ -96,15 +99,15 @@ def data_files(task_dir: str | Path) -> list[Path]:
 
 def _result(benchmark: BenchmarkConfig, output: Mapping[str, Any]) -> EvalResult:
     """Read a task's result from the output of lm-eval's evaluator. Raises UsageError for an unknown metric."""
-    scores = output["results"].get(benchmark.task, {})
-    if benchmark.metric not in scores:
-        known = [key for key in scores if "," in key and "_stderr," not in key]
+    values = output["results"].get(benchmark.task, {})
+    if benchmark.metric not in values:
+        known = [key for key in values if "," in key and "_stderr," not in key]
         raise UsageError(
             f"task {benchmark.task} has no metric {benchmark.metric!r}; {_suggestion(benchmark.metric, known)}"
         )
     metric, _, filter_name = benchmark.metric.partition(",")
     stderr: float | None = None
-    reported = scores.get(f"{metric}_stderr,{filter_name}")
+    reported = values.get(f"{metric}_stderr,{filter_name}")
     if isinstance(reported, numbers.Real):  # lm-eval writes "N/A" for a metric without a standard error
         stderr = float(reported)
     num_items = 0
@@ -113,7 +116,7 @@ def _result(benchmark: BenchmarkConfig, output: Mapping[str, Any]) -> EvalResult
     return EvalResult(
         task=benchmark.task,
         metric=benchmark.metric,
-        value=float(scores[benchmark.metric]),
+        value=float(values[benchmark.metric]),
         stderr=stderr,
         n=num_items,
     )

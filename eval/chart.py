@@ -12,15 +12,18 @@ from eval.report import PeakReport, RoundReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
 
 REWARD_COLOUR = "#0072B2"
 JUDGED_COLOUR = "#D55E00"
 PEAK_COLOUR = "#009E73"
 SIZE_INCHES = (7.5, 4.5)
 PNG_DPI = 150
-# A file that held these would differ with each call.
-OMITTED_METADATA: Any = {".png": {"Software": None}, ".svg": {"Date": None}}
+# These entries would differ between versions of matplotlib (Software) and between calls (Date).
+OMITTED_METADATA: dict[str, dict[str, None]] = {".png": {"Software": None}, ".svg": {"Date": None}}
 STYLE: Any = {"svg.hashsalt": "winnow", "svg.fonttype": "path", "font.size": 11}
 
 
@@ -58,7 +61,7 @@ def chart(report: PeakReport, title: str) -> "Figure":
     return figure
 
 
-def _draw_rewards(axes: "Axes", rounds: Sequence[RoundReport]) -> Any:
+def _draw_rewards(axes: "Axes", rounds: Sequence[RoundReport]) -> "Line2D":
     points = [(report.round, report.batch_reward) for report in rounds if report.batch_reward is not None]
     (line,) = axes.plot(
         [round_number for round_number, _ in points],
@@ -72,7 +75,7 @@ def _draw_rewards(axes: "Axes", rounds: Sequence[RoundReport]) -> Any:
     return line
 
 
-def _draw_judged(axes: "Axes", rounds: Sequence[RoundReport]) -> Any:
+def _draw_judged(axes: "Axes", rounds: Sequence[RoundReport]) -> "ErrorbarContainer":
     points = [(report.round, report.judge_score) for report in rounds if report.judge_score is not None]
     means = [score.mean for _, score in points]
     below = [score.mean - score.min for _, score in points]
@@ -92,7 +95,7 @@ def _draw_judged(axes: "Axes", rounds: Sequence[RoundReport]) -> Any:
     return bars
 
 
-def _mark_peak(axes: "Axes", report: PeakReport) -> Any:
+def _mark_peak(axes: "Axes", report: PeakReport) -> "Rectangle":
     return axes.axvspan(
         report.round - 0.2, report.round + 0.2, color=PEAK_COLOUR, alpha=0.18, lw=0, label=f"peak: round {report.round}"
     )

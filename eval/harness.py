@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 
 from winnow.progress import progress
 
-# lm-eval's default (lm_eval/defaults.py): the few-shot examples are then those of its command line.
+# lm-eval's default (lm_eval/defaults.py), so that the few-shot examples are the same as on its command line.
 FEWSHOT_SEED = 1234
 # Batches per step of the bar; lm-eval sorts requests by length within a step.
 BATCHES_PER_STEP = 16
@@ -46,7 +46,7 @@ def evaluate(lm: Any, loaded: Any, num_fewshot: int, limit: int | None, label: s
 
 @contextmanager
 def watched(lm: Any, label: str) -> Iterator[None]:
-    """Show a progress bar while lm-eval's evaluator sends requests to the model: they are computed in steps."""
+    """Show a progress bar while lm-eval's evaluator sends requests to the model, which computes them in steps."""
     for name in REQUEST_TYPES:
         setattr(lm, name, functools.partial(_stepwise, getattr(lm, name), BATCHES_PER_STEP * lm.batch_size, label))
     try:
@@ -58,7 +58,7 @@ def watched(lm: Any, label: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm-eval's log lines below errors, its progress bars and those of datasets."""
+    """Silence lm-eval's log lines below errors, and the progress bars of lm-eval and datasets."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     has_bars = not datasets.are_progress_bars_disabled()
@@ -75,10 +75,11 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _stepwise(compute: Callable[..., list[Any]], step: int, label: str, requests: Sequence[Any]) -> list[Any]:
+def _stepwise(compute: Callable[..., list[Any]], step_size: int, label: str, requests: Sequence[Any]) -> list[Any]:
+    """Compute the requests `step_size` at a time, with a progress bar."""
     results: list[Any] = []
     with progress(label, len(requests), "requests") as advance:
-        for start in range(0, len(requests), step):
-            results += compute(requests[start : start + step], disable_tqdm=True)
+        for start in range(0, len(requests), step_size):
+            results += compute(requests[start : start + step_size], disable_tqdm=True)
             advance(len(results) - start)
     return results

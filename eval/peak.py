@@ -11,7 +11,7 @@ A round without a judged score ranks below every round with a judged score. If n
 
     b, c = items that got worse, items that got better;  p = P(X >= b), X ~ Binomial(b + c, 1/2)
 
-The exact test on discordant pairs: McNemar 1947, Psychometrika 12. Items scored between 0 and 1 make it the sign test.
+The exact test on discordant pairs: McNemar 1947, Psychometrika 12; for item values between 0 and 1 it is the sign test.
 Holm: 1979, Scandinavian Journal of Statistics 6. Why paired: Miller, arXiv 2411.00640.
 """
 
@@ -73,7 +73,10 @@ class GuardTest:
 
 
 def choose_peak(candidates: Sequence[Candidate], rule: Rule) -> Peak:
-    """Apply the rule; the order of the candidates has no effect. Raises WinnowError without round 0."""
+    """Apply the rule; the order of the candidates has no effect.
+
+    Raises WinnowError without round 0, or if rounds were evaluated on different items of a guard.
+    """
     tests = guard_tests(candidates)
     dropped = dropped_rounds(tests, rule)
     kept = [candidate for candidate in candidates if candidate.round not in dropped]

@@ -25,6 +25,8 @@ def average_ranks(values: Sequence[float]) -> list[float]:
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Return Spearman's rank correlation; None for fewer than two pairs or a constant side.
 
+    Raises ValueError for sequences of different length.
+
     >>> spearman([1, 2, 3], [10, 30, 20])
     0.5
     """

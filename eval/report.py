@@ -4,8 +4,8 @@
      "rounds": [{"round", "batch_reward", "random_control_reward", "judge_score": {"mean", "min", "max"},
                  "benchmarks": {task: {"value", "stderr", "n", "metric"}}}]}
 
-`batch_reward` and `judge_score` next to `round` and `checkpoint` belong to the peak. null: round 0 has no rewards, and
-no round has a judged score if no questions are configured.
+`batch_reward` and `judge_score` next to `round` and `checkpoint` belong to the peak. Values can be null: round 0 has no
+rewards, and no round has a judged score if no questions are configured.
 """
 
 from collections.abc import Mapping, Sequence

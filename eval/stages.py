@@ -55,7 +55,7 @@ def evaluate(run: Run, round_number: int) -> None:
         return
     config = run.config.evaluation
     model = run.policy_path(round_number)
-    # Read before any model is loaded, so that a malformed line costs no time.
+    # The questions are read before any model is loaded, so that a malformed line is reported at once.
     question_set = _read_question_set(config.questions)
     with run.ledger.record(piece, inputs) as facts, atomic_folder(run.eval_dir(round_number)) as folder:
         chat = load_chat(run.config.policy, model)
@@ -97,7 +97,7 @@ def pick_peak(run: Run, last_round: int) -> None:
 
 
 def evaluation_inputs(run: Run, round_number: int) -> str:
-    """Return a digest of all inputs of a round's results: checkpoint, configuration, files; not the peak rule."""
+    """Return a digest of all inputs of a round's results: checkpoint, config, files; not the peak rule's keys."""
     config = run.config.evaluation
     files: list[Path] = []
     if config.task_dir:

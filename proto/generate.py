@@ -1,18 +1,18 @@
-"""The committed files that derive from others: the wire's Python stubs, and the table of options in the docs.
+"""Generator of the committed files that derive from others: the wire's Python stubs, and the docs' table of options.
 
     proto/winnow/v1/reward.proto  ->  reward_server/pb
     winnow/reward_options.py      ->  the table in docs/rewards.md
 
-    python proto/generate.py           writes them
-    python proto/generate.py --check   exit code 1 when the committed ones differ
+    python proto/generate.py           writes these files
+    python proto/generate.py --check   exit code 1 if a committed file is out of date
 
-The stubs by hand, from the root of the repository, with the grpcio-tools that pyproject.toml pins:
+To generate the stubs by hand, from the root of the repository, with the grpcio-tools that pyproject.toml pins:
 
     python -m grpc_tools.protoc --proto_path=reward_server/pb=proto/winnow/v1 \
         --python_out=. --pyi_out=. --grpc_python_out=. proto/winnow/v1/reward.proto
 
-`reward_server/pb=...` maps the proto's folder to the package its stubs live in, so that they import each other as
-`from reward_server.pb import ...` without being edited. The proto package stays winnow.v1.
+`reward_server/pb=...` maps the proto's folder to the package of the stubs, so that they import each other as
+`from reward_server.pb import ...` without edits. The proto package stays winnow.v1.
 """
 
 import subprocess
@@ -28,7 +28,7 @@ STUBS = ("reward_pb2.py", "reward_pb2.pyi", "reward_pb2_grpc.py")
 
 
 def generate(out_dir: Path) -> None:
-    """Write the stubs to `out_dir`/reward_server/pb. Raises CalledProcessError when protoc refuses the proto."""
+    """Write the stubs to `out_dir`/reward_server/pb. Raises CalledProcessError if protoc refuses the proto."""
     outputs = [f"--{kind}_out={out_dir}" for kind in ("python", "pyi", "grpc_python")]
     command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PACKAGE}={PROTO.parent}", *outputs]
     subprocess.run([*command, str(PROTO)], cwd=ROOT, check=True)
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         if arguments == ["--check"]:
             paths = outdated()
             if paths:
-                print(f"{', '.join(paths)} out of date; run python proto/generate.py", file=sys.stderr)
+                print(f"out of date: {', '.join(paths)}; run python proto/generate.py", file=sys.stderr)
             return int(bool(paths))
         generate(ROOT)
         (ROOT / DOCS_PAGE).write_text(docs_page())

@@ -1,4 +1,4 @@
-"""PEM files of TLS, loaded and validated early: gRPC reports a bad one only as "connection failed"."""
+"""PEM files of TLS, read and validated early: gRPC reports an unusable file only as "connection failed"."""
 
 import ssl
 from pathlib import Path
@@ -9,7 +9,7 @@ FilePath = str | Path
 
 
 def read_file(path: FilePath, name: str) -> bytes:
-    """Read the file that the option or key `name` gives. Raises UsageError if it cannot be read."""
+    """Read the file that was set as the option or key `name`. Raises UsageError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -19,7 +19,7 @@ def read_file(path: FilePath, name: str) -> bytes:
 
 
 def read_authorities(path: FilePath, name: str) -> bytes:
-    """Read the certificates of trusted authorities. Raises UsageError for a file without any."""
+    """Read the certificates of trusted authorities. Raises UsageError for a file that is unreadable or has none."""
     data = read_file(path, name)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
@@ -29,7 +29,10 @@ def read_authorities(path: FilePath, name: str) -> bytes:
 
 
 def read_pair(certificate: FilePath, key: FilePath, names: tuple[str, str]) -> tuple[bytes, bytes]:
-    """Read a certificate and its private key. Raises UsageError if they do not belong together."""
+    """Read a certificate and its private key, which were set as the options or keys `names`.
+
+    Raises UsageError if one is unreadable, needs a password, or does not belong to the other.
+    """
     certificate_data = read_file(certificate, names[0])
     key_data = read_file(key, names[1])
     try:

@@ -12,22 +12,28 @@ from winnow.records import Message
 
 @dataclass(frozen=True)
 class CompletionText:
-    """A completion as text, without EOS; `is_finished` when the policy ended it itself."""
+    """A completion as text, without EOS.
+
+    `is_finished` is True if the policy ended the turn itself, False if a limit of length cut it.
+    """
 
     text: str
     is_finished: bool = True
 
 
 Prompt = Sequence[Message] | Sequence[Mapping[str, str]] | Sequence[int]
+"""A conversation up to the assistant turn, or its token ids with BOS."""
 CompletionInput = str | CompletionText | Sequence[int]
+"""A finished text, a CompletionText, or token ids as sampled."""
 
 
 @dataclass(frozen=True)
 class Group:
     """One prompt and its completions.
 
-    The prompt is a conversation up to the assistant turn (dicts or `Message` objects), or token ids with BOS.
-    A completion is a text, taken as finished; a `CompletionText`; or token ids as sampled, with EOS where it ended.
+    The prompt is a conversation up to the assistant turn, as {"role", "content"} dicts or `Message` objects; or token
+    ids with BOS. A completion is a text, which counts as finished; a `CompletionText`; or token ids as sampled, which
+    end in EOS if the policy ended the turn itself.
     """
 
     prompt: Prompt

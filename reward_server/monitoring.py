@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -36,11 +35,11 @@ class Metrics:
         self.tokens = self._counter("winnow_tokens_total", "Tokens computed or found in the cache, both models.")
         self.calls = self._counter("winnow_calls_total", "Calls that ended.", "method", "code")
         self.completions = self._counter("winnow_completions_total", "Completions in responses.", "status")
-        self.refused = self._counter("winnow_refused_total", "Groups refused when they came.", "reason")
+        self.refused = self._counter("winnow_refused_total", "Calls that were refused.", "reason")
         self.dropped = self._counter("winnow_dropped_total", "Groups dropped while they waited.", "reason")
 
     def count_batch(self, num_tokens: int, seconds: float) -> None:
-        """Count a batch that was computed."""
+        """Count a batch that was computed in `seconds`."""
         self.batch_tokens.observe(num_tokens)
         self.compute_s.observe(seconds)
         self.tokens.inc(num_tokens)
@@ -74,7 +73,7 @@ class Call:
     started_at: float = field(default_factory=time.monotonic)
 
     def add(self, num_completions: int, num_tokens: int, num_cached: int, queue_s: float, compute_s: float) -> None:
-        """Count a group that was scored."""
+        """Add a group that was scored to the record; times are in seconds."""
         self.num_groups += 1
         self.num_completions += num_completions
         self.num_tokens += num_tokens
@@ -83,14 +82,14 @@ class Call:
         self.compute_s += compute_s
 
     def finish(self) -> None:
-        """Count the call and write its line to the log."""
+        """Count the call in the metrics, and write its line to the log."""
         total_s = time.monotonic() - self.started_at
         self.metrics.calls.labels(self.method, self.code).inc()
         self.metrics.call_s.labels(self.method).observe(total_s)
         if call_log.isEnabledFor(logging.INFO):
             call_log.info(json.dumps(self._line(total_s)))
 
-    def _line(self, total_s: float) -> dict[str, Any]:
+    def _line(self, total_s: float) -> dict[str, str | float]:
         return {
             "time": round(time.time(), 3),
             "method": self.method,

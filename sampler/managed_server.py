@@ -1,6 +1,6 @@
 """A reward server for the duration of a stage, started from the run's config on a free port.
 
-It runs in a separate process (`winnow serve`), so that all its memory is freed, and ends by itself if its parent dies.
+The server is a separate process (`winnow serve`), so that all its memory is freed. It ends itself if its parent dies.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from reward_server.client import RewardClient, open_connection_settings
+from reward_server.client import ConnectionSettings, RewardClient, open_connection_settings
 from winnow.config import dump_config
 from winnow.errors import ServerError
 from winnow.import_path import child_environment
@@ -33,15 +33,14 @@ class ManagedServer:
 
 @contextmanager
 def reward_client(config: RewardConfig, folder: Path) -> Iterator[RewardClient]:
-    """Yield a client of the server at the config's address, or of one that is started for the block."""
-    if config.address is not None:
-        settings = open_connection_settings(
-            config.address, config.token_file, config.tls_ca, config.tls_certificate, config.tls_key
-        )
-        with RewardClient(settings, config.timeout_s) as client:
+    """Yield a client of the server at the config's address, or of a server that is started for the block.
+
+    `folder` is for the config and the log of a started server. Raises ServerError if that server does not start.
+    """
+    if config.server is None:
+        with RewardClient(connection_settings(config), config.timeout_s) as client:
             yield client
         return
-    assert config.server is not None  # RewardConfig holds one of the two
     with (
         running_server(config.server, folder) as server,
         RewardClient(server.address, timeout_s=config.timeout_s) as client,
@@ -50,8 +49,16 @@ def reward_client(config: RewardConfig, folder: Path) -> Iterator[RewardClient]:
         yield client
 
 
+def connection_settings(config: RewardConfig) -> ConnectionSettings:
+    """Return how to reach the server at the config's address. Raises UsageError."""
+    assert config.address is not None  # RewardConfig holds either an address or a server
+    return open_connection_settings(
+        config.address, config.token_file, config.tls_ca, config.tls_certificate, config.tls_key
+    )
+
+
 def managed_config(config: ServeConfig) -> ServeConfig:
-    """Return the config of a server that a run starts: it listens on a free port of this machine only."""
+    """Return the config for a server that a run starts: it listens on a free port of this machine only."""
     return config.model_copy(update={"listen": "127.0.0.1:0"})
 
 
@@ -68,14 +75,14 @@ def running_server(
     write_text(config_path, dump_config(managed_config(config)))
     command = [sys.executable, "-m", "winnow.cli", "serve", str(config_path), "--until-stdin-closes"]
     environment = {**child_environment(), **(variables or {})}
-    pipe = subprocess.PIPE
     with log_path.open("w") as log:
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
     try:
         yield ManagedServer(process, _read_address(process, log_path), log_path)
     finally:
-        process.terminate()
-        _wait_or_kill(process)
+        _stop(process)
 
 
 def _read_address(process: "subprocess.Popen[str]", log_path: Path) -> str:
@@ -88,7 +95,9 @@ def _read_address(process: "subprocess.Popen[str]", log_path: Path) -> str:
     raise ServerError(f"the reward server did not start: {log_lines[-1]} (log: {log_path})")
 
 
-def _wait_or_kill(process: "subprocess.Popen[str]") -> None:
+def _stop(process: "subprocess.Popen[str]") -> None:
+    """Terminate the process, or kill it if it does not end in time; close its pipes."""
+    process.terminate()
     try:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -20,7 +20,7 @@ from winnow.records import OK, Reward
 
 
 def max_at_n(rewards: Sequence[float], n: int) -> float:
-    """Return the expected maximum of `n` of the rewards, drawn without replacement.
+    """Return the expected maximum of `n` of the rewards, drawn without replacement; 1 <= n <= len(rewards).
 
     >>> max_at_n([1.0, 2.0, 3.0], 2)
     2.6666666666666665
@@ -30,12 +30,12 @@ def max_at_n(rewards: Sequence[float], n: int) -> float:
     return math.fsum(math.comb(i, n - 1) / num_draws * x for i, x in enumerate(ordered))
 
 
-def max_at_n_curve(groups: Sequence[Sequence[float]]) -> list[float]:
-    """Return max@1, max@2, ... averaged over prompts, up to the size of the smallest group."""
-    smallest = min(map(len, groups), default=0)
+def max_at_n_curve(rewards_of_prompts: Sequence[Sequence[float]]) -> list[float]:
+    """Return max@1, max@2, ... averaged over prompts, up to the smallest number of rewards of a prompt."""
+    smallest = min(map(len, rewards_of_prompts), default=0)
     curve = []
     for n in range(1, smallest + 1):
-        curve.append(fmean(max_at_n(group, n) for group in groups))
+        curve.append(fmean(max_at_n(rewards, n) for rewards in rewards_of_prompts))
     return curve
 
 
@@ -49,22 +49,26 @@ def kl_bound(num_completions: int) -> float:
 
 
 def round_metrics(
-    groups: Mapping[str, Sequence[Reward]],
+    rewards_by_prompt: Mapping[str, Sequence[Reward]],
     kept_by_prompt: Mapping[str, Sequence[Reward]],
     num_completions: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Compute all metrics of a round from each prompt's rewards and the rewards of the completions that were kept."""
+    """Compute all metrics of a round; both mappings have the same prompt ids.
+
+    `kept_by_prompt` holds the rewards of the completions that were kept, `num_completions` is N, and `seed` draws the
+    random control. A metric without data is None. Lengths are means in tokens.
+    """
     rewards: list[Reward] = []
     kept: list[Reward] = []
     control: list[Reward] = []
     eligible_rewards: list[list[float]] = []
-    for prompt_id, group in groups.items():
-        kept_of_group = kept_by_prompt[prompt_id]
-        rewards += group
-        kept += kept_of_group
-        control += random_control(group, len(kept_of_group), seed)
-        values = [reward.reward for reward in group if is_eligible(reward) and reward.reward is not None]
+    for prompt_id, prompt_rewards in rewards_by_prompt.items():
+        prompt_kept = kept_by_prompt[prompt_id]
+        rewards += prompt_rewards
+        kept += prompt_kept
+        control += random_control(prompt_rewards, len(prompt_kept), seed)
+        values = [reward.reward for reward in prompt_rewards if is_eligible(reward) and reward.reward is not None]
         if values:
             eligible_rewards.append(values)
     scored = [reward for reward in rewards if reward.status == OK]
@@ -75,7 +79,7 @@ def round_metrics(
     if batch_reward is not None and control_reward is not None:
         gap = batch_reward - control_reward
     return {
-        "num_prompts": len(groups),
+        "num_prompts": len(rewards_by_prompt),
         "num_selected": len(kept),
         "num_scored": len(scored),
         "num_truncated": sum(reward.is_truncated for reward in rewards),

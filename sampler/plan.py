@@ -1,6 +1,6 @@
 """The plan of a recipe, printed before anything runs: stages, rows, optimizer steps, tokens, disk, and one example.
 
-    steps  = TrainConfig.num_steps        tokens = at most steps * batch_size * context
+    steps  = TrainConfig.num_steps        tokens <= steps * batch_size * max_tokens
     disk   = 2 bytes per parameter and checkpoint, 4 per completion token (text and rewards, measured on Parquet)
 
 No model is loaded. A tokenizer is loaded for the example, if the policy's folder exists.
@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from winnow.chat import Chat, Rendered, load_chat
+from winnow.chat import Chat, RenderedConversation, load_chat
 from winnow.errors import WinnowError
 from winnow.records import Message
 from winnow.rows import read_jsonl
@@ -32,7 +32,7 @@ EXAMPLE = (
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One row of the plan; None where the number is unknown or does not apply."""
+    """One stage of the plan; a number is None if it is unknown or does not apply to the stage."""
 
     round_number: int
     name: str
@@ -85,7 +85,7 @@ def print_plan(config: RunConfig) -> None:
     console.print(*_example_lines(config), sep="\n", markup=False, soft_wrap=True)
 
 
-def mark_loss(rendered: Rendered) -> str:
+def mark_loss(rendered: RenderedConversation) -> str:
     """Return the rendered text with {+ and +} around the spans that carry loss."""
     text = ""
     position = 0
@@ -230,19 +230,19 @@ def _byte_tokenizer(eos_token: str) -> Any:
 
 
 def _format_count(count: int | None) -> str:
-    """Write every digit of a count: 12,345."""
+    """Format a count with all its digits: 12,345."""
     if count is None:
         return ""
     return f"{count:,}"
 
 
 def _format_tokens(num_tokens: int | None) -> str:
-    """Write a number of tokens with a decimal prefix: 1.2 B."""
+    """Format a number of tokens with a decimal prefix: 1.2 B."""
     return _with_prefix(num_tokens, COUNT_PREFIXES, "")
 
 
 def _format_bytes(num_bytes: int | None) -> str:
-    """Write a number of bytes with a decimal prefix: 1.2 GB."""
+    """Format a number of bytes with a decimal prefix: 1.2 GB."""
     return _with_prefix(num_bytes, BYTE_PREFIXES, "B")
 
 

@@ -20,7 +20,10 @@ from winnow.run_config import PromptFile
 
 
 def read_pool(files: Sequence[PromptFile]) -> list[Prompt]:
-    """Return every prompt of the files once, in file order. Raises InputError naming the file and line of a bad row."""
+    """Return every prompt of the files once, in file order.
+
+    Raises InputError for a malformed row, with its file and line, or if the files hold no prompt.
+    """
     pool: dict[str, Prompt] = {}
     for file in files:
         default_source = file.source or Path(file.path).stem
@@ -32,21 +35,22 @@ def read_pool(files: Sequence[PromptFile]) -> list[Prompt]:
     return list(pool.values())
 
 
-def parse_prompt(row: dict[str, Any], default_source: str, place: str) -> Prompt:
-    """Return a row as a prompt, without a trailing assistant turn (an SFT row's answer).
+def parse_prompt(row: dict[str, Any], default_source: str, location: str) -> Prompt:
+    """Make a prompt from a row; a trailing assistant turn, as an SFT row has it, is dropped.
 
-    Raises InputError with `place` in front for a malformed row.
+    Raises InputError for a malformed row; the message begins with `location`.
     """
-    messages = row_messages(row, place)
+    messages = row_messages(row, location)
     if messages and messages[-1].role == "assistant":
         messages = messages[:-1]
-    return make_prompt(str(row.get("source", default_source)), checked_messages(messages, place))
+    return make_prompt(str(row.get("source", default_source)), checked_messages(messages, location))
 
 
 def draw_prompts(pool: Sequence[Prompt], num_prompts: int, round_number: int, seed: int) -> list[Prompt]:
-    """Draw the prompts of a round (from 1): its quota of each source, the next ones in a seeded order.
+    """Draw the prompts of a round; the first round is 1.
 
-    A source starts over when it is used up; no prompt occurs twice in one round.
+    Each source has a seeded order, of which every round takes the next prompts, as many as the source's quota. A source
+    starts over when it is used up; no prompt occurs twice in one round.
     """
     by_source = group_by_source(pool)
     sizes = {source: len(prompts) for source, prompts in by_source.items()}

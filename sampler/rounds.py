@@ -1,7 +1,7 @@
 """The loop: sample -> score -> select -> train -> evaluate, round after round, then the peak.
 
 The loop knows no library and no file: its caller passes the stages. A stage takes a run and a round number, reads and
-writes files of the run's folder, and skips the pieces that its ledger lists: to resume a killed run, run it again.
+writes files of the run's folder, and skips the pieces that the ledger lists. To resume a killed run, run it again.
 """
 
 from collections.abc import Callable

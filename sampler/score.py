@@ -17,7 +17,10 @@ from winnow.run_config import RewardConfig
 def score_completions(
     client: RewardClient, config: RewardConfig, prompts: Mapping[str, Prompt], completions: Sequence[Completion]
 ) -> Iterator[list[Reward]]:
-    """Yield the rewards of each prompt's completions, in input order; those of one prompt must be consecutive."""
+    """Yield the rewards of each prompt's completions, in input order.
+
+    The completions of one prompt must be consecutive. Raises ServerError if the server cannot be reached.
+    """
     completions_by_prompt = [list(rows) for _, rows in groupby(completions, key=lambda row: row.prompt_id)]
     groups = (_group(prompts[rows[0].prompt_id], rows) for rows in completions_by_prompt)
     scored_groups = client.score_many(groups, reward_options(config))
@@ -31,7 +34,7 @@ def reward_options(config: RewardConfig) -> RewardOptions:
 
 
 def _group(prompt: Prompt, completions: Sequence[Completion]) -> Group:
-    """Return the prompt with those of its completions that can be scored."""
+    """Return the prompt with the completions that can be scored."""
     texts = [CompletionText(row.text, row.is_finished) for row in completions if row.status == OK]
     return Group(prompt.messages, texts)
 

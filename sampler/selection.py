@@ -3,8 +3,8 @@
     best_of_n         argmax of reward over the prompt's eligible completions; a tie goes to the lower completion_id
     random_control    the same number of eligible completions, drawn without regard to their rewards
 
-A completion is eligible if it was scored ("ok") and is finished: one that reached the length limit would teach the
-policy an end that it never had. A prompt without an eligible completion keeps nothing.
+A completion is eligible if it was scored ("ok") and is finished: a completion that was cut at the length limit would
+teach the policy to stop in the middle. A prompt without an eligible completion keeps nothing.
 
 Worked example, N = 3: rewards (1.0, 3.0, 3.0) keep completion 1; (2.0, failed, 5.0 unfinished) keep completion 0.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from winnow.records import OK, Reward
 
 SelectionRule = Callable[[Sequence[Reward]], list[Reward]]
-"""A pure function from the rewards of one prompt's completions to those of the completions that are kept."""
+"""A pure function from the rewards of one prompt's completions to the rewards of the kept completions."""
 
 
 def is_eligible(reward: Reward) -> bool:

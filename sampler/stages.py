@@ -26,7 +26,7 @@ CONNECTION_FIELDS = {"address", "token_file", "tls_ca", "tls_certificate", "tls_
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive prompts of a round whose completions share one file; `inputs` is a digest of all that decides it."""
+    """Consecutive prompts of a round whose completions share one file; `inputs` is a digest of what decides it."""
 
     name: str
     prompts: Sequence[Prompt]
@@ -35,7 +35,7 @@ class Shard:
 
 
 def sample(run: Run, round_number: int) -> None:
-    """Sample N completions of each prompt of the round from the last round's policy."""
+    """Sample N completions of each prompt of the round from the previous round's policy."""
     draw_round_prompts(run, round_number)
     pending = _pending(run, _sampling_shards(run, round_number))
     if not pending:
@@ -91,8 +91,8 @@ def select(run: Run, round_number: int) -> None:
     rule = SELECTION_RULES[run.config.selection.rule]
     with run.ledger.record(piece, inputs) as facts:
         prompts = _read_prompts(run, round_number)
-        groups = rewards_by_prompt(read_parquet(run.rewards_dir(round_number), Reward))
-        kept = {prompt_id: rule(rewards) for prompt_id, rewards in groups.items()}
+        scored = rewards_by_prompt(read_parquet(run.rewards_dir(round_number), Reward))
+        kept = {prompt_id: rule(rewards) for prompt_id, rewards in scored.items()}
         completions = read_parquet(run.completions_dir(round_number), Completion)
         texts = {(row.prompt_id, row.completion_id): row.text for row in completions}
         selected = []
@@ -101,15 +101,15 @@ def select(run: Run, round_number: int) -> None:
                 text = texts[reward.prompt_id, reward.completion_id]
                 selected.append(training_row(prompt, reward, text, round_number))
         num_completions = run.config.sampling.num_completions
-        metrics = round_metrics(groups, kept, num_completions, seed_from(run.config.seed, round_number))
-        by_source = {source: len(group) for source, group in sorted(group_by_source(prompts).items())}
+        metrics = round_metrics(scored, kept, num_completions, seed_from(run.config.seed, round_number))
+        num_by_source = {source: len(rows) for source, rows in sorted(group_by_source(prompts).items())}
         write_jsonl(run.selected_path(round_number), selected)
-        write_json(run.metrics_path(round_number), {"round": round_number, **metrics, "by_source": by_source})
+        write_json(run.metrics_path(round_number), {"round": round_number, **metrics, "by_source": num_by_source})
         facts.update(num_selected=len(selected), batch_reward=metrics["batch_reward"], gap=metrics["gap"])
 
 
 def draw_round_prompts(run: Run, round_number: int) -> None:
-    """Draw the round's prompts once and write them down, so that the round keeps them if the pool's files change."""
+    """Draw the round's prompts once and store them, so that the round keeps them if the pool's files change."""
     config = run.config.prompts
     assert config is not None  # RunConfig: rounds need prompts
     piece = f"{run.round_name(round_number)}/prompts"
@@ -207,7 +207,6 @@ def _scoring_shards(run: Run, round_number: int) -> list[Shard]:
 
 def _selection_inputs(run: Run, round_number: int) -> str:
     """Return a digest of the selection rule and of the inputs of all rewards."""
-    rewards_inputs = []
-    for name in _prompts_by_shard(run, round_number):
-        rewards_inputs.append(run.ledger.inputs_of(_piece(run, round_number, "score", name)))
+    pieces = [_piece(run, round_number, "score", name) for name in _prompts_by_shard(run, round_number)]
+    rewards_inputs = [run.ledger.inputs_of(piece) for piece in pieces]
     return digest([run.config.selection.model_dump(mode="json"), rewards_inputs])

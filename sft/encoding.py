@@ -21,7 +21,7 @@ from winnow.chat import Chat
 from winnow.errors import ChatError, TrainingError
 from winnow.records import Message
 
-IGNORED = -100
+IGNORED = -100  # PyTorch's cross-entropy skips this label
 
 TokenArray = NDArray[np.int32]
 
@@ -51,7 +51,10 @@ class EncodedRows:
 def encode(
     rows: Sequence[Mapping[str, Any]], chat: Chat, max_tokens: int, *, is_last_turn_only: bool = False
 ) -> EncodedRows:
-    """Render rows for training. Raises TrainingError for a row without loss, or if no row is left."""
+    """Render rows for training; rows that are too long or cannot be rendered are counted and left out.
+
+    Raises TrainingError for a row without loss, or if no row is left.
+    """
     encoded = EncodedRows()
     for row_number, row in enumerate(rows, start=1):
         try:
@@ -106,7 +109,7 @@ def keep_last_turn(loss_mask: Sequence[bool]) -> list[bool]:
 
 
 def _explain_empty(encoded: EncodedRows, num_rows: int, max_tokens: int) -> str:
-    """Return the error for rows of which none can be trained on."""
+    """Return the error text for the case that every row was left out."""
     message = (
         f"nothing to train on: of {num_rows} rows {encoded.num_dropped_long} are longer than max_tokens {max_tokens} "
         f"and {encoded.invalid_reasons.total()} cannot be rendered"

@@ -3,8 +3,8 @@
 knowledge-1: a b c d    knowledge-2: e f    replay_fraction 0.5
 rows of knowledge-2  =  e f (new)  +  2 of a b c d (replay, none twice)  =  f b e d
 
-A replayed phase contributes only the rows of its files, not those that it replayed itself, so that no row can be drawn
-in two ways. The metadata of a row names the phase it came from: {"phase": "knowledge-1", "is_replay": true}.
+A replayed phase contributes only the rows of its files, not the rows that it replayed itself, so that no row can be
+drawn in two ways. The metadata of a row names the phase it came from: {"phase": "knowledge-1", "is_replay": true}.
 """
 
 from collections.abc import Mapping, Sequence

@@ -30,7 +30,7 @@ def run_phases(run: Run, inputs: list[str]) -> None:
 
 
 def train_phase(run: Run, phase: PhaseConfig, model: str) -> dict[str, object]:
-    """Train one phase from `model`; return the facts of its report."""
+    """Train one phase from `model`; return its report as facts for the ledger."""
     from sft.train import TrainingJob, train
 
     rows = phase_rows(run, phase)

@@ -26,7 +26,7 @@ def start(run: Run, round_number: int) -> None:
 
 
 def train(run: Run, round_number: int) -> None:
-    """Train the last round's policy on the round's selected rows."""
+    """Train the previous round's policy on the round's selected rows."""
     config = run.config.rounds.train
     assert config is not None  # RunConfig: rounds need train
     piece = run.policy_piece(round_number)

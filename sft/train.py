@@ -132,16 +132,17 @@ def load_for_training(model: str, chat: Chat, dtype: Dtype) -> tuple[Any, torch.
 
 def set_special_tokens(policy: Any, tokenizer: Any) -> None:
     """Write the tokenizer's special tokens into the model's configs: generation then stops at the end of a turn."""
-    tokens = {
+    pad_token_id = tokenizer.pad_token_id
+    if pad_token_id is None:
+        pad_token_id = tokenizer.eos_token_id
+    special_ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_id": pad_token_id,
     }
-    if tokenizer.pad_token_id is None:
-        tokens["pad_token_id"] = tokenizer.eos_token_id
-    for name, token_id in tokens.items():
+    for name, token_id in special_ids.items():
         setattr(policy.config, name, token_id)
-    policy.generation_config = GenerationConfig(**tokens)
+    policy.generation_config = GenerationConfig(**special_ids)
 
 
 def write_checkpoint(output_dir: Path, policy: Any, chat: Chat, report: TrainReport) -> None:

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer as winnow uses it: its arguments, and a callback for progress that stops at a non-finite loss.
+"""TRL's SFTTrainer with winnow's settings, and a callback that shows progress and stops at a non-finite loss.
 
 loss of a step = sum of the loss tokens' negative log-likelihoods / their number, over the whole accumulated batch
 

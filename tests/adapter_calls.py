@@ -1,4 +1,4 @@
-"""Calls of the adapters as their tools make them, and a reward server that refuses."""
+"""Calls of the adapters as their tools make them, and a reward server that refuses tokens or prompts."""
 
 import asyncio
 from contextlib import AbstractContextManager
@@ -9,11 +9,9 @@ import httpx
 
 from reward_server.adapters.http import Gateway, create_app
 from reward_server.adapters.openrlhf import PromptForm
-from reward_server.client import AsyncRewardClient, RetryPolicy, RewardOptions
+from reward_server.client import AsyncRewardClient, RewardOptions
 from reward_server.pb import reward_pb2 as pb
-from tests.scripted_server import ScriptedService, scripted_server
-
-QUICK = RetryPolicy(max_attempts=2, first_pause_s=0.01)
+from tests.scripted_server import QUICK, ScriptedService, scripted_server
 
 UNKNOWN_ROLE = "unknown role 'bot'; the roles are system, user and assistant"
 CONTROL_TOKEN = "the assistant message holds the control token '<|user|>'; take it out of the text"
@@ -28,7 +26,7 @@ def group_sizes(service: ScriptedService) -> list[int]:
 
 
 def post_at_once(address: str, bodies: list[tuple[str, Any]], **settings: Any) -> list[httpx.Response]:
-    """Return the gateway's responses to posts that are made at once."""
+    """Post all bodies to a gateway at the same time, and return its responses in order."""
 
     async def post(http: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
         if isinstance(body, bytes):
@@ -52,7 +50,7 @@ def sample(prompt: str, completion: str, label: Any = "") -> tuple[str, Any]:
 
 
 class RefusingService(ScriptedService):
-    """Refuses every token, or with a `prompt_error` every prompt; its health is SERVING all the same."""
+    """Refuses every token, or with a `prompt_error` every prompt; its health is SERVING anyway."""
 
     prompt_error = ""
 

@@ -1,6 +1,7 @@
 """Fixtures with which one test calls the blocking and the asynchronous client.
 
-A test module imports `client_fixture`, for pytest to find, and its tests take `client`: so no argument hides an import.
+A test module imports `client_fixture`, so that pytest finds it, and its tests take `client`: the names differ, so that
+no argument hides an import.
 """
 
 import asyncio

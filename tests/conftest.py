@@ -1,10 +1,11 @@
-"""Setup of every test run: no network, a store of tiny models, and the folder of reference data if there is one."""
+"""Setup of every test run: no network, a store of tiny models, and the fixtures that several modules use."""
 
 import atexit
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -17,7 +18,6 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is loaded; see the Makefile
 # A shell lets its background jobs ignore interruptions, and the processes that tests start and interrupt inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 EXIT_STATUS = pytest.StashKey[int]()
 MODEL_STORE = pytest.StashKey[str]()
@@ -32,8 +32,21 @@ def reference_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def _evaluation_resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let benchmarks run on one thread, which is faster for tiny models, and with a separate cache of data sets."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+    torch.set_num_threads(num_threads)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the store of tiny models; worker processes inherit the one of the process that started them."""
+    """Make the store of tiny models; worker processes use the store of the process that started them."""
     if STORE_VARIABLE not in os.environ:
         config.stash[MODEL_STORE] = os.environ[STORE_VARIABLE] = mkdtemp(prefix="winnow-test-models-")
 

@@ -1,4 +1,4 @@
-"""Packages of a user's that have the names of winnow's, and the command line called where they lie."""
+"""Packages of a user with the names of winnow's packages, and calls of the command line from their folder."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ RAISES = "raise RuntimeError('the decoy was imported')\n"
 
 
 def call(*command: str, cwd: Path, python_path: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a folder, with PYTHONPATH as given, and without the PYTHONSAFEPATH of this process."""
+    """Run a command in a folder, with a PYTHONPATH of its own and without the PYTHONSAFEPATH of this process."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONSAFEPATH", None)
     environment.pop("PYTHONPATH", None)

@@ -1,10 +1,10 @@
-"""RewardBench's scoring of a pair, written a second time from its description: plain, padded, all logits at once.
+"""RewardBench's scoring of a pair, implemented a second time from its description: padded, all logits at once.
 
 text     = template(prompt); template(prompt, completion) without every occurrence of the first text
 ids      = BOS, prompt | completion, EOS; encoded as one string, cut where the prompt alone ends or one token earlier
 shorten  = over 2048 tokens with the longer completion: keep the last 128 tokens of the prompt; still over 2048:
            keep the first 1920 tokens of each completion
-reward   = sum of the completion's log-softmax, instruct minus base; two rows, padded on the right
+reward   = sum of the completion's log-softmax, instruct minus base; two sequences, padded on the right
 """
 
 from dataclasses import dataclass
@@ -43,13 +43,13 @@ class PaddedPairs:
     def logps(self, folder: Path, pair: tuple[Encoded, Encoded]) -> list[float]:
         """Compute log p of both completions under the model in a folder."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
-        rows = [encoded.prompt_ids + encoded.scored_ids for encoded in pair]
-        width = max(map(len, rows))
+        sequences = [encoded.prompt_ids + encoded.scored_ids for encoded in pair]
+        width = max(map(len, sequences))
         input_ids = torch.full((2, width), self.tokenizer.eos_token_id)
         attention_mask = torch.zeros((2, width), dtype=torch.long)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row)] = torch.tensor(row)
-            attention_mask[index, : len(row)] = 1
+        for index, sequence in enumerate(sequences):
+            input_ids[index, : len(sequence)] = torch.tensor(sequence)
+            attention_mask[index, : len(sequence)] = 1
         logprobs = model(input_ids, attention_mask=attention_mask).logits.log_softmax(-1)
         logps = []
         for index, encoded in enumerate(pair):

@@ -1,4 +1,4 @@
-"""`winnow score` as a user calls it: its rows and arguments, jobs that are held in the middle, and servers."""
+"""`winnow score` as a user calls it: rows, arguments, jobs that are held before their end, and servers for them."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from tests.tiny_run import write_jsonl
 
 
 class DefinedService(ScriptedService):
-    """Has a base model that reads plain prompts; its definitions are those of docs/rewards.md."""
+    """Has a base model that reads plain prompts; reports definitions as docs/rewards.md describes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class GatedService(DefinedService):
 
 @dataclass
 class HeldJob:
-    """A `winnow score` process in the middle of its rows, and the server that holds it until `gate` is set."""
+    """A `winnow score` process with some rows finished, and the server that holds it until `gate` is set."""
 
     process: "subprocess.Popen[str]"
     service: GatedService
@@ -87,7 +87,7 @@ def num_finished(folder: Path) -> int:
 
 
 def undisturbed_output(folder: Path, num_rows: int) -> bytes:
-    """Return the output of a run of `make_rows(num_rows)` that nothing disturbs."""
+    """Return the output for `make_rows(num_rows)` of a job that is neither held nor killed."""
     (folder / "undisturbed").mkdir()
     write_jsonl(folder / "undisturbed" / "in.jsonl", make_rows(num_rows))
     with scripted_server(DefinedService()) as address:
@@ -97,7 +97,7 @@ def undisturbed_output(folder: Path, num_rows: int) -> bytes:
 
 
 def start_winnow(command: list[str], max_file_kib: int | None = None) -> "subprocess.Popen[str]":
-    """Start the command line; with `max_file_kib`, no file of its may grow longer."""
+    """Start the command line; with `max_file_kib` it may write no larger file."""
     limit = []
     if max_file_kib is not None:
         limit = ["bash", "-c", f'ulimit -f {max_file_kib}; exec "$@"', "bash"]
@@ -106,18 +106,18 @@ def start_winnow(command: list[str], max_file_kib: int | None = None) -> "subpro
 
 
 def wait_in_process(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Wait until a condition holds, while a process runs that makes it come true."""
+    """Wait until a condition holds; fail if the process that makes it true ends before."""
 
-    def has_come_true() -> bool:
+    def holds() -> bool:
         assert process.poll() is None, process.communicate()[1]
         return condition()
 
-    wait_until(has_come_true, "the condition that the process makes come true", START_TIMEOUT_S)
+    wait_until(holds, "the condition that the process makes true", START_TIMEOUT_S)
 
 
 @contextmanager
 def held_job(folder: Path, *flags: str, num_rows: int = 60, min_finished: int = 10) -> Iterator[HeldJob]:
-    """Start `winnow score` on `num_rows` rows, and yield it when `min_finished` are; the server ends with the block."""
+    """Start `winnow score` on `num_rows` rows and yield it once `min_finished` are; its server ends with the block."""
     write_jsonl(folder / "in.jsonl", make_rows(num_rows))
     service = GatedService(num_free=min_finished + 15)  # rows are finished in order, up to 8 requests are in progress
     with scripted_server(service) as address:

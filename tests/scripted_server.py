@@ -1,6 +1,6 @@
-"""A real gRPC server with a servicer that a test scripts: it holds requests, fails, and records what it gets.
+"""A real gRPC server with a servicer that a test scripts: it holds requests, fails, and records its requests.
 
-Also requests for it: a prompt, and groups whose rewards are 1, 2, 3 and so on.
+Also a prompt for it, and groups whose rewards are 1, 2, 3 and so on.
 """
 
 import threading
@@ -19,12 +19,12 @@ from reward_server.client import Group, RetryPolicy
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceServicer, add_RewardServiceServicer_to_server
 from reward_server.protocol import PUSHBACK_KEY, SERVICE_NAME
+from tests.processes import EVENT_TIMEOUT_S
 
 # A reserved port, on which no machine serves anything.
 NO_SERVER = "127.0.0.1:1"
 MESSAGES = [{"role": "user", "content": "What is 2 + 3?"}]
 QUICK = RetryPolicy(first_pause_s=0.01, max_pause_s=0.02)
-TIMEOUT_S = 60.0
 THREAD_NAME = "scripted-server"
 
 
@@ -39,6 +39,7 @@ class ScriptedService(RewardServiceServicer):
         self.requests: list[pb.ScoreRequest] = []
         self.tokens: list[str | None] = []
         self.num_answered = 0
+        self.num_ended = 0
         self.max_completions = 1024
         self.max_message_bytes = 64 * 1024 * 1024
         self.weight_hash = "sha256:one"
@@ -57,7 +58,7 @@ class ScriptedService(RewardServiceServicer):
     def wait_for_requests(self, num_requests: int) -> None:
         """Wait until so many requests have arrived."""
         with self._arrival:
-            has_arrived = self._arrival.wait_for(lambda: self.num_seen >= num_requests, TIMEOUT_S)
+            has_arrived = self._arrival.wait_for(lambda: self.num_seen >= num_requests, EVENT_TIMEOUT_S)
         assert has_arrived, f"{self.num_seen} of {num_requests} requests have arrived"
 
     def is_free(self, request: pb.ScoreRequest) -> bool:
@@ -70,8 +71,10 @@ class ScriptedService(RewardServiceServicer):
             self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
             is_free = self.is_free(request)
             self._arrival.notify_all()
+        if not context.add_callback(self._count_end):  # the call has ended already
+            self._count_end()
         if not is_free:
-            self.gate.wait(TIMEOUT_S)
+            self.gate.wait(EVENT_TIMEOUT_S)
         if self.failures:
             code, pushback = self.failures.popleft()
             if pushback is not None:
@@ -82,6 +85,11 @@ class ScriptedService(RewardServiceServicer):
         scores = [_score(completion.text.text) for completion in request.completions]
         self.num_answered += 1
         return pb.ScoreResponse(completions=scores, definition=self.definition(request.options))
+
+    def _count_end(self) -> None:
+        """Count a call that ended: it was answered or failed, or its caller cancelled it."""
+        with self._arrival:
+            self.num_ended += 1
 
     def definition(self, options: pb.ScoreOptions) -> pb.RewardDefinition:
         recipe = "winnow"

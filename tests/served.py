@@ -5,6 +5,7 @@ import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -15,12 +16,17 @@ from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.scoring.model_pair import Pair
 from reward_server.serving.auth import load_auth
 from reward_server.serving.server import RunningServer, start
-from tests.processes import wait_until
+from tests.processes import EVENT_TIMEOUT_S, wait_until
+from tests.tiny_models import make_pair
 from winnow.serve_config import ServeConfig
 
 Result = TypeVar("Result")
 
-TIMEOUT_S = 30.0
+
+def tiny_serve_config(folder: Path, kind: str = "llama", **settings: Any) -> ServeConfig:
+    """Return the config of a server on tiny models: on the CPU, in single precision, on a free port of loopback."""
+    fixed = {"chat_template": "lab", "listen": "127.0.0.1:0", "dtype": "float32", "device_map": "cpu"}
+    return ServeConfig(**make_pair(folder, kind), **{**fixed, **settings})
 
 
 class ServerThread:
@@ -32,7 +38,7 @@ class ServerThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.running: RunningServer = self.submit(start(config, pair, load_auth(config))).result(TIMEOUT_S)
+        self.running: RunningServer = self.submit(start(config, pair, load_auth(config))).result(EVENT_TIMEOUT_S)
         self.address = self.running.address
 
     def submit(self, coroutine: Coroutine[Any, Any, Result]) -> "Future[Result]":
@@ -44,7 +50,7 @@ class ServerThread:
         return self.running.service.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def close(self) -> None:
-        self.submit(self.running.drain(1.0)).result(TIMEOUT_S)
+        self.submit(self.running.drain(1.0)).result(EVENT_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -59,7 +65,7 @@ class ServerThread:
 class HeldEngine:
     """An engine that computes while `may_compute` is set, records its calls, and fails on prompts that hold `poison`.
 
-    It reports `device` as its device; None: that of its inner engine.
+    It reports `device` as its device, or without one the device of its inner engine.
     """
 
     def __init__(self, inner: ScoringEngine, poison: int | None = None, device: str | None = None) -> None:
@@ -84,7 +90,7 @@ class HeldEngine:
 
     def logprobs(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
         self.calls.append(list(groups))
-        assert self.may_compute.wait(TIMEOUT_S)
+        assert self.may_compute.wait(EVENT_TIMEOUT_S)
         if any(self.poison in group.prompt_ids for group in groups):
             raise RuntimeError("poison")
         return self.inner.logprobs(groups)
@@ -151,5 +157,5 @@ def token_request(marker: int = 9, request_id: str = "") -> pb.ScoreRequest:
     )
 
 
-# What such a request costs: prompt and completion, for both models.
+# The cost of such a request: prompt and completion, for both models.
 TOKENS_OF_REQUEST = 2 * (4 + 2)

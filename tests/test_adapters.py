@@ -23,8 +23,7 @@ from tests.adapter_calls import group_sizes, messages, verl_call
 from tests.both_clients import address_fixture, service_fixture  # noqa: F401
 from tests.certificates import mutual_tls_server
 from tests.scripted_server import ScriptedService
-from tests.tiny_models import make_model
-from tests.tiny_run import make_pair
+from tests.tiny_models import make_model, make_pair
 from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError
 from winnow.run_config import RewardConfig
@@ -56,7 +55,9 @@ def test_trl_reward_function_scores_samples_of_one_prompt_as_one_group(
     assert service.requests[0].options.beta == 0.5
 
 
-def test_trl_reward_function_gives_none_for_more_than_text(client: RewardClient, service: ScriptedService) -> None:
+def test_trl_reward_function_returns_none_for_content_other_than_text(
+    client: RewardClient, service: ScriptedService
+) -> None:
     reward = reward_function(client, name="ratio")
     prompts = [messages("system", "Be kind.") + messages("user", "Hi")] * 3 + [messages("user", [{"type": "image"}])]
     completions = [
@@ -73,7 +74,7 @@ def test_trl_reward_function_gives_none_for_more_than_text(client: RewardClient,
 @pytest.mark.parametrize(
     ("prompt", "error"),
     [
-        ([{"content": "Hi"}], r"prompts\[1\]\[0\]: role is missing; mend the data set"),
+        ([{"content": "Hi"}], r"prompts\[1\]\[0\]: role is missing; fix the data set"),
         ([{"role": None, "content": "Hi"}], r"prompts\[1\]\[0\].role is null, should be a text"),
         (["Hi"], r"prompts\[1\]\[0\] is a text, should be an object with role and content"),
         ([], r"prompts\[1\] should be a text or a list of messages with role and content, is empty"),
@@ -94,7 +95,7 @@ def test_trl_completions_without_eos_count_as_cut(client: RewardClient, service:
     assert [completion.text.is_finished for completion in sent] == [True, False, False]
 
 
-def test_trl_s_own_trainer_learns_from_a_real_server(tmp_path: Path) -> None:
+def test_the_trainer_of_trl_learns_from_a_real_server(tmp_path: Path) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -135,7 +136,7 @@ def test_trl_s_own_trainer_learns_from_a_real_server(tmp_path: Path) -> None:
 # verl
 
 
-def test_verl_compute_score_takes_verl_s_keywords(client: RewardClient, service: ScriptedService) -> None:
+def test_verl_compute_score_takes_the_keywords_of_verl(client: RewardClient, service: ScriptedService) -> None:
     compute = verl.make_compute_score(client, RewardOptions(normalization="mean"))
     scored = verl_call(compute, "xxx", reward_router_address=None, reward_model_tokenizer=None)
     assert scored == {"score": 3.0, "num_tokens": 1.0, "is_scored": 1.0}
@@ -143,7 +144,7 @@ def test_verl_compute_score_takes_verl_s_keywords(client: RewardClient, service:
     assert [message.role for message in service.requests[1].messages.messages] == ["system", "user"]
 
 
-def test_verl_compute_score_makes_up_no_score(client: RewardClient) -> None:
+def test_verl_compute_score_invents_no_score(client: RewardClient) -> None:
     with pytest.raises(UsageError, match=r"cannot be scored .*set WINNOW_UNSCORABLE_SCORE, or unscorable_score of"):
         verl_call(verl.make_compute_score(client), "")
     named = verl_call(verl.make_compute_score(client, unscorable_score=-9.0), "")
@@ -168,7 +169,7 @@ def test_verl_compute_score_makes_up_no_score(client: RewardClient) -> None:
 def test_verl_compute_score_names_the_fault_of_a_malformed_prompt(
     client: RewardClient, prompt: Any, fault: str
 ) -> None:
-    with pytest.raises(UsageError, match=rf"extra_info\['prompt'\]{fault}; mend the data set"):
+    with pytest.raises(UsageError, match=rf"extra_info\['prompt'\]{fault}; fix the data set"):
         verl_call(verl.make_compute_score(client), "x", prompt)
 
 
@@ -189,7 +190,7 @@ def test_verl_unscorable_score_is_a_number(address: str, monkeypatch: pytest.Mon
         verl_call(verl.compute_score, "x")
 
 
-def test_verl_s_reward_loop_scores_samples_of_one_prompt_together(address: str, service: ScriptedService) -> None:
+def test_verl_compute_score_async_scores_samples_of_one_prompt_together(address: str, service: ScriptedService) -> None:
     async def score_all() -> list[Any]:
         async with AsyncRewardClient(address) as client:
             compute = verl.make_compute_score_async(client, wait_s=0.1)
@@ -213,7 +214,7 @@ def test_verl_compute_score_uses_mutual_tls(
     verl._compute_from_environment.cache_clear()
 
 
-def test_verl_s_function_file_is_configured_by_the_environment(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verl_compute_score_is_configured_by_the_environment(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="WINNOW_ADDRESS is not set"):
         verl_call(verl.compute_score, "x")
     monkeypatch.setenv("WINNOW_ADDRESS", address)
@@ -223,12 +224,12 @@ def test_verl_s_function_file_is_configured_by_the_environment(address: str, mon
     assert asyncio.run(verl_call(verl.compute_score_async, "xxx"))["score"] == 3.0
 
 
-def test_verl_s_reward_loop_takes_no_recipe_that_depends_on_the_group(address: str) -> None:
+def test_verl_compute_score_async_refuses_a_recipe_that_depends_on_the_group(address: str) -> None:
     with pytest.raises(UsageError, match="chance makes the groups"):
         verl.make_compute_score_async(AsyncRewardClient(address), RewardOptions(recipe="rewardbench"))
 
 
-def test_an_error_of_the_server_reaches_verl(client: RewardClient, service: ScriptedService) -> None:
+def test_verl_compute_score_raises_an_error_of_the_server(client: RewardClient, service: ScriptedService) -> None:
     service.fail(grpc.StatusCode.INTERNAL)
     with pytest.raises(ServerError, match="INTERNAL"):
         verl_call(verl.make_compute_score(client), "x")

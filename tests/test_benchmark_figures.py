@@ -1,7 +1,6 @@
 """The arithmetic behind the benchmarks' figures, on cases with results computed by hand."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,7 @@ from benchmarks.machine import useful_flops
 from benchmarks.serving_process import Sample, longest_s
 from benchmarks.workloads import model_config, workloads
 from reward_server.engines import TokenGroup
-
-ROOT = Path(__file__).parent.parent
+from tests.processes import ROOT
 
 
 def samples(*points: tuple[float, float]) -> list[Sample]:

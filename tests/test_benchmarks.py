@@ -1,8 +1,6 @@
 """run_benchmarks on a tiny model: local tasks of the model cards' three kinds, checked against hand-computed logps."""
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,10 +10,13 @@ import torch
 
 from eval.benchmarks import BenchmarkItem, BenchmarkRun, data_files, run_benchmarks
 from tests.tiny_models import make_model
+from tests.tiny_run import write_jsonl
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import UsageError, WinnowError
 from winnow.models import load_causal_lm
 from winnow.run_config import BenchmarkConfig, EvaluationConfig
+
+pytestmark = pytest.mark.usefixtures("_evaluation_resources")
 
 PROMPT = "<s><|user|>\n{question}\n<|assistant|>\n"
 
@@ -72,21 +73,6 @@ CARD = (
 )
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_a_separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_model("llama", tmp_path_factory.mktemp("model")))
@@ -95,8 +81,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def task_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
-    choices = write_rows(folder / "choices.jsonl", CHOICES)
-    sums = write_rows(folder / "sums.jsonl", SUMS)
+    choices = write_jsonl(folder / "choices.jsonl", CHOICES)
+    sums = write_jsonl(folder / "sums.jsonl", SUMS)
     (folder / "choices.yaml").write_text(CHOICE_TASK.format(task="choices", metric="acc", data=choices))
     (folder / "endings.yaml").write_text(CHOICE_TASK.format(task="endings", metric="acc_norm", data=choices))
     (folder / "sums.yaml").write_text(EXACT_TASK.format(task="sums", data=sums))
@@ -129,12 +115,12 @@ def test_run_benchmarks_returns_value_stderr_and_n_of_every_task(card: Benchmark
         ("endings", "acc_norm,none", 9),
         ("sums", "exact_match,none", 6),
     ]
-    assert len(card.results) == 3
     for result in card.results[:2]:
         assert result.stderr == pytest.approx((result.value * (1 - result.value) / (result.n - 1)) ** 0.5)
 
 
 def test_the_value_of_a_benchmark_is_the_mean_of_its_items(card: BenchmarkRun) -> None:
+    assert len(card.results) == 3
     for result in card.results:
         items = [item.value for item in card.items if item.task == result.task]
         assert len(items) == result.n
@@ -233,14 +219,15 @@ def test_a_missing_task_folder_or_data_file_is_an_error_with_its_path(
 
 
 def test_an_invalid_task_file_is_an_error_with_its_name(model: str, tmp_path: Path) -> None:
-    text = CHOICE_TASK.format(task="odd", metric="acc", data=write_rows(tmp_path / "choices.jsonl", CHOICES))
+    text = CHOICE_TASK.format(task="odd", metric="acc", data=write_jsonl(tmp_path / "choices.jsonl", CHOICES))
     (tmp_path / "odd.yaml").write_text(text.replace("multiple_choice", "many_choices"))
     with pytest.raises(WinnowError, match="task odd cannot be loaded: Got invalid output_type 'many_choices'"):
         run(model, tmp_path, BenchmarkConfig(task="odd", metric="acc,none"))
 
 
 def test_data_files_lists_task_files_and_their_data(task_dir: Path, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "elsewhere.jsonl", CHOICES)
+    data = tmp_path / "elsewhere.jsonl"
+    write_jsonl(data, CHOICES)
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "a.yaml").write_text(CHOICE_TASK.format(task="a", metric="acc", data=data))

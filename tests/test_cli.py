@@ -12,18 +12,21 @@ from typing import Any
 
 import pytest
 
-from tests.processes import ROOT, winnow
+from reward_server.engines.loading import load_engines
+from tests.processes import ROOT, winnow, winnow_in_process
+from tests.scripted_server import NO_SERVER
 from tests.tiny_models import make_model
 from tests.tiny_run import tiny_config, write_config, write_jsonl
 from winnow import cli
-from winnow.config import key_rows
-from winnow.errors import UsageError
+from winnow.config import key_meanings, parse_config
+from winnow.errors import ModelError, UsageError
 from winnow.exit_codes import EXTRAS
 from winnow.models import load_failure
+from winnow.run_config import RewardConfig, RunConfig
+from winnow.rundir import locked, run_root
 from winnow.serve_config import ServeConfig
 
 VERBS = ("run", "status", "serve", "score", "gateway", "sample", "select", "sft", "eval", "peak")
-
 
 # Prints the help of `winnow` and of each verb as JSON, and the heavy modules that were loaded for it.
 HELP_PROGRAM = """
@@ -73,7 +76,7 @@ def test_the_help_of_a_verb_ends_with_an_example_that_can_be_copied(help_report:
 
 def test_the_help_of_serve_lists_every_key_with_its_meaning(help_report: dict[str, Any]) -> None:
     help_text = help_report["help_texts"]["serve"]
-    keys = dict(key_rows(ServeConfig))
+    keys = dict(key_meanings(ServeConfig))
     assert {"instruct", "vllm.tensor_parallel_size", "tls.client_ca", "queue.max_groups", "drain_s"} <= keys.keys()
     assert all(f"  {key} " in help_text for key in keys)
     assert "Time for calls in progress to end" in help_text
@@ -91,7 +94,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def one_line(result: "subprocess.CompletedProcess[str]", exit_code: int) -> str:
-    """Return the error's one line, which may follow lines of progress."""
+    """Return the single line of the error, which may follow lines of progress."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("winnow: ")]
     assert result.returncode == exit_code, result.stderr
     assert "Traceback" not in result.stderr
@@ -99,26 +102,27 @@ def one_line(result: "subprocess.CompletedProcess[str]", exit_code: int) -> str:
     return lines[0]
 
 
-def test_a_missing_config_file() -> None:
-    assert "config 'nope.yaml' cannot be read" in one_line(winnow("run", "nope.yaml"), 2)
+def test_a_missing_config_file_is_a_usage_error() -> None:
+    assert "config 'nope.yaml' cannot be read" in one_line(winnow_in_process("run", "nope.yaml"), 2)
 
 
 def test_an_unknown_flag_is_a_usage_error() -> None:
-    assert winnow("run", "--resum", "x.yaml").returncode == 2
+    assert winnow_in_process("run", "--resum", "x.yaml").returncode == 2
 
 
-def test_a_missing_policy_folder(folder: Path, config: dict[str, Any]) -> None:
+def test_a_missing_policy_folder_is_a_usage_error(folder: Path, config: dict[str, Any]) -> None:
     changed = {**config, "name": "nopolicy", "policy": {"model": str(folder / "nowhere")}}
-    error = one_line(winnow("run", write_config(folder, changed)), 2)
+    error = one_line(winnow_in_process("run", write_config(folder, changed)), 2)
     assert f"model folder '{folder}/nowhere' does not exist" in error
 
 
-def test_a_missing_model_folder_of_the_server(folder: Path) -> None:
-    error = one_line(winnow("serve", "--instruct", str(folder / "nowhere"), "--base", str(folder / "base")), 2)
+def test_a_missing_model_folder_of_the_server_is_a_usage_error(folder: Path) -> None:
+    models = ("--instruct", str(folder / "nowhere"), "--base", str(folder / "base"))
+    error = one_line(winnow_in_process("serve", *models), 2)
     assert "nowhere' does not exist; give a folder with config.json, or a hub id" in error
 
 
-def test_tokenizers_that_differ(folder: Path, config: dict[str, Any]) -> None:
+def test_serve_refuses_tokenizers_that_differ(folder: Path, config: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
 
     base = folder / "base-of-another-tokenizer"
@@ -126,7 +130,7 @@ def test_tokenizers_that_differ(folder: Path, config: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens(["zzzz"])
     tokenizer.save_pretrained(base)
-    error = one_line(winnow("serve", "--instruct", str(folder / "instruct"), "--base", str(base)), 1)
+    error = one_line(winnow_in_process("serve", "--instruct", str(folder / "instruct"), "--base", str(base)), 1)
     assert "tokenizer" in error
     assert "allow_different_tokenizers" in error
 
@@ -135,15 +139,15 @@ def test_a_malformed_prompt_is_reported_with_file_and_line(folder: Path, config:
     bad = folder / "bad.jsonl"
     bad.write_text('{"prompt": "fine"}\n{"prompt": 3}\n')
     changed = {**config, "name": "badprompt", "prompts": {"num_prompts": 2, "files": [{"path": str(bad)}]}}
-    error = one_line(winnow("run", write_config(folder, changed)), 1)
+    error = one_line(winnow_in_process("run", write_config(folder, changed)), 1)
     assert "bad.jsonl line 2: a prompt row needs" in error
 
 
-def test_scoring_on_a_server_that_does_not_run(folder: Path) -> None:
+def test_score_names_a_server_that_does_not_run(folder: Path) -> None:
     rows = write_jsonl(folder / "in.jsonl", [{"prompt": "hi", "completions": ["a"]}])
     out = folder / "out.jsonl"
-    error = one_line(winnow("score", "--address", "127.0.0.1:9", "--input", rows, "--output", str(out)), 1)
-    assert "127.0.0.1:9" in error
+    error = one_line(winnow("score", "--address", NO_SERVER, "--input", rows, "--output", str(out)), 1)
+    assert NO_SERVER in error
     assert "winnow serve" in error
     assert not out.exists()
 
@@ -161,25 +165,21 @@ def test_a_malformed_row_to_score_is_reported_with_file_and_line(
     folder: Path, row: dict[str, Any], message: str
 ) -> None:
     rows = write_jsonl(folder / "in.jsonl", [row])
-    error = one_line(winnow("score", "--address", "127.0.0.1:9", "--input", rows, "--output", "x.jsonl"), 1)
+    error = one_line(winnow_in_process("score", "--address", NO_SERVER, "--input", rows, "--output", "x.jsonl"), 1)
     assert message in error
 
 
-def test_the_status_of_a_folder_that_is_not_a_run(folder: Path) -> None:
-    assert "is not a run folder (no config.json)" in one_line(winnow("status", str(folder)), 2)
+def test_status_of_a_folder_that_is_not_a_run_is_a_usage_error(folder: Path) -> None:
+    assert "is not a run folder (no config.json)" in one_line(winnow_in_process("status", str(folder)), 2)
 
 
-def test_resuming_a_run_that_never_started(folder: Path, config: dict[str, Any]) -> None:
+def test_resuming_a_run_that_never_started_is_a_usage_error(folder: Path, config: dict[str, Any]) -> None:
     path = write_config(folder, {**config, "name": "never"})
-    assert "nothing to resume" in one_line(winnow("run", path, "--resume"), 2)
+    assert "nothing to resume" in one_line(winnow_in_process("run", path, "--resume"), 2)
     assert not (folder / "runs" / "never" / "config.json").exists()
 
 
 def test_two_processes_cannot_use_one_run_folder(folder: Path, config: dict[str, Any]) -> None:
-    from winnow.config import parse_config
-    from winnow.run_config import RunConfig
-    from winnow.rundir import locked, run_root
-
     changed = {**config, "name": "busy"}
     with locked(run_root(parse_config(changed, RunConfig, "test"))):
         error = one_line(winnow("run", write_config(folder, changed), "--resume"), 2)
@@ -197,7 +197,7 @@ def test_two_processes_cannot_use_one_run_folder(folder: Path, config: dict[str,
     ],
 )
 def test_invalid_flags_are_usage_errors(arguments: list[str], error: str) -> None:
-    assert error in one_line(winnow(*arguments), 2)
+    assert error in one_line(winnow_in_process(*arguments), 2)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,6 @@ def test_invalid_flags_are_usage_errors(arguments: list[str], error: str) -> Non
         ("max_connection_age_s=1e12", "max_connection_age_s: Input should be less than"),
         ("listen=[1", "override 'listen=[1': the value is not valid YAML"),
         ("listen=nonsense", "listen 'nonsense' should be HOST:PORT"),
-        ("device_map=cuda:77", "set device_map to"),
         ("max_tokens=100000", "max_tokens 100000 is more than the models were made for; take at most 512"),
     ],
 )
@@ -217,15 +216,20 @@ def test_invalid_keys_of_a_serve_config_are_one_line(
     folder: Path, config: dict[str, Any], override: str, error: str
 ) -> None:
     path = write_config(folder, {**config["reward"]["server"], "listen": "127.0.0.1:0"}, "serve.yaml")
-    exit_code = 2
-    if "cuda" in override:
-        exit_code = 1
-    assert error in one_line(winnow("serve", path, override), exit_code)
+    assert error in one_line(winnow_in_process("serve", path, override), 2)
 
 
-def test_a_config_that_is_not_text(folder: Path) -> None:
+def test_a_device_that_this_machine_lacks_is_reported_with_the_key_to_change(
+    folder: Path, config: dict[str, Any]
+) -> None:
+    serve_config = ServeConfig(**config["reward"]["server"], device_map="cuda:77")
+    with pytest.raises(ModelError, match="set device_map to"):
+        load_engines(serve_config)
+
+
+def test_a_config_that_is_not_text_is_a_usage_error(folder: Path) -> None:
     (folder / "latin.yaml").write_bytes(b"name: \xff\n")
-    assert "latin.yaml: not UTF-8 text" in one_line(winnow("serve", str(folder / "latin.yaml")), 2)
+    assert "latin.yaml: not UTF-8 text" in one_line(winnow_in_process("serve", str(folder / "latin.yaml")), 2)
 
 
 def test_truncated_weights_are_reported_before_loading(folder: Path, config: dict[str, Any]) -> None:
@@ -247,9 +251,6 @@ def test_truncated_weights_are_reported_before_loading(folder: Path, config: dic
     ],
 )
 def test_a_run_config_that_contradicts_recipe_rewardbench_is_refused(change: dict[str, Any], required: str) -> None:
-    from winnow.config import parse_config
-    from winnow.run_config import RewardConfig
-
     with pytest.raises(UsageError, match=f"recipe rewardbench goes with {required}; set it so or leave it unset"):
         parse_config({"address": "a:1", "recipe": "rewardbench", **change}, RewardConfig, "test")
     fits = {"address": "a:1", "recipe": "rewardbench", "eos_policy": "include"}
@@ -258,18 +259,22 @@ def test_a_run_config_that_contradicts_recipe_rewardbench_is_refused(change: dic
 
 def test_serve_takes_keys_without_a_config_file(folder: Path) -> None:
     models = ("--instruct", str(folder / "instruct"), "--base", str(folder / "base"))
-    assert "listen 'nonsense' should be HOST:PORT" in one_line(winnow("serve", *models, "listen=nonsense"), 2)
-    assert "unknown key listne; did you mean listen?" in one_line(winnow("serve", "listne=a:1", *models), 2)
-    assert "give CONFIG.yaml, or --instruct DIR and --base DIR" in one_line(winnow("serve"), 2)
-    assert "instruct is given and base is missing; give --base DIR too" in one_line(winnow("serve", *models[:2]), 2)
-    assert "base is given and instruct is missing" in one_line(winnow("serve", *models[2:], "listen=a:1"), 2)
+    assert "listen 'nonsense' should be HOST:PORT" in one_line(
+        winnow_in_process("serve", *models, "listen=nonsense"), 2
+    )
+    assert "unknown key listne; did you mean listen?" in one_line(winnow_in_process("serve", "listne=a:1", *models), 2)
+    assert "give CONFIG.yaml, or --instruct DIR and --base DIR" in one_line(winnow_in_process("serve"), 2)
+    assert "instruct is given and base is missing; give --base DIR too" in one_line(
+        winnow_in_process("serve", *models[:2]), 2
+    )
+    assert "base is given and instruct is missing" in one_line(winnow_in_process("serve", *models[2:], "listen=a:1"), 2)
 
 
 def test_a_missing_library_is_reported_with_the_extra_that_installs_it(folder: Path, config: dict[str, Any]) -> None:
     if find_spec("vllm"):
         pytest.skip("vLLM is installed")
     path = write_config(folder, {**config["reward"]["server"], "listen": "127.0.0.1:0"}, "serve.yaml")
-    error = one_line(winnow("serve", path, "engine=vllm"), 1)
+    error = one_line(winnow_in_process("serve", path, "engine=vllm"), 1)
     assert error == "winnow: No module named 'vllm'; this needs an extra: pip install 'winnow-rlaif[vllm]'"
 
 

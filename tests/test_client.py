@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,9 @@ from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.protocol import SERVICE_NAME
 from tests.both_clients import address_fixture, connect_fixture, service_fixture  # noqa: F401
+from tests.processes import ROOT
 from tests.scripted_server import MESSAGES
 from winnow.errors import UsageError
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_importing_the_client_needs_the_base_install_only() -> None:
@@ -47,6 +45,19 @@ def test_the_public_names_are_exported() -> None:
     assert errors <= set(public.__all__)
     assert sorted(set(public.__all__)) == sorted(public.__all__)
     assert all(hasattr(public, name) for name in public.__all__)
+
+
+def test_help_explains_every_public_name() -> None:
+    for name in public.__all__:
+        member = getattr(public, name)
+        if not (inspect.isclass(member) or inspect.isfunction(member)):  # a type alias has no docstring of its own
+            assert re.search(rf"^    {name} +\S", public.__doc__ or "", re.MULTILINE), name
+            continue
+        explanation = member.__doc__
+        assert explanation, name
+        assert not explanation.startswith(f"{name}("), f"{name} has only the docstring that dataclasses make"
+        for field in getattr(member, "__dataclass_fields__", {}):
+            assert field in explanation, f"{name}.{field}"
 
 
 def test_the_service_name_is_that_of_the_proto() -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from reward_server.client import AsyncRewardClient, ConnectionSettings, RetryPolicy, RewardClient, read_token
 from tests.both_clients import address_fixture, connect_fixture, service_fixture  # noqa: F401
-from tests.certificates import make_certificate, mutual_tls_server
+from tests.certificates import Authority, mutual_tls_server
 from tests.scripted_server import MESSAGES, ScriptedService
 from winnow.errors import ServerError, UsageError
 
 
-def test_the_token_is_sent_and_never_shown(
+def test_the_bearer_token_is_sent_and_never_shown(
     connect: Any, service: ScriptedService, address: str, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("trainer s3cret\n")
@@ -75,8 +75,9 @@ def test_clients_take_connection_settings_in_place_of_the_address(
 def test_pem_files_that_cannot_be_used_are_refused_at_once(tmp_path: Path) -> None:
     noise = tmp_path / "noise.pem"
     noise.write_text("no certificate")
-    client_certificate, client_key = make_certificate(tmp_path, "client")
-    _, stranger_key = make_certificate(tmp_path, "stranger")
+    authority = Authority(tmp_path)
+    client_certificate, client_key = authority.certificate("client")
+    _, stranger_key = authority.certificate("stranger")
     for kind in (RewardClient, AsyncRewardClient):
         with pytest.raises(UsageError, match=r"noise\.pem' holds no PEM certificate"):
             kind("a:1", tls_ca=noise)
@@ -87,7 +88,7 @@ def test_pem_files_that_cannot_be_used_are_refused_at_once(tmp_path: Path) -> No
 
 def test_mutual_tls_admits_known_callers_only(connect: Any, service: ScriptedService, tmp_path: Path) -> None:
     server, known = mutual_tls_server(service, tmp_path)
-    wrong_authority = {**known, "tls_ca": known["tls_certificate"]}
+    wrong_authority = {**known, "tls_ca": Authority(tmp_path, "stranger").path}
     with server as address:
         with connect(address, **known, timeout_s=10) as client:
             assert client.score(MESSAGES, ["abc"])[0].reward == 3.0

@@ -11,7 +11,8 @@ from reward_server.adapters.coalescing import Coalescer
 from reward_server.client import AsyncRewardClient, CompletionText, RewardClient
 from reward_server.client.retries import CallAttempts, Failure
 from tests.both_clients import address_fixture, service_fixture  # noqa: F401
-from tests.scripted_server import MESSAGES, TIMEOUT_S, ScriptedService
+from tests.processes import EVENT_TIMEOUT_S
+from tests.scripted_server import MESSAGES, ScriptedService
 from winnow.errors import ServerError, UsageError
 
 
@@ -20,7 +21,7 @@ async def close_in_call(client: AsyncRewardClient, call: Awaitable[object], serv
     task = asyncio.ensure_future(call)
     await asyncio.to_thread(service.wait_for_requests, 1)
     await client.close()
-    return await asyncio.wait_for(task, TIMEOUT_S)
+    return await asyncio.wait_for(task, EVENT_TIMEOUT_S)
 
 
 def test_close_ends_an_async_call_with_a_server_error(service: ScriptedService, address: str) -> None:
@@ -41,7 +42,7 @@ def test_close_ends_a_blocking_call_with_a_server_error(service: ScriptedService
         service.wait_for_requests(1)
         client.close()
         with pytest.raises(ServerError, match="its client was closed"):
-            call.result(TIMEOUT_S)
+            call.result(EVENT_TIMEOUT_S)
 
 
 def test_close_ends_the_pause_between_attempts_with_a_usage_error(
@@ -61,7 +62,7 @@ def test_close_ends_the_pause_between_attempts_with_a_usage_error(
         task = asyncio.ensure_future(client.score(MESSAGES, ["abc"]))
         await is_pausing.wait()
         await client.close()
-        await asyncio.wait_for(task, TIMEOUT_S)
+        await asyncio.wait_for(task, EVENT_TIMEOUT_S)
 
     service.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="50")
     with pytest.raises(UsageError, match="this client is closed"):

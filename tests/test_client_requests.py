@@ -166,9 +166,9 @@ def test_an_older_server_is_used_unless_it_ignores_an_option(connect: Any) -> No
     service.max_message_bytes = 0
     with scripted_server(service) as address, connect(address) as client:
         assert client.score(MESSAGES, ["abc"])[0].reward == 3
-        with pytest.raises(ServerError, match="passed over the option recipe: it is older"):
+        with pytest.raises(ServerError, match="is older than the option recipe and ignored it"):
             client.score(MESSAGES, ["abc"], recipe="rewardbench")
-        with pytest.raises(ServerError, match="passed over the option instruction"):
+        with pytest.raises(ServerError, match="is older than the option instruction and ignored it"):
             client.score(MESSAGES, ["abc"], instruction="Be kind.")
 
 
@@ -214,7 +214,7 @@ def test_scored_group_is_an_immutable_sequence_that_keeps_its_definition(client:
     assert scored[1:] == ScoredGroup((scored[1], scored[2]), scored.definition)
     assert list(reversed(scored)) == [scored[2], scored[1], scored[0]]
     assert {scored, client.score(MESSAGES, ["a", "bb", "ccc"])} == {scored}
-    changed = replace(scored.definition, beta=2.0)
+    changed = scored.definition.model_copy(update={"beta": 2.0})
     assert isinstance(changed, RewardDefinition)
     assert replace(scored, definition=changed) != scored
     with pytest.raises(AttributeError):
@@ -239,11 +239,22 @@ def test_server_info_is_typed(client: Any, service: ScriptedService) -> None:
     )
 
 
-def test_the_fields_of_server_info_and_reward_definition_are_those_of_the_proto() -> None:
-    pairs: list[tuple[Any, Any]] = [
-        (ServerInfo, pb.GetServerInfoResponse),
-        (ModelInfo, pb.ModelInfo),
-        (RewardDefinition, pb.RewardDefinition),
-    ]
+def test_a_scored_group_made_of_a_list_is_immutable_too(client: Any) -> None:
+    scored: ScoredGroup = client.score(MESSAGES, ["a", "bb"])
+    copied = ScoredGroup(list(scored), scored.definition)  # type: ignore[arg-type]
+    assert (copied, hash(copied)) == (scored, hash(scored))
+
+
+def test_a_definition_that_the_client_does_not_know_is_a_server_error(client: Any, service: ScriptedService) -> None:
+    def definition(options: pb.ScoreOptions) -> pb.RewardDefinition:
+        return pb.RewardDefinition(recipe="of tomorrow")
+
+    service.definition = definition  # type: ignore[method-assign]
+    with pytest.raises(ServerError, match="of a version that this client does not know"):
+        client.score(MESSAGES, ["a"])
+
+
+def test_the_fields_of_server_info_are_those_of_the_proto() -> None:
+    pairs: list[tuple[Any, Any]] = [(ServerInfo, pb.GetServerInfoResponse), (ModelInfo, pb.ModelInfo)]
     for kind, message in pairs:
         assert [field.name for field in fields(kind)] == [field.name for field in message.DESCRIPTOR.fields]

@@ -40,7 +40,7 @@ def test_no_server_fails_score_many_and_wait_until_ready(connect: Any) -> None:
         start = time.monotonic()
         with pytest.raises(ServerError, match="no reward server answers"):
             client.wait_until_ready(0.5)
-        # Its own timeout counts, not the client's. A busy machine may take some seconds.
+        # The timeout of the call counts, not that of the client. A busy machine may take some seconds.
         assert time.monotonic() - start < 120
 
 
@@ -67,7 +67,7 @@ def test_a_call_fails_after_max_attempts(client: Any, service: ScriptedService) 
     [
         (grpc.StatusCode.INTERNAL, ServerError, "INTERNAL: told to fail"),
         (grpc.StatusCode.INVALID_ARGUMENT, UsageError, "malformed: told to fail"),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, ServerError, "no answer within"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, ServerError, "did not respond within"),
         (grpc.StatusCode.UNAUTHENTICATED, ServerError, "give its token= or --token-file"),
         (EXHAUSTED, ServerError, "RESOURCE_EXHAUSTED: told to fail"),
     ],
@@ -110,9 +110,9 @@ def test_a_push_back_beyond_the_deadline_is_a_server_busy_error(client: Any, ser
 def test_a_server_that_exceeds_the_deadline_is_named(connect: Any, service: ScriptedService, address: str) -> None:
     service.gate.clear()
     with connect(address, timeout_s=0.2) as client:
-        with pytest.raises(ServerError, match=r"no answer within 0\.2 s; raise timeout_s"):
+        with pytest.raises(ServerError, match=r"did not respond within 0\.2 s; raise timeout_s"):
             client.score(MESSAGES, ["abc"])
-        with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
+        with pytest.raises(ServerError, match=r"did not respond within 0\.2 s"):
             list(client.score_many(groups(2)))
 
 
@@ -190,6 +190,6 @@ def test_servers_with_different_models_are_refused_within_a_group(
     with (
         scripted_server(second_service) as second_address,
         connect([second_address, address], timeout_s=10) as client,
-        pytest.raises(ServerError, match="different definitions, which do not compare"),
+        pytest.raises(ServerError, match="different definitions, so they do not compare"),
     ):
         client.score(MESSAGES, ["a", "b", "c", "d"])

@@ -87,7 +87,8 @@ def test_score_many_that_is_left_early_cancels_its_calls_and_threads(connect: An
         assert first_rewards(iter([next(results), next(results)])) == [1, 2]
         service.wait_for_requests(3)
         results.close()
-        # Had it waited for the calls in progress, the gate would have let them through after a minute.
+        wait_until(lambda: service.num_ended == service.num_seen, "the end of the calls in progress")
+        # The gate is still closed: the calls in progress were cancelled, not answered.
         assert service.num_answered == 2
         assert service.num_seen < 20
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
 from winnow.config import differences, dump_config, load_config, load_resolved
 from winnow.errors import ConfigError
 from winnow.run_config import RunConfig
 from winnow.serve_config import ServeConfig
 
-ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("serve-"))
 MINIMAL = "name: x\npolicy: {model: some/model}\n"
 
@@ -63,7 +63,7 @@ def test_recipes_hold_the_facts_of_the_model_cards() -> None:
         (MINIMAL + "zzz: 1\n", "unknown key zzz; known keys: "),
         ("name: x\n", "policy is missing"),
         (MINIMAL + "rounds: {num_rounds: 2}\n", "rounds.train is missing"),
-        (MINIMAL + "reward: {}\n", "give either address (a running server) or server"),
+        (MINIMAL + "reward: {}\n", "give exactly one of address (a running server) and server"),
         (MINIMAL + "sampling: {num_completions: 0}\n", "sampling.num_completions: Input should be greater than 0"),
         ("- 1\n", "a config is a mapping"),
         ("name: [x\n", "not valid YAML"),

@@ -1,6 +1,5 @@
-"""Tests of engines in separate processes: the same scores, contained failures, a process that is started again."""
+"""Engines in separate processes: the same scores, failures that stay contained, a process that is started again."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,26 +15,25 @@ import numpy as np
 import pytest
 
 from reward_server.engines import ScoringEngine, TokenGroup
-from reward_server.engines.loading import have_separate_devices, load_engines
+from reward_server.engines.loading import has_separate_devices, load_engines
 from reward_server.engines.process import EngineError, EngineProcess, RemoteEngine, start_engines
-from tests.processes import wait_until
-from tests.tiny_models import make_model
+from tests.processes import ROOT, is_running, wait_until
+from tests.served import tiny_serve_config
 from winnow.errors import ModelError
 from winnow.serve_config import ServeConfig
 
-ROOT = Path(__file__).parent.parent
 GROUP = TokenGroup([0, 9, 10, 11], [[12, 13, 14], [12, 15]])
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
-    root = tmp_path_factory.mktemp("pair")
-    instruct, base = (str(make_model("mixtral", root / name, seed)) for seed, name in enumerate(["instruct", "base"]))
-    return ServeConfig(instruct=instruct, base=base, dtype="float32", device_map="cpu")
+    return tiny_serve_config(tmp_path_factory.mktemp("pair"), "mixtral")
 
 
 @dataclass
 class Started:
+    """A process of engines, and the engines that call it."""
+
     process: EngineProcess
     engines: list[ScoringEngine]
 
@@ -119,7 +117,7 @@ def test_have_separate_devices_needs_two_named_devices(
     device_map: str, base_device_map: str | None, are_separate: bool
 ) -> None:
     config = ServeConfig(instruct="a", base="b", device_map=device_map, base_device_map=base_device_map)
-    assert have_separate_devices(config) == are_separate
+    assert has_separate_devices(config) == are_separate
 
 
 @pytest.fixture
@@ -129,21 +127,29 @@ def config_of_two(config: ServeConfig) -> ServeConfig:
 
 
 def test_models_on_separate_devices_have_separate_processes(config_of_two: ServeConfig, started: Started) -> None:
-    engines = start_engines(config_of_two)()
+    engines = start_engines(config_of_two)
     assert len({engine.process.pid for engine in engines if isinstance(engine, RemoteEngine)}) == 2
     for engine, expected in zip(engines, started.engines, strict=True):
         assert_same_scores(engine, expected)
         engine.close()
 
 
-def test_both_processes_end_if_one_cannot_load(config_of_two: ServeConfig, tmp_path: Path) -> None:
-    pids_before = child_pids()
-    wait_for_engines = start_engines(config_of_two.model_copy(update={"base": str(tmp_path)}))
-    new_pids = child_pids() - pids_before
-    assert len(new_pids) == 2
+def test_both_processes_end_if_one_cannot_load(
+    config_of_two: ServeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+
+    class RecordedProcess(EngineProcess):
+        def _start(self) -> None:
+            super()._start()
+            assert self.pid is not None
+            pids.append(self.pid)
+
+    monkeypatch.setattr("reward_server.engines.process.EngineProcess", RecordedProcess)
     with pytest.raises(ModelError, match="no model could be loaded"):
-        wait_for_engines()
-    wait_until(lambda: not any(is_running(pid) for pid in new_pids), "the end of both processes")
+        start_engines(config_of_two.model_copy(update={"base": str(tmp_path)}))
+    assert len(set(pids)) == 2
+    wait_until(lambda: not any(is_running(pid) for pid in pids), "the end of both processes")
 
 
 def test_the_process_ends_with_its_parent(config: ServeConfig) -> None:
@@ -161,17 +167,6 @@ def test_the_process_ends_with_its_parent(config: ServeConfig) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert Path(f"/proc/{pid}").exists()
+        assert is_running(pid)
         parent.kill()
     wait_until(lambda: not is_running(pid), "the end of the engines' process")
-
-
-def child_pids() -> set[int]:
-    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -3,22 +3,22 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from eval.stages import Results, evaluate, pick_peak, read_results
+from tests.processes import ROOT
 from tests.tiny_models import make_model
+from tests.tiny_run import write_jsonl
 from winnow.config import parse_config
 from winnow.errors import InputError, WinnowError
 from winnow.records import EvalResult
+from winnow.rows import read_jsonl_files
 from winnow.run_config import RunConfig
 from winnow.rundir import Run
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("_evaluation_resources")
 
 TASK = """\
 task: sums
@@ -39,27 +39,14 @@ QUESTIONS = [
 REFERENCES = [{"question_id": n, "choices": [{"index": 0, "turns": ["5", "10"]}]} for n in (1, 2)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_a_separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        yield
-    torch.set_num_threads(threads)
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Make a run whose round 0 is a tiny model, with one benchmark and two questions."""
-    sums = write_rows(tmp_path / "data" / "sums.jsonl", [{"question": f"{n} + 1?", "answer": str(n)} for n in range(4)])
-    (tmp_path / "tasks").mkdir()
+    for name in ("data", "tasks"):
+        (tmp_path / name).mkdir()
+    sums = write_jsonl(
+        tmp_path / "data" / "sums.jsonl", [{"question": f"{n} + 1?", "answer": str(n)} for n in range(4)]
+    )
     (tmp_path / "tasks" / "sums.yaml").write_text(TASK.format(data=sums))
     tree = {
         "name": "tiny",
@@ -68,8 +55,8 @@ def run(tmp_path: Path) -> Run:
             "task_dir": str(tmp_path / "tasks"),
             "benchmarks": [{"task": "sums", "metric": "exact_match,none"}],
             "questions": {
-                "questions": write_rows(tmp_path / "data" / "question.jsonl", QUESTIONS),
-                "references": write_rows(tmp_path / "data" / "reference.jsonl", REFERENCES),
+                "questions": write_jsonl(tmp_path / "data" / "question.jsonl", QUESTIONS),
+                "references": write_jsonl(tmp_path / "data" / "reference.jsonl", REFERENCES),
                 "num_runs": 2,
                 "max_new_tokens": 6,
             },
@@ -80,10 +67,6 @@ def run(tmp_path: Path) -> Run:
 
 def stored(run: Run, round_number: int) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.eval_dir(round_number).iterdir()}
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_evaluate_writes_four_files(run: Run) -> None:
@@ -97,8 +80,8 @@ def test_evaluate_writes_four_files(run: Run) -> None:
     assert len(judge["runs"]) == 2
     assert set(judge["by_category"]) == {"math", "writing"}
     assert set(judge["by_turn"]) == {"1", "2"}
-    answers = rows(run.eval_dir(0) / "answers.jsonl")
-    judgments = rows(run.eval_dir(0) / "judgments.jsonl")
+    answers = read_jsonl_files([run.eval_dir(0) / "answers.jsonl"])
+    judgments = read_jsonl_files([run.eval_dir(0) / "judgments.jsonl"])
     assert [(row["question_id"], row["run_id"], row["model_id"]) for row in answers] == [
         (1, 0, "tiny/round-00"),
         (2, 0, "tiny/round-00"),
@@ -106,10 +89,10 @@ def test_evaluate_writes_four_files(run: Run) -> None:
         (2, 1, "tiny/round-00"),
     ]
     assert len(judgments) == 8
-    assert len(rows(run.eval_dir(0) / "benchmark_items.jsonl")) == 4
-    line = run.ledger.entry("round-00/evaluate")
-    assert line is not None
-    assert (line["judge_score"], line["benchmarks"]) == (judge["mean"], {"sums": results["benchmarks"][0]["value"]})
+    assert len(read_jsonl_files([run.eval_dir(0) / "benchmark_items.jsonl"])) == 4
+    entry = run.ledger.entry("round-00/evaluate")
+    assert entry is not None
+    assert (entry["judge_score"], entry["benchmarks"]) == (judge["mean"], {"sums": results["benchmarks"][0]["value"]})
 
 
 def test_evaluate_skips_finished_rounds_and_repeats_unfinished_ones_with_equal_files(run: Run) -> None:
@@ -125,16 +108,16 @@ def test_evaluate_skips_finished_rounds_and_repeats_unfinished_ones_with_equal_f
 
 def test_evaluate_runs_again_after_a_change_of_questions_or_data(run: Run, tmp_path: Path) -> None:
     evaluate(run, 0)
-    write_rows(tmp_path / "data" / "question.jsonl", QUESTIONS[:1])
+    write_jsonl(tmp_path / "data" / "question.jsonl", QUESTIONS[:1])
     evaluate(run, 0)
-    assert len(rows(run.eval_dir(0) / "answers.jsonl")) == 2
-    write_rows(tmp_path / "data" / "sums.jsonl", [{"question": "1 + 1?", "answer": "2"}])
+    assert len(read_jsonl_files([run.eval_dir(0) / "answers.jsonl"])) == 2
+    write_jsonl(tmp_path / "data" / "sums.jsonl", [{"question": "1 + 1?", "answer": "2"}])
     evaluate(run, 0)
-    assert len(rows(run.eval_dir(0) / "benchmark_items.jsonl")) == 1
+    assert len(read_jsonl_files([run.eval_dir(0) / "benchmark_items.jsonl"])) == 1
 
 
 def test_a_malformed_question_stops_evaluate_before_it_writes_anything(run: Run, tmp_path: Path) -> None:
-    write_rows(tmp_path / "data" / "question.jsonl", [QUESTIONS[0], {"question_id": 2}])
+    write_jsonl(tmp_path / "data" / "question.jsonl", [QUESTIONS[0], {"question_id": 2}])
     with pytest.raises(InputError, match=r"question\.jsonl line 2"):
         evaluate(run, 0)
     assert not run.eval_dir(0).exists()
@@ -158,7 +141,8 @@ def record_round(run: Run, round_number: int, judged: float, num_right: int, rew
     for index in range(20):
         value = float(index < num_right)
         items.append({"task": "sums", "metric": "exact_match,none", "item_id": f"sums/{index}/x", "value": value})
-    write_rows(run.eval_dir(round_number) / "benchmark_items.jsonl", items)
+    run.eval_dir(round_number).mkdir(parents=True)
+    write_jsonl(run.eval_dir(round_number) / "benchmark_items.jsonl", items)
     judge = {
         "judge": "reference-judge",
         "mean": judged,
@@ -222,7 +206,7 @@ def test_pick_peak_shows_a_recorded_peak_again_and_records_it_once(finished: Run
     before = finished.peak_path.read_bytes()
     pick_peak(finished, 3)
     assert finished.peak_path.read_bytes() == before
-    assert [line["piece"] for line in finished.ledger.entries()] == ["peak"]
+    assert [entry["piece"] for entry in finished.ledger.entries()] == ["peak"]
 
 
 def test_only_guard_benchmarks_drop_rounds(finished: Run) -> None:

@@ -1,4 +1,4 @@
-"""FairQueue: the worked examples of its module, and what holds for any load: fairness, nothing lost, the bound kept."""
+"""FairQueue: the worked examples of its module, and for any load: fairness, no lost group, the bound."""
 
 from collections import Counter
 
@@ -82,7 +82,7 @@ def test_the_estimate_counts_the_rest_of_the_current_batch() -> None:
     assert queue.estimate_s("b", 50, 9.0) == pytest.approx(50 / 100)
 
 
-def test_clients_alternate_whoever_came_first() -> None:
+def test_clients_alternate_in_any_order_of_arrival() -> None:
     queue = make_queue()
     fill(queue, *(make_ticket("a", 10) for _ in range(4)), *(make_ticket("b", 10) for _ in range(2)))
     assert take_items(queue, 60) == "ababaa"
@@ -214,16 +214,16 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     fill(queue, make_ticket("b", 200, deadline=5.0))
 
 
-def test_an_idle_queue_admits_and_computes_a_group_whatever_the_estimate_is() -> None:
+def test_an_idle_queue_admits_and_computes_a_group_of_any_estimate() -> None:
     queue = make_queue()
     measure(queue, 1, 60.0)
     fill(queue, make_ticket("a", 10, deadline=1.0))
     assert take_items(queue, 100) == "a"
 
 
-def test_a_deadline_that_is_over_is_refused_and_dropped() -> None:
+def test_a_deadline_that_has_passed_is_refused_and_dropped() -> None:
     queue = make_queue()
-    with pytest.raises(TooLateError, match="over"):
+    with pytest.raises(TooLateError, match="has passed"):
         queue.offer(make_ticket("a", 10, deadline=1.0), 1.0)
     fill(queue, make_ticket("a", 10, deadline=1.0), make_ticket("a", 10, "b"))
     batch, late = queue.take(100, 1.5)
@@ -257,7 +257,7 @@ def test_no_group_is_lost_and_each_client_keeps_its_order(
 
 
 @given(loads, st.integers(1, 60), st.integers(1, 30))
-def test_waiting_clients_get_the_same_but_for_two_quanta_and_a_group(
+def test_waiting_clients_differ_by_at_most_two_quanta_and_a_group(
     load: list[tuple[str, int]], budget: int, quantum: int
 ) -> None:
     queue = make_queue(max_tokens=10**6, max_groups=10**4, quantum=quantum)
@@ -287,14 +287,12 @@ steps = st.lists(
 
 
 @given(steps, st.integers(1, 100), st.integers(1, 10))
-def test_the_bound_is_kept_whatever_comes_and_goes(
-    steps: list[tuple[str, str, int]], max_tokens: int, max_groups: int
-) -> None:
+def test_the_queue_never_exceeds_its_bound(steps: list[tuple[str, str, int]], max_tokens: int, max_groups: int) -> None:
     queue = make_queue(max_tokens, max_groups)
     waiting: list[Ticket[str]] = []
-    for action, client, number in steps:
+    for action, client, amount in steps:
         if action == "offer":
-            ticket = make_ticket(client, number)
+            ticket = make_ticket(client, amount)
             try:
                 queue.offer(ticket, 0.0)
             except QueueFullError:
@@ -302,10 +300,10 @@ def test_the_bound_is_kept_whatever_comes_and_goes(
             else:
                 waiting.append(ticket)
         elif action == "take":
-            batch, _ = queue.take(number, 0.0)
+            batch, _ = queue.take(amount, 0.0)
             waiting = [ticket for ticket in waiting if ticket not in batch]
         elif waiting:
-            assert queue.discard(waiting.pop(number % len(waiting)))
+            assert queue.discard(waiting.pop(amount % len(waiting)))
         assert (queue.num_tokens, queue.num_groups) == (sum(ticket.num_tokens for ticket in waiting), len(waiting))
         assert queue.num_groups <= max_groups
         assert sum(min(ticket.num_tokens, max(max_tokens // 2, 1)) for ticket in waiting) <= max_tokens

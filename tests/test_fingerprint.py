@@ -9,11 +9,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks.tiny_models import make_tokenizer
 from reward_server.scoring import fingerprint
 from reward_server.scoring.fingerprint import tokenizer_hash, weight_hash
-from tests.tiny_models import make_model
+from tests.tiny_models import FOREIGN_TEXTS, make_model
 from winnow.chat import load_tokenizer
 from winnow.errors import ModelError
-
-FOREIGN_TEXTS = ("A different text trains a different vocabulary.", "These words do so as well, zebra.")
 
 
 def test_equal_weights_have_equal_hashes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from reward_server.adapters import verl
 from reward_server.adapters.http import Gateway
-from reward_server.adapters.openrlhf import PromptForm, sample_of
+from reward_server.adapters.openrlhf import PromptForm, parse_texts
 from reward_server.adapters.trl import reward_function
 from reward_server.client import AsyncRewardClient, CompletionText, RewardClient, RewardOptions
 from tests.adapter_calls import (
@@ -54,19 +54,19 @@ def test_openrlhf_batches_of_several_samples_are_answered_in_order(address: str)
     assert post_at_once(address, [("/get_reward", body)])[0].json()["rewards"] == [1.0, 2.0, 2.0]
 
 
-def test_sample_of_takes_openrlhf_s_rendered_texts_apart() -> None:
+def test_parse_texts_takes_openrlhf_s_rendered_texts_apart() -> None:
     form = PromptForm("<|user|>", "<|assistant|>", eos_texts=("</s>",))
     prompt = "<s><|user|>What is 2 + 3?<|assistant|>"
     user_turn = messages("user", "What is 2 + 3?")
-    assert sample_of(form, "<s>" + prompt + "It is 5.</s>", prompt, "") == (user_turn, CompletionText("It is 5."))
-    assert sample_of(PromptForm(), "<s>s is the plural", "s", "")[1] == CompletionText(" is the plural")
-    assert sample_of(PromptForm(), "<s> hi yes", " hi", "")[1] == CompletionText(" yes")
+    assert parse_texts(form, "<s>" + prompt + "It is 5.</s>", prompt, "") == (user_turn, CompletionText("It is 5."))
+    assert parse_texts(PromptForm(), "<s>s is the plural", "s", "")[1] == CompletionText(" is the plural")
+    assert parse_texts(PromptForm(), "<s> hi yes", " hi", "")[1] == CompletionText(" yes")
     begin = "<|begin_of_text|>begin again"
-    assert sample_of(PromptForm(), begin, "begin", "")[1] == CompletionText(" again")
-    cut = sample_of(form, prompt + "It is", prompt, "")
+    assert parse_texts(PromptForm(), begin, "begin", "")[1] == CompletionText(" again")
+    cut = parse_texts(form, prompt + "It is", prompt, "")
     assert cut == (user_turn, CompletionText("It is", is_finished=False))
     dialogue = [*messages("user", "Hi"), *messages("assistant", "Yes?"), *messages("user", "2 + 3?")]
-    labelled = sample_of(PromptForm(source="labels"), prompt + "5", prompt, dialogue)
+    labelled = parse_texts(PromptForm(source="labels"), prompt + "5", prompt, dialogue)
     assert labelled == (dialogue, CompletionText("5"))
 
 
@@ -81,11 +81,11 @@ def test_sample_of_takes_openrlhf_s_rendered_texts_apart() -> None:
         (PromptForm(source="labels"), "Hi there", "Hi", [{"content": "Hi"}], r"a label\[0\]: role is missing"),
     ],
 )
-def test_sample_of_refuses_texts_that_do_not_fit(
+def test_parse_texts_refuses_texts_that_do_not_fit(
     form: PromptForm, query: str, prompt: str, label: Any, error: str
 ) -> None:
     with pytest.raises(UsageError, match=error):
-        sample_of(form, query, prompt, label)
+        parse_texts(form, query, prompt, label)
 
 
 def test_score_responds_in_the_shape_of_vllm(address: str, service: ScriptedService) -> None:
@@ -167,7 +167,7 @@ def test_unknown_paths_and_methods_are_errors_in_json(address: str) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "error"),
     [
-        (grpc.StatusCode.DEADLINE_EXCEEDED, 504, "gave no answer within 5 s"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, 504, "did not respond within 5 s"),
         (grpc.StatusCode.UNAUTHENTICATED, 502, "does not know the caller"),
         (grpc.StatusCode.INTERNAL, 503, "INTERNAL"),
     ],
@@ -243,6 +243,6 @@ def test_winnow_gateway_serves_http_and_ends_without_an_error_on_sigterm(address
 
 def test_winnow_gateway_listens_beyond_loopback_only_with_allow_insecure() -> None:
     refused = winnow("gateway", "--address", NO_SERVER, "--listen", "0.0.0.0:0")
-    assert (refused.returncode, "say --allow-insecure" in refused.stderr) == (2, True)
+    assert (refused.returncode, "set --allow-insecure" in refused.stderr) == (2, True)
     malformed = winnow("gateway", "--address", NO_SERVER, "--listen", "8000")
     assert (malformed.returncode, "should be HOST:PORT" in malformed.stderr) == (2, True)

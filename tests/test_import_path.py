@@ -13,7 +13,8 @@ import pytest
 from reward_server.engines.process import EngineProcess
 from tests.decoys import COMMAND, MODULE, RAISES, call, make_package
 from tests.processes import ROOT
-from tests.tiny_run import make_pair, tiny_config, write_config
+from tests.tiny_models import make_pair
+from tests.tiny_run import tiny_config, write_config
 from winnow import import_path
 from winnow.exit_codes import exit_on_error
 from winnow.import_path import child_environment, describe_shadowing, inherited_environment

@@ -1,4 +1,4 @@
-"""The ledger: entries are written last, and lines that were cut short are ignored."""
+"""Ledger: an entry is written when its piece is finished, and lines that were cut short are ignored."""
 
 from pathlib import Path
 

@@ -69,7 +69,7 @@ def test_every_prompt_ends_with_a_user_turn(folder: Path) -> None:
     assert {path.stem for path in paths} == set(world.PROMPT_SOURCES)
     for path in paths:
         roles = [row["messages"][-1]["role"] for row in rows(path)]
-        assert roles == ["user"] * world.ROWS["prompts"]
+        assert roles == ["user"] * world.NUM_ROWS["prompts"]
 
 
 def test_the_reference_judge_gives_every_reference_answer_the_full_score(folder: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_reference_judge_gives_every_reference_answer_the_full_score(folder:
     references = read_references(folder / "mt_bench" / "reference_answer.jsonl")
     assert len({question.category for question in questions}) == 8
     judge = ReferenceJudge()
-    assert len(questions) == 8 * world.ROWS["mt_bench"]
+    assert len(questions) == 8 * world.NUM_ROWS["mt_bench"]
     for question in questions:
         reference = references[question.question_id]
         assert [judge.judge(question, reference[: turn + 1], reference).score for turn in (0, 1)] == [10, 10]

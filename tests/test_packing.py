@@ -1,4 +1,4 @@
-"""Tests of prefix-tree packing: each token sees its own conversation and nothing else, at the right positions."""
+"""Prefix-tree packing: each token sees its own conversation and nothing else, at the right positions."""
 
 from collections.abc import Sequence
 from itertools import chain

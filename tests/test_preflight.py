@@ -11,14 +11,14 @@ import pytest
 from benchmarks.tiny_models import make_tokenizer
 from reward_server.serving.preflight import preflight
 from reward_server.serving.server import serve
-from tests.processes import winnow
-from tests.tiny_run import make_pair, tiny_config, write_config
+from tests.processes import winnow_in_process
+from tests.tiny_models import FOREIGN_TEXTS, make_pair
+from tests.tiny_run import tiny_config, write_config
 from winnow.errors import ModelError, UsageError
 from winnow.run_config import RunConfig
 from winnow.rundir import Run
 from winnow.serve_config import ServeConfig, TlsConfig
 
-FOREIGN_TEXTS = ("A different text trains a different vocabulary.", "These words do so as well, zebra.")
 WITHOUT_EOS = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
@@ -57,10 +57,16 @@ def without_weights(pair: dict[str, str], folder: Path) -> str:
 def faults(pair: dict[str, str], folder: Path, taken_address: str) -> list[tuple[dict[str, Any], type, str]]:
     """Return changes of a config that each make one cheap fault, the type of its error, and a part of its message."""
     missing = str(folder / "missing")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free_address = f"127.0.0.1:{listener.getsockname()[1]}"
     return [
         ({"listen": "localhost"}, UsageError, "should be HOST:PORT"),
         ({"listen": taken_address}, UsageError, "take another port"),
         ({"metrics_listen": taken_address}, UsageError, "take another port"),
+        ({"listen": "localhost"}, UsageError, "should be HOST:PORT"),
+        ({"listen": free_address, "metrics_listen": free_address}, UsageError, "take another port"),
+        ({"device_map": "gpu7"}, UsageError, "'gpu7' is not a device; set device_map to"),
+        ({"base_device_map": "cuda:77"}, UsageError, "'cuda:77' is a GPU that PyTorch does not find here"),
         ({"listen": "0.0.0.0:0"}, UsageError, "open to other machines"),
         ({"tls": TlsConfig(certificate=missing, key=missing)}, UsageError, "tls.certificate .* cannot be read"),
         ({"token_file": write(folder / "tokens", "# none\n")}, UsageError, "holds no token"),
@@ -111,12 +117,12 @@ def test_a_run_finds_a_fault_of_its_server_before_it_samples(tmp_path: Path) -> 
     config = tiny_config(tmp_path)
     config["reward"]["server"]["base"] = with_foreign_tokenizer(config["reward"]["server"], tmp_path)
     path = write_config(tmp_path, config)
-    result = winnow("run", path)
+    result = winnow_in_process("run", path)
     assert result.returncode == 1, result.stderr
     assert result.stderr.startswith("winnow: the tokenizers of ")
     assert "differ; give a base model with the instruct model's tokenizer" in result.stderr
     assert not (tmp_path / "runs" / "tiny" / "ledger.jsonl").exists()
-    assert winnow("run", path, "--dry-run").returncode == 0  # a plan needs no models
+    assert winnow_in_process("run", path, "--dry-run").returncode == 0  # a plan needs no models
 
 
 def test_a_run_needs_no_reward_models_once_its_last_round_is_selected(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
-"""Tests of the transformers engine against the oracle: exact, and independent of order, neighbours and budget."""
+"""The transformers engine against the oracle: exact, and independent of order, neighbours and budget."""
 
-import doctest
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import BertGenerationConfig, Llama4TextConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from benchmarks.tiny_models import VOCAB_SIZE
-from reward_server.engines import Logprobs, TokenGroup, attention, experts, head
+from reward_server.engines import Logprobs, TokenGroup, head
 from reward_server.engines import transformers as engine_module
 from reward_server.engines.attention import FLEX, TREE, Layout, Window
 from reward_server.engines.transformers import TransformersEngine
@@ -45,13 +44,6 @@ def load_engine(folder: Path, **settings: Any) -> TransformersEngine:
 def score(engine: Any, group: TokenGroup) -> list[Logprobs]:
     logprobs: list[Logprobs] = engine.logprobs([group])[0]
     return logprobs
-
-
-@pytest.mark.parametrize("module", [attention, experts])
-def test_the_examples_of_attention_and_experts_hold(module: Any) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def test_each_token_has_the_log_probability_of_the_oracle(case: EngineCase) -> None:
@@ -126,7 +118,7 @@ def test_no_tensor_of_tokens_by_vocabulary_exists(tmp_path: Path, monkeypatch: p
     group = random_group(17, (50, 50))
     with LargestOutput() as largest:  # type: ignore[no-untyped-call]
         engine.logprobs([group])
-    assert largest.numel < 117 * 64  # what a layer makes of the sequence; all logits would be 100 * VOCAB_SIZE
+    assert largest.numel < 117 * 64  # the activations of a layer; all logits would be 100 * VOCAB_SIZE
     assert 100 * VOCAB_SIZE > 117 * 64
 
 
@@ -172,7 +164,7 @@ def test_equal_completions_cost_no_more_than_one(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_gives_the_same_scores(case: EngineCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of a GPU, without the compiler."""
-    monkeypatch.setattr(engine_module, "implementation", lambda _device: FLEX)
+    monkeypatch.setattr(engine_module, "attention_name", lambda _device: FLEX)
     group = TokenGroup(case.group.prompt_ids, [*case.group.completions, [*case.group.completions[2][:20], 9, 8]])
     assert_logprobs_equal(score(case.engine, group)[:-1], case.expected)
 
@@ -192,7 +184,7 @@ def test_a_length_dependent_position_encoding_scores_completions_one_by_one(
     folder = make_model(kind, tmp_path, rope_parameters=rope, max_position_embeddings=24)
     engine = load_engine(folder)
     group = random_group(17, (5, 23, 80, 40, 7, 5))
-    assert not engine.is_shared
+    assert not engine.has_shared_path
     assert_scores_as_oracle(engine, folder, group)
 
 
@@ -203,11 +195,11 @@ def test_a_window_longer_than_the_self_check_is_applied_wherever_the_model_names
     kind: str, implementation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some models name their window only in the mask that they ask transformers for."""
-    monkeypatch.setattr(engine_module, "implementation", lambda _device: implementation)
+    monkeypatch.setattr(engine_module, "attention_name", lambda _device: implementation)
     folder = make_model(kind, tmp_path, sliding_window=64)
     engine = load_engine(folder)
     group = random_group(50, (60, 30, 1))
-    assert engine.is_shared
+    assert engine.has_shared_path
     group = TokenGroup(group.prompt_ids, [*group.completions, [*group.completions[0][:40], *group.completions[1]]])
     assert_scores_as_oracle(engine, folder, group)
 
@@ -219,7 +211,7 @@ def test_a_layer_whose_mask_transformers_did_not_build_is_not_shared(
     from transformers.models.llama import modeling_llama
 
     monkeypatch.setattr(modeling_llama, "create_causal_mask", lambda **_arguments: None)
-    assert not load_engine(make_model("llama", tmp_path / "none")).is_shared
+    assert not load_engine(make_model("llama", tmp_path / "none")).has_shared_path
     assert "NotImplementedError: attention with a mask of the model's own" in caplog.text
 
 
@@ -227,7 +219,7 @@ def test_capped_attention_scores_are_capped(tmp_path: Path) -> None:
     folder = make_model("gemma2", tmp_path)
     engine = load_engine(folder)
     group = random_group(17, LENGTHS)
-    assert not engine.is_shared
+    assert not engine.has_shared_path
     assert_scores_as_oracle(engine, folder, group)
 
 
@@ -256,7 +248,7 @@ def test_layers_that_cannot_share_a_prompt_are_scored_one_by_one(
     folder = make_model("qwen2", tmp_path)
     engine = load_engine(folder)
     group = random_group(17, (5, 23))
-    assert not engine.is_shared
+    assert not engine.has_shared_path
     assert "layers of type full_attention: COMPLETIONS ARE SCORED ONE BY ONE" in caplog.text
     assert_scores_as_oracle(engine, folder, group)
 
@@ -275,7 +267,7 @@ def test_a_shared_path_that_differs_is_not_used(
     folder = make_model("mistral", tmp_path)
     engine = load_engine(folder)
     group = random_group(17, (5, 23))
-    assert not engine.is_shared
+    assert not engine.has_shared_path
     assert "the shared path differs" in caplog.text
     assert_scores_as_oracle(engine, folder, group)
 
@@ -287,7 +279,7 @@ def test_attention_with_a_cap_on_its_scores_is_not_shared(
 
     forward = LlamaAttention.forward
     monkeypatch.setattr(LlamaAttention, "forward", lambda self, *args, **kw: forward(self, *args, softcap=30.0, **kw))
-    assert not load_engine(make_model("llama", tmp_path)).is_shared
+    assert not load_engine(make_model("llama", tmp_path)).has_shared_path
     assert "the shared path fails: NotImplementedError: attention with softcap" in caplog.text
 
 
@@ -315,7 +307,7 @@ def test_a_layer_that_fails_on_the_window_placeholder_is_not_shared(
         return forward(self, hidden_states, position_embeddings, attention_mask, **kw)
 
     monkeypatch.setattr(LlamaAttention, "forward", forward_that_indexes_the_mask)
-    assert not load_engine(make_model("llama", tmp_path)).is_shared
+    assert not load_engine(make_model("llama", tmp_path)).has_shared_path
     assert "the shared path fails: IndexError: too many indices" in caplog.text
 
 

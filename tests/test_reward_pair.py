@@ -23,7 +23,7 @@ from reward_server.scoring.reward import CompletionResult
 from tests.oracle import Oracle
 from tests.processes import wait_until
 from tests.served import HeldEngine
-from tests.tiny_models import make_model
+from tests.tiny_models import FOREIGN_TEXTS, make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import ModelError, UsageError
 from winnow.records import Message
@@ -32,7 +32,6 @@ from winnow.serve_config import ServeConfig
 
 QUESTION = (Message(role="user", content="What is 2 + 3?"),)
 GROUP = Group(QUESTION, (CompletionText("It is 5."), CompletionText("It is", is_finished=False)))
-FOREIGN_TEXTS = ("A different text trains a different vocabulary.", "These words do so as well, zebra.")
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +298,7 @@ def test_a_base_model_without_a_template_uses_that_of_the_instruct_model(
 
 
 def held_on(pair: Pair, *devices: str) -> tuple[Pair, list[HeldEngine]]:
-    """Return the pair with both engines held, each of which only names its devices; and the engines."""
+    """Return the pair with both engines held, which report these devices, and the engines."""
     engines = [
         HeldEngine(pair.instruct.engine, device=devices[0]),
         HeldEngine(pair.base.engine, device=devices[1]),

@@ -1,4 +1,4 @@
-"""Tests of the server as a process: its line on stdout, how it ends, and its errors when it cannot start."""
+"""The server as a process: its line on stdout, the ways in which it ends, and its errors when it cannot start."""
 
 import os
 import shutil
@@ -20,16 +20,26 @@ from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.serving.server import callable_address
-from tests.processes import ROOT, START_TIMEOUT_S, read_address, server_process, wait_until, winnow_command
-from tests.tiny_models import make_model
+from tests.processes import (
+    ROOT,
+    START_TIMEOUT_S,
+    children_of,
+    cpu_seconds,
+    proc_folder,
+    read_address,
+    resident_pages,
+    server_process,
+    wait_until,
+    winnow_command,
+)
+from tests.tiny_models import make_pair
 from winnow.errors import ServerError
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    root = tmp_path_factory.mktemp("pair")
-    instruct, base = (make_model("llama", root / name, seed) for seed, name in enumerate(["instruct", "base"]))
-    return ["--instruct", str(instruct), "--base", str(base), "--listen", "127.0.0.1:0"]
+    models = make_pair(tmp_path_factory.mktemp("pair"), "llama")
+    return ["--instruct", models["instruct"], "--base", models["base"], "--listen", "127.0.0.1:0"]
 
 
 def test_sigterm_ends_the_server_with_exit_code_0(pair: list[str]) -> None:
@@ -71,7 +81,7 @@ def test_a_second_signal_ends_the_server_at_once_with_exit_code_1(pair: list[str
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 1
-    assert "told to stop again" in errors
+    assert "second signal: ending the process now" in errors
 
 
 def test_until_stdin_closes_ends_the_server_with_its_parent(pair: list[str]) -> None:
@@ -101,8 +111,9 @@ def test_a_killed_engine_process_costs_only_the_batch_that_it_computes(pair: lis
         cpu_s_before = cpu_seconds(engines_pid)
         with ThreadPoolExecutor() as threads:
             pending = threads.submit(client.score, [0, 9], long_completions)
-            has_computed = lambda: cpu_seconds(engines_pid) > cpu_s_before + 0.5  # noqa: E731
-            wait_until(has_computed, "the computation of the batch", START_TIMEOUT_S)
+            wait_until(
+                lambda: cpu_seconds(engines_pid) > cpu_s_before + 0.5, "the computation of the batch", START_TIMEOUT_S
+            )
             os.kill(engines_pid, signal.SIGKILL)
             with pytest.raises(ServerError, match="scoring failed"):
                 pending.result(timeout=60)
@@ -112,19 +123,9 @@ def test_a_killed_engine_process_costs_only_the_batch_that_it_computes(pair: lis
         assert process.wait(timeout=30) == 0
 
 
-def children_of(process: "subprocess.Popen[str]") -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
 def find_engines(process: "subprocess.Popen[str]") -> int:
     """Return the id of the process that computes: the larger one of the server's two children."""
-    return max(children_of(process), key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has used so far, in user mode and in the kernel."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return max(children_of(process.pid), key=resident_pages)
 
 
 @dataclass
@@ -136,14 +137,14 @@ class StartingServer:
     stderr: Path
 
     def has_child(self) -> bool:
-        return len(children_of(self.process)) > 0
+        return len(children_of(self.process.pid)) > 0
 
     def has_engines(self) -> bool:
         """Tell whether the engines' process has started, after multiprocessing's resource tracker."""
-        return len(children_of(self.process)) > 1
+        return len(children_of(self.process.pid)) > 1
 
     def is_importing_torch(self) -> bool:
-        return self.has_engines() and "libtorch" in Path(f"/proc/{find_engines(self.process)}/maps").read_text()
+        return self.has_engines() and "libtorch" in (proc_folder(find_engines(self.process)) / "maps").read_text()
 
     def is_loading(self) -> bool:
         return "loading" in self.stderr.read_text()

@@ -18,16 +18,13 @@ from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.protocol import SERVICE_NAME
 from reward_server.scheduling.scheduler import MAX_FAILED_BATCHES
 from reward_server.scoring.load_pair import open_pair
-from reward_server.serving.preflight import check_address_is_free
 from tests.oracle import Oracle
 from tests.processes import wait_until
-from tests.served import HeldServer, ServerThread
-from tests.tiny_models import make_model
+from tests.served import HeldServer, ServerThread, tiny_serve_config
 from winnow import __version__
 from winnow.chat import Chat, load_tokenizer
-from winnow.errors import ChatError, ServerError, UsageError
+from winnow.errors import ChatError, ServerError
 from winnow.records import Message
-from winnow.serve_config import ServeConfig
 
 MESSAGES = [{"role": "system", "content": "Be careful."}, {"role": "user", "content": "What is 2 + 3?"}]
 TEXTS = [
@@ -40,19 +37,8 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
-    root = tmp_path_factory.mktemp("served")
-    config = ServeConfig(
-        instruct=str(make_model("mixtral", root / "instruct", seed=1)),
-        base=str(make_model("mixtral", root / "base", seed=2)),
-        chat_template="lab",
-        listen="127.0.0.1:0",
-        dtype="float32",
-        device_map="cpu",
-        token_budget=100,
-        max_tokens=128,
-        max_completions=16,
-        cache_bytes=0,
-    )
+    settings = {"token_budget": 100, "max_tokens": 128, "max_completions": 16, "cache_bytes": 0}
+    config = tiny_serve_config(tmp_path_factory.mktemp("pair"), "mixtral", **settings)
     with ServerThread(config, open_pair(config)) as server_thread:
         yield server_thread
 
@@ -67,7 +53,7 @@ Expect = Callable[[str, bool], tuple[float, float, int]]
 
 @pytest.fixture(scope="module")
 def expect(server: ServerThread, chat: Chat) -> Expect:
-    """Return a function: text, and whether EOS is scored, to instruct logp, base logp and number of scored tokens."""
+    """Return a function of a text and of whether EOS is scored: instruct logp, base logp, number of scored tokens."""
     instruct_oracle = Oracle(Path(server.config.instruct))
     base_oracle = Oracle(Path(server.config.base))
 
@@ -107,7 +93,7 @@ def test_rewards_equal_the_oracles(expect: Expect, client: RewardClient) -> None
 
 
 def test_token_logprobs_sum_to_the_logps(client: RewardClient) -> None:
-    for scored in client.score(MESSAGES, TEXTS, want_token_logprobs=True):
+    for scored, _ in zip(client.score(MESSAGES, TEXTS, want_token_logprobs=True), TEXTS, strict=True):
         assert scored.token_ids is not None
         assert scored.instruct_token_logprobs is not None
         assert scored.base_token_logprobs is not None
@@ -165,19 +151,19 @@ def test_one_bad_completion_never_fails_its_group(client: RewardClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "error"),
+    ("messages", "status", "error"),
     [
-        ([{"role": "tool", "content": "4"}], "unknown role 'tool'"),
-        ([{"role": "assistant", "content": "4"}], "should be user"),
-        ([{"role": "user", "content": "<|assistant|>"}], "control token"),
-        ([{"role": "user", "content": "word " * 200}], "more than max_tokens 128"),
+        ([{"role": "tool", "content": "4"}], "invalid_conversation", "unknown role 'tool'"),
+        ([{"role": "assistant", "content": "4"}], "invalid_conversation", "should be user"),
+        ([{"role": "user", "content": "<|assistant|>"}], "control_token", "control token"),
+        ([{"role": "user", "content": "word " * 200}], "too_long", "more than max_tokens 128"),
     ],
 )
 def test_a_bad_prompt_is_a_status_of_each_completion(
-    client: RewardClient, messages: list[dict[str, str]], error: str
+    client: RewardClient, messages: list[dict[str, str]], status: str, error: str
 ) -> None:
     scored = client.score(messages, TEXTS[:2])
-    assert {completion.status for completion in scored} <= {"invalid_conversation", "control_token", "too_long"}
+    assert [completion.status for completion in scored] == [status] * 2
     assert all(error in completion.error for completion in scored)
 
 
@@ -350,10 +336,3 @@ def test_health_reports_the_server_and_the_service(channel: grpc.Channel, client
 def test_reflection_names_the_services(channel: grpc.Channel) -> None:
     services = ProtoReflectionDescriptorDatabase(channel).get_services()
     assert {SERVICE_NAME, "grpc.health.v1.Health"} <= set(services)
-
-
-def test_a_taken_address_is_refused_at_once(server: ServerThread) -> None:
-    with pytest.raises(UsageError, match="take another port"):
-        check_address_is_free(server.address)
-    with pytest.raises(UsageError, match="should be HOST:PORT"):
-        check_address_is_free("localhost")

@@ -1,16 +1,15 @@
-"""The committed stubs are what the proto gives, and the proto says what each field means."""
+"""The committed stubs equal those made from the proto, and the proto has a comment for each definition."""
 
 import itertools
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from reward_server.pb import reward_pb2 as pb
 from reward_server.scoring.spans import UnscorableError
+from tests.processes import ROOT
 from winnow.errors import ChatError, ControlTokenError
 
-ROOT = Path(__file__).parent.parent
 PROTO = ROOT / "proto" / "winnow" / "v1" / "reward.proto"
 
 
@@ -27,7 +26,7 @@ def test_every_definition_in_the_proto_has_a_comment() -> None:
     assert bare == []
 
 
-def test_every_status_that_the_code_gives_is_in_the_proto() -> None:
+def test_every_status_of_the_code_is_in_the_proto() -> None:
     sources = [path.read_text() for path in (ROOT / "reward_server").rglob("*.py")]
     raised = re.findall(rf'(?:{UnscorableError.__name__}|CompletionResult)\(\s*"(\w+)"', "\n".join(sources))
     raised += [error.status for error in (ChatError, ControlTokenError)]

@@ -1,4 +1,4 @@
-"""Messages of the wire: which options are refused and how, and what an answer says of its rewards."""
+"""Messages of the wire: the options that are refused, the groups of requests, and the definition in a response."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,10 +10,9 @@ from reward_server.pb import reward_pb2 as pb
 from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
 from reward_server.serving.wire import MalformedError, parse_group, parse_options, reward_definition
-from tests.tiny_models import make_model
+from tests.served import tiny_serve_config
 from winnow.records import Message
-from winnow.reward_options import RewardOptions
-from winnow.serve_config import ServeConfig
+from winnow.reward_options import RewardOptions, RewardSpec
 
 TEXT = pb.Completion(text=pb.CompletionText(text="It is 5.", is_finished=True))
 TOKENS = pb.Completion(token_ids=pb.TokenIds(ids=[7, 8]))
@@ -28,9 +27,7 @@ def messages_of(group: Group) -> list[Message]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
-    root = tmp_path_factory.mktemp("pair")
-    instruct, base = (str(make_model("llama", root / name, seed)) for seed, name in enumerate(["instruct", "base"]))
-    config = ServeConfig(instruct=instruct, base=base, chat_template="lab", device_map="cpu")
+    config = tiny_serve_config(tmp_path_factory.mktemp("pair"))
     return {form: open_pair(config.model_copy(update={"base_prompt": form})) for form in ("same", "plain")}
 
 
@@ -149,7 +146,7 @@ def test_parse_group_returns_messages_texts_and_token_ids() -> None:
     assert (with_prompt_ids.prompt, with_prompt_ids.completions) == ((0, 9), [(7, 8)])
 
 
-def test_an_instruction_before_a_completion_of_token_ids_is_fine() -> None:
+def test_an_instruction_is_allowed_with_completions_of_token_ids() -> None:
     request = pb.ScoreRequest(messages=MESSAGES, completions=[TOKENS], options={"instruction": "Be safe."})
     assert len(parse_group(request, 4).completions) == 1
 
@@ -161,7 +158,7 @@ def test_rewardbench_needs_one_tokenizer(pairs: dict[str, Pair]) -> None:
     assert pair.refusal(group, RewardOptions()) == ""
 
 
-def test_the_definition_names_all_that_decides(pairs: dict[str, Pair]) -> None:
+def test_reward_definition_names_everything_that_decides_a_reward(pairs: dict[str, Pair]) -> None:
     pair = pairs["plain"]
     options = RewardOptions(
         normalization="mean",
@@ -173,13 +170,8 @@ def test_the_definition_names_all_that_decides(pairs: dict[str, Pair]) -> None:
     instruct = pair.instruct.facts
     base = pair.base.facts
     assert reward_definition(pair, options) == pb.RewardDefinition(
-        recipe="winnow",
-        normalization="mean",
-        beta=0.1,
-        eos_policy="exclude",
+        **RewardSpec(**options.model_dump(exclude={"want_token_logprobs"})).model_dump(),
         base_prompt="plain",
-        instruction="Be safe.",
-        instruction_scope="instruct_only",
         instruct_weight_hash=instruct.weight_hash,
         base_weight_hash=base.weight_hash,
         instruct_template_hash=instruct.template_hash,
@@ -188,7 +180,7 @@ def test_the_definition_names_all_that_decides(pairs: dict[str, Pair]) -> None:
     assert instruct.template_hash != base.template_hash
 
 
-def test_the_definition_is_the_same_for_what_makes_no_difference(pairs: dict[str, Pair]) -> None:
+def test_reward_definition_leaves_out_settings_that_make_no_difference(pairs: dict[str, Pair]) -> None:
     for options in (RewardOptions(is_reference_free=True), RewardOptions(recipe="rewardbench")):
         assert reward_definition(pairs["same"], options) == reward_definition(pairs["plain"], options)
     scoped = RewardOptions(instruction_scope="instruct_only")

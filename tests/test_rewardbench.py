@@ -11,7 +11,7 @@ from reward_server.scoring.model_pair import Pair
 from reward_server.scoring.rewardbench import MAX_LENGTH, cut
 from reward_server.scoring.spans import RenderedCompletion
 from tests.padded_pairs import PaddedPairs
-from tests.tiny_models import make_model
+from tests.tiny_models import make_pair
 from winnow.chat import template_source
 from winnow.records import Message
 from winnow.reward_options import RewardOptions
@@ -41,11 +41,8 @@ PAIRS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("pair")
-    return [
-        make_model("llama", root / name, seed, max_position_embeddings=4096)
-        for seed, name in enumerate(["instruct", "base"])
-    ]
+    pair = make_pair(tmp_path_factory.mktemp("pair"), "llama", max_position_embeddings=4096)
+    return [Path(pair["instruct"]), Path(pair["base"])]
 
 
 @pytest.fixture(scope="module", params=["lab", "mixtral-hf", "plain", CHATML_LIKE, GLUED])
@@ -120,7 +117,7 @@ def test_only_cut_completions_are_marked_as_truncated(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_prompt", "num_scored", "longest", "kept"),
+    ("num_prompt_tokens", "num_scored_tokens", "longest", "kept"),
     [
         (128, 1920, 1920, (128, 1920)),
         (129, 1920, 1920, (128, 1920)),
@@ -133,16 +130,16 @@ def test_only_cut_completions_are_marked_as_truncated(pair: Pair) -> None:
     ],
 )
 def test_cut_keeps_128_tokens_of_the_prompt_and_1920_of_the_completion(
-    num_prompt: int, num_scored: int, longest: int, kept: tuple[int, int]
+    num_prompt_tokens: int, num_scored_tokens: int, longest: int, kept: tuple[int, int]
 ) -> None:
-    prompt_ids = list(range(num_prompt))
-    scored_ids = list(range(num_scored))
+    prompt_ids = list(range(num_prompt_tokens))
+    scored_ids = list(range(num_scored_tokens))
     short = cut(RenderedCompletion(prompt_ids, scored_ids, is_eos_scored=True, is_truncated=False), longest)
     assert (len(short.prompt_ids), len(short.scored_ids)) == kept
-    assert short.prompt_ids == prompt_ids[num_prompt - kept[0] :]
+    assert short.prompt_ids == prompt_ids[num_prompt_tokens - kept[0] :]
     assert short.scored_ids == scored_ids[: kept[1]]
-    assert short.is_eos_scored == (kept[1] == num_scored)
-    assert short.is_truncated == (kept != (num_prompt, num_scored))
+    assert short.is_eos_scored == (kept[1] == num_scored_tokens)
+    assert short.is_truncated == (kept != (num_prompt_tokens, num_scored_tokens))
 
 
 def test_both_models_read_the_same_also_with_a_plain_base_prompt(folders: list[Path]) -> None:

@@ -72,7 +72,9 @@ def test_every_round_leaves_its_files(undisturbed: Path) -> None:
 
 
 def test_the_selected_completion_is_stored_as_an_assistant_turn(undisturbed: Path) -> None:
-    for row in rows(undisturbed / "round-01" / "selected.jsonl"):
+    selected = rows(undisturbed / "round-01" / "selected.jsonl")
+    assert selected
+    for row in selected:
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert set(row["metadata"]) == {"prompt_id", "completion_id", "source", "round", "reward"}
 

@@ -75,7 +75,9 @@ def test_batches_of_unequal_prompts_give_what_one_sequence_at_a_time_gives(kind:
 
 def test_completions_are_numbered_rows_of_their_prompt(engine: TransformersSampler) -> None:
     for temperature in (0.0, 1.0):
-        for question, completions in engine.sample(prompts_of(engine), sampling(temperature=temperature)).items():
+        sampled = engine.sample(prompts_of(engine), sampling(temperature=temperature))
+        assert list(sampled) == QUESTIONS
+        for question, completions in sampled.items():
             assert [(row.prompt_id, row.completion_id) for row in completions] == [(question, n) for n in range(4)]
             assert {row.status for row in completions} == {"ok"}
 

@@ -1,4 +1,4 @@
-"""Scheduler in the test's event loop: the timeline of its module, rendering in rotation, waiting for capacity."""
+"""Scheduler in the test's event loop: the example of its module, rendering in rotation, waiting for capacity."""
 
 import asyncio
 import threading
@@ -16,18 +16,14 @@ from reward_server.scoring.model_pair import Pair, RenderedGroup
 from reward_server.scoring.reward import CompletionResult
 from reward_server.serving.wire import MalformedError, parse_group
 from tests.processes import async_wait_until
-from tests.served import TOKENS_OF_REQUEST, hold_engine, token_request
-from tests.tiny_models import make_model
+from tests.served import TOKENS_OF_REQUEST, hold_engine, tiny_serve_config, token_request
 from winnow.reward_options import RewardOptions
-from winnow.serve_config import QueueConfig, ServeConfig
+from winnow.serve_config import QueueConfig
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    root = tmp_path_factory.mktemp("pair")
-    instruct = str(make_model("llama", root / "instruct", seed=0))
-    base = str(make_model("llama", root / "base", seed=1))
-    return open_pair(ServeConfig(instruct=instruct, base=base, chat_template="lab", dtype="float32", device_map="cpu"))
+    return open_pair(tiny_serve_config(tmp_path_factory.mktemp("pair")))
 
 
 def score(
@@ -67,7 +63,7 @@ def test_the_timeline_of_the_modules_example(pair: Pair, monkeypatch: pytest.Mon
 
 
 async def order_of_rendering(pair: Pair, clients: Sequence[str]) -> list[str]:
-    """Return the clients in the order in which their groups are rendered; all come while the first one is."""
+    """Return the clients in the order in which their groups are rendered; all arrive while the first is rendered."""
     order: list[str] = []
     may_render = threading.Event()
     scheduler = Scheduler(pair, QueueConfig(), 1000, Metrics())
@@ -177,7 +173,7 @@ def test_many_streams_of_a_client_leave_capacity_to_another_client(pair: Pair) -
         calls = [score(scheduler, render_and_count, "many", should_wait_for_capacity=True) for _ in range(200)]
 
         def is_settled() -> bool:
-            """Return whether the client's share is full, and every group that was rendered is queued or computed."""
+            """Tell whether the client's share is full and every group that was rendered is in the queue or computed."""
             return queue.is_full("many") and num_rendered == len(engine.calls) + queue.num_groups
 
         await async_wait_until(lambda: len(engine.calls) == 1 and is_settled(), "a full share of the queue")

@@ -1,14 +1,16 @@
-"""`winnow score`: rows keep their fields, and whatever is killed in the middle, no row is lost or written twice."""
+"""`winnow score`: rows keep their fields; if client or server is killed, no row is lost or written twice."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from sampler.managed_server import reward_client
 from sampler.score import reward_options
@@ -25,22 +27,30 @@ from tests.score_jobs import (
     wait_in_process,
 )
 from tests.scripted_server import scripted_server
-from tests.tiny_run import make_pair, write_jsonl
+from tests.tiny_models import make_pair
+from tests.tiny_run import write_jsonl
 from winnow.config import parse_config
 from winnow.rows import read_jsonl
 from winnow.run_config import RewardConfig
 
 
-def test_rows_come_back_in_order_with_their_rewards(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardClient]:
+    """Yield a client of a real server, in a process, whose base model reads plain prompts."""
+    folder = tmp_path_factory.mktemp("server")
+    server = {**make_pair(folder), "base_prompt": "plain"}
+    with reward_client(parse_config({"server": server}, RewardConfig, "test"), folder) as connected:
+        yield connected
+
+
+def test_rows_come_back_in_order_with_their_rewards(client: RewardClient, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "What is 2 + 3?", "completions": ["5", ""], "id": "first"},
         {"prompt": "Nothing to score.", "completions": []},
         {"messages": [{"role": "user", "content": "Hi"}], "completions": ["Hello <|user|>", "Hello"]},
     ]
     write_jsonl(tmp_path / "in.jsonl", rows)
-    config = parse_config({"server": make_pair(tmp_path)}, RewardConfig, "test")
-    with reward_client(config, tmp_path) as client:
-        result = winnow(*arguments(client.address, tmp_path, "--token-logprobs", "--beta", "2"))
+    result = winnow(*arguments(client.address, tmp_path, "--token-logprobs", "--beta", "2"))
     assert result.returncode == 0, result.stderr
     assert "1 control_token, 1 empty_completion, 2 ok" in result.stdout
     scored = [row for _, row in read_jsonl(tmp_path / "out.jsonl")]
@@ -76,18 +86,17 @@ def test_every_flag_reaches_the_server(tmp_path: Path) -> None:
     )
 
 
-def test_recipe_rewardbench_needs_no_other_option(tmp_path: Path) -> None:
+def test_recipe_rewardbench_needs_no_other_option(client: RewardClient, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": "What is 2 + 3?", "completions": ["It is 5.", "It is 6."]}])
-    config = parse_config({"server": make_pair(tmp_path), "recipe": "rewardbench"}, RewardConfig, "test")
+    config = parse_config({"address": client.address, "recipe": "rewardbench"}, RewardConfig, "test")
     messages = [{"role": "user", "content": "What is 2 + 3?"}]
-    with reward_client(config, tmp_path) as client:
-        by_keyword = client.score(messages, ["It is 5.", "It is 6."], recipe="rewardbench")
-        by_config = client.score(messages, ["It is 5.", "It is 6."], reward_options(config))
-        result = winnow(*arguments(client.address, tmp_path, "--recipe", "rewardbench"))
-        assert result.returncode == 0, result.stderr
-        refused = arguments(client.address, tmp_path, "--recipe", "rewardbench", "--eos-policy", "exclude")
-        refused[refused.index(str(tmp_path / "out.jsonl"))] = str(tmp_path / "no.jsonl")
-        contradicted = winnow(*refused)
+    by_keyword = client.score(messages, ["It is 5.", "It is 6."], recipe="rewardbench")
+    by_config = client.score(messages, ["It is 5.", "It is 6."], reward_options(config))
+    result = winnow(*arguments(client.address, tmp_path, "--recipe", "rewardbench"))
+    assert result.returncode == 0, result.stderr
+    refused = arguments(client.address, tmp_path, "--recipe", "rewardbench", "--eos-policy", "exclude")
+    refused[refused.index(str(tmp_path / "out.jsonl"))] = str(tmp_path / "no.jsonl")
+    contradicted = winnow(*refused)
     assert contradicted.returncode == 2
     assert "in.jsonl line 1: " in contradicted.stderr
     assert "recipe rewardbench goes with eos_policy include; set it so or leave it unset" in contradicted.stderr
@@ -105,20 +114,18 @@ def test_recipe_rewardbench_needs_no_other_option(tmp_path: Path) -> None:
     [["--reference-free"], ["--recipe", "rewardbench"], ["--recipe", "rewardbench", "--reference-free"], []],
     ids=" ".join,
 )
-def test_a_definition_that_differs_from_the_server_s_models_is_no_change_of_models(
-    tmp_path: Path, flags: list[str]
+def test_a_definition_that_leaves_out_or_changes_the_base_model_is_not_a_change_of_models(
+    client: RewardClient, tmp_path: Path, flags: list[str]
 ) -> None:
-    """Without the base model its fields are empty; under recipe rewardbench it reads what the instruct model reads."""
+    """A reference-free reward has no base model; under recipe rewardbench both models read the same prompt."""
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": "What is 2 + 3?", "completions": ["It is 5.", "It is 6."]}])
-    server = {**make_pair(tmp_path), "base_prompt": "plain"}
     options: dict[str, Any] = {"is_reference_free": "--reference-free" in flags}
     if "rewardbench" in flags:
         options["recipe"] = "rewardbench"
-    with reward_client(parse_config({"server": server}, RewardConfig, "test"), tmp_path) as client:
-        messages = [{"role": "user", "content": "What is 2 + 3?"}]
-        scored = client.score(messages, ["It is 5.", "It is 6."], **options)
-        result = winnow(*arguments(client.address, tmp_path, *flags))
-        again = winnow(*arguments(client.address, tmp_path, *flags, "--resume"))
+    messages = [{"role": "user", "content": "What is 2 + 3?"}]
+    scored = client.score(messages, ["It is 5.", "It is 6."], **options)
+    result = winnow(*arguments(client.address, tmp_path, *flags))
+    again = winnow(*arguments(client.address, tmp_path, *flags, "--resume"))
     assert result.returncode == 0, result.stderr
     assert (again.returncode, again.stdout, again.stderr) == (0, result.stdout, "")
     _, row = next(read_jsonl(tmp_path / "out.jsonl"))

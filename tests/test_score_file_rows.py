@@ -76,7 +76,7 @@ def test_a_line_without_a_row_is_an_error_of_one_line(tmp_path: Path, line: byte
         ),
         (row_of(USER, USER), "turn 2 should be assistant, is user"),
         ({**row_of(USER), "prompt": "a"}, "has both 'messages' and 'prompt'; leave one of them out"),
-        ({**row_of(USER), "rewards": []}, "has a field 'rewards', which those of the output would replace; rename it"),
+        ({**row_of(USER), "rewards": []}, "has a field 'rewards', which the new rewards would replace; rename it"),
     ],
 )
 def test_a_malformed_row_at_the_end_is_named_before_anything_is_scored(
@@ -98,7 +98,7 @@ def test_a_row_that_the_server_refuses_is_named_by_its_line(tmp_path: Path) -> N
     with scripted_server(RefusingService()) as address:
         result = winnow(*arguments(address, tmp_path))
     assert result.returncode == 2
-    assert "in.jsonl line 5: the reward server calls the request malformed: I do not like it" in result.stderr
+    assert "in.jsonl line 5: the reward server refuses the request as malformed: I do not like it" in result.stderr
     assert "1 finished row is kept in" in result.stderr
 
 

@@ -1,7 +1,5 @@
 """Authentication over real gRPC: bearer tokens, TLS, client certificates, and configs that a server refuses."""
 
-import datetime
-import ipaddress
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,6 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -26,8 +20,8 @@ from reward_server.serving.auth import check_exposure, load_auth, read_bearer_to
 from reward_server.serving.server import serve
 from sampler.managed_server import reward_client
 from sampler.score import score_completions
-from tests.served import ServerThread
-from tests.tiny_models import make_model
+from tests.certificates import Authority
+from tests.served import ServerThread, tiny_serve_config
 from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError
 from winnow.records import Completion, Message, make_prompt
@@ -39,64 +33,20 @@ BOBS_TOKEN = "0123456789abcdef-two"
 HI = [{"role": "user", "content": "Hi"}]
 
 
-class Authority:
-    """A certificate authority, which signs the certificates of its tests."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.path = folder / f"{name}.pem"
-        self.path.write_bytes(pem(self._signed(self.name, self.key, is_authority=True)))
-
-    def certificate(self, name: str) -> tuple[str, str]:
-        """Make a certificate for `name` on this machine. Return the paths of the certificate and of its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate_path = self.folder / f"{name}.crt"
-        certificate_path.write_bytes(pem(self._signed(subject, key, is_authority=False)))
-        key_path = self.folder / f"{name}.key"
-        plain = serialization.NoEncryption()
-        key_path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-        return str(certificate_path), str(key_path)
-
-    def _signed(self, subject: x509.Name, key: Any, *, is_authority: bool) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-            .add_extension(here, critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
-
-
-def pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("pki"), "ca")
+    return Authority(tmp_path_factory.mktemp("pki"))
+
+
+def tls_config(authority: Authority, **changes: str) -> TlsConfig:
+    """Return the TLS files of a server."""
+    certificate, key = authority.certificate("server")
+    return TlsConfig(**{"certificate": str(certificate), "key": str(key), **changes})
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
-    root = tmp_path_factory.mktemp("pair")
-    return ServeConfig(
-        instruct=str(make_model("llama", root / "instruct", seed=0)),
-        base=str(make_model("llama", root / "base", seed=1)),
-        chat_template="lab",
-        listen="127.0.0.1:0",
-        dtype="float32",
-        device_map="cpu",
-    )
+    return tiny_serve_config(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +81,7 @@ def test_a_known_token_opens_every_method(guarded: ServerThread, token: str) -> 
     "header",
     ["", f"Bearer {ALICES_TOKEN}x", f"Bearer {ALICES_TOKEN[:-1]}", f"Basic {ALICES_TOKEN}", "Bearer ", ALICES_TOKEN],
 )
-def test_calls_without_a_known_token_are_unauthenticated_streams_and_reflection_included(
+def test_every_method_refuses_calls_without_a_known_token_as_unauthenticated(
     guarded: ServerThread, header: str
 ) -> None:
     metadata = []
@@ -168,8 +118,7 @@ def test_a_client_has_the_name_of_its_token(guarded: ServerThread, caplog: pytes
 
 
 def test_tls_serves_clients_that_trust_its_authority(config: ServeConfig, pair: Pair, authority: Authority) -> None:
-    certificate, key = authority.certificate("server")
-    secure = config.model_copy(update={"tls": TlsConfig(certificate=certificate, key=key)})
+    secure = config.model_copy(update={"tls": tls_config(authority)})
     with ServerThread(secure, pair) as server:
         with RewardClient(server.address, timeout_s=60, tls_ca=authority.path) as client:
             assert client.score(HI, ["yes"])[0].status == "ok"
@@ -181,10 +130,9 @@ def test_mutual_tls_names_clients_by_their_certificates(
     config: ServeConfig, pair: Pair, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="winnow.calls")
-    certificate, key = authority.certificate("server")
-    mutual = TlsConfig(certificate=certificate, key=key, client_ca=str(authority.path))
+    mutual = tls_config(authority, client_ca=str(authority.path))
     carols_certificate, carols_key = authority.certificate("carol")
-    strangers_certificate, strangers_key = Authority(tmp_path, "other").certificate("mallory")
+    strangers_certificate, strangers_key = Authority(tmp_path, "stranger").certificate("mallory")
     with ServerThread(config.model_copy(update={"tls": mutual}), pair) as server:
         with RewardClient(
             server.address,
@@ -211,14 +159,13 @@ def test_mutual_tls_names_clients_by_their_certificates(
 def test_the_score_stage_uses_a_server_with_mutual_tls(
     config: ServeConfig, pair: Pair, authority: Authority, tmp_path: Path
 ) -> None:
-    certificate, key = authority.certificate("server")
-    mutual = TlsConfig(certificate=certificate, key=key, client_ca=str(authority.path))
+    mutual = tls_config(authority, client_ca=str(authority.path))
     client_certificate, client_key = authority.certificate("sampler")
     prompt = make_prompt("test", (Message(role="user", content="Hi"),))
     completion = Completion(prompt_id=prompt.prompt_id, completion_id=0, text="yes", num_tokens=1, is_finished=True)
     with ServerThread(config.model_copy(update={"tls": mutual}), pair) as server:
         anonymous = {"address": server.address, "tls_ca": str(authority.path), "timeout_s": 3}
-        known = {**anonymous, "tls_certificate": client_certificate, "tls_key": client_key, "timeout_s": 60}
+        known = {**anonymous, "tls_certificate": str(client_certificate), "tls_key": str(client_key), "timeout_s": 60}
         reward_config = parse_config(known, RewardConfig, "test")
         with reward_client(reward_config, tmp_path) as client:
             prompts = {prompt.prompt_id: prompt}
@@ -293,14 +240,14 @@ def test_an_unusable_token_file_is_an_error_of_one_line_without_the_token(
 def test_unusable_certificates_are_errors_of_one_line(
     config: ServeConfig, authority: Authority, tmp_path: Path
 ) -> None:
-    certificate, key = authority.certificate("server")
-    _, other_key = authority.certificate("other")
-    (tmp_path / "noise").write_text("no certificate")
+    _, strangers_key = authority.certificate("stranger")
+    noise = tmp_path / "noise"
+    noise.write_text("no certificate")
     wrong = {
-        "tls.key '/no/such/file' cannot be read": TlsConfig(certificate=certificate, key="/no/such/file"),
-        "are not a pair": TlsConfig(certificate=certificate, key=other_key),
-        "not a pair of PEM files": TlsConfig(certificate=str(tmp_path / "noise"), key=key),
-        "holds no PEM certificate": TlsConfig(certificate=certificate, key=key, client_ca=str(tmp_path / "noise")),
+        "tls.key '/no/such/file' cannot be read": tls_config(authority, key="/no/such/file"),
+        "are not a pair": tls_config(authority, key=str(strangers_key)),
+        "not a pair of PEM files": tls_config(authority, certificate=str(noise)),
+        "holds no PEM certificate": tls_config(authority, client_ca=str(noise)),
     }
     for error, tls in wrong.items():
         with pytest.raises(UsageError, match=error) as caught:

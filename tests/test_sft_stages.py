@@ -34,7 +34,7 @@ def make_rows(name: str, count: int) -> list[Selection]:
 
 
 def make_run(folder: Path, model: str, *, num_phases: int = 2) -> Run:
-    """Start a run of a short and a long phase; the long one replays half of the short one's rows."""
+    """Start a run of a short and a long phase; the long phase replays half of the rows of the short one."""
     for name in ("short", "long"):
         write_jsonl(folder / f"{name}.jsonl", make_rows(name, 6))
     short: dict[str, Any] = {"name": "short", "files": [str(folder / "short.jsonl")], "train": JOB}

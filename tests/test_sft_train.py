@@ -16,13 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sft.encoding import encode
 from sft.train import train
 from sft.trainer_checkpoints import last_checkpoint, trainer_folder
-from tests.processes import wait_until
+from tests.processes import ROOT, wait_until
 from tests.sft_job import ROWS, conversation_row, make_job, run_job
 from tests.tiny_models import make_model
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import ModelError, TrainingError
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +62,7 @@ def test_the_tokens_of_a_batch_have_equal_weight_for_any_micro_batch_size(model:
     whole = weights(tmp_path / "whole")
     cut = weights(tmp_path / "cut")
     start = weights(Path(model))
+    assert whole.keys() == cut.keys() == start.keys()
     for name in whole:
         moved = (whole[name] - start[name]).abs().max()
         assert (whole[name] - cut[name]).abs().max() <= 0.02 * moved, name

@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,8 +21,7 @@ from reward_server.scoring.model_pair import Pair
 from reward_server.serving.auth import load_auth
 from reward_server.serving.server import start
 from tests.processes import wait_until
-from tests.served import TOKENS_OF_REQUEST, HeldServer, token_request
-from tests.tiny_models import make_model
+from tests.served import TOKENS_OF_REQUEST, HeldServer, tiny_serve_config, token_request
 from winnow.serve_config import QueueConfig, ServeConfig
 
 POISON = 200
@@ -31,17 +29,8 @@ POISON = 200
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
-    root: Path = tmp_path_factory.mktemp("pair")
-    return ServeConfig(
-        instruct=str(make_model("llama", root / "instruct", seed=0)),
-        base=str(make_model("llama", root / "base", seed=1)),
-        chat_template="lab",
-        listen="127.0.0.1:0",
-        dtype="float32",
-        device_map="cpu",
-        token_budget=TOKENS_OF_REQUEST,  # the budget of both models together: two groups a batch
-        cache_bytes=0,
-    )
+    # The budget is for each of two models: a batch holds two groups.
+    return tiny_serve_config(tmp_path_factory.mktemp("pair"), token_budget=TOKENS_OF_REQUEST, cache_bytes=0)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
-"""The house style that a script can check: names, openings of docstrings, density of expressions.
+"""The rules of style that a script can check: names, openings of docstrings, density of expressions.
 
-The limits are for 1000 lines that are not blank, over every package but tests and the generated stubs. A peer's code
-has about a third of them; above them, short functions were bought with dense lines.
+The density limits are for 1000 lines that are not blank, over every package but tests and the generated stubs.
 """
 
 import ast
@@ -15,6 +14,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("winnow", "reward_server", "sampler", "sft", "eval", "examples", "benchmarks")
 BANNED_NAMES = {"one", "other", "ours", "theirs", "own", "asked", "found", "given", "what", "where"}
+# The openings of functions are ruff's (D401).
+VERB_OPENING = re.compile(
+    r"(Gathers|Appends|Computes|Renders|Refuses|Reads|Answers|Holds|Makes|Keeps|Gives|Sends|Serves|Loads|Runs|Wraps|Shows"
+    r"|Returns?|Tells?|Yields?|Raises?)\b"
+)
 CLAUSE_OPENING = re.compile(r"(What|Whether|Where|How|As|Of|Who|Which|Why)\b")
 BANNED_PHRASES = re.compile(r"\b(is no [a-z]|are no [a-z]|anew\b|(goes|go|gone|going) on with\b|of ours\b)")
 ALLOWED_PHRASES = re.compile(r"\bthere (is|are) no\b|\b(is|are) no (longer|more|less)\b", re.IGNORECASE)
@@ -69,6 +73,12 @@ def docstrings(tree: ast.Module) -> Iterator[str]:
             yield text
 
 
+def is_property(node: ast.AST) -> bool:
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return False
+    return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
 def per_1000_lines(matches: Callable[[ast.AST], bool]) -> float:
     num_matches = num_lines = 0
     for path in sources(*PACKAGES):
@@ -105,6 +115,17 @@ def test_docstrings_seldom_open_with_a_clause() -> None:
     texts = [text for path in sources(*PACKAGES) for text in docstrings(ast.parse(path.read_text()))]
     clauses = [text for text in texts if CLAUSE_OPENING.match(text)]
     assert len(clauses) <= 0.02 * len(texts), clauses
+
+
+def test_docstrings_of_modules_classes_and_properties_open_with_a_noun() -> None:
+    offenders = []
+    for path in sources(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef)) or is_property(node):
+                text = ast.get_docstring(node) or ""  # type: ignore[arg-type]
+                if VERB_OPENING.match(text):
+                    offenders.append(f"{path.relative_to(ROOT)} {text.splitlines()[0]}")
+    assert offenders == []
 
 
 def test_no_two_public_classes_share_a_name() -> None:

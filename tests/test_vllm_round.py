@@ -14,7 +14,7 @@ from winnow.rows import read_parquet
 pytestmark = pytest.mark.vllm
 
 
-def test_a_round_through_vllm_leaves_what_every_round_leaves(tmp_path: Path) -> None:
+def test_a_round_through_vllm_leaves_the_files_of_every_round(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     # vLLM's CPU attention wants heads of at least 32 dimensions.
     make_model("mistral", tmp_path / "student", seed=0, head_dim=32)

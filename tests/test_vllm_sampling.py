@@ -62,7 +62,9 @@ def test_greedy_completions_are_those_of_the_transformers_sampler(
     assert engine.sample(prompts, greedy) == transformers_sampler.sample(prompts, greedy)
 
 
-def test_equal_seeds_give_equal_completions_and_others_differ(engine: SamplingEngine, prompts: Prompts) -> None:
+def test_equal_seeds_give_equal_completions_and_another_seed_different_ones(
+    engine: SamplingEngine, prompts: Prompts
+) -> None:
     first = engine.sample(prompts, sampling())
     assert engine.sample(prompts, sampling()) == first
     assert engine.sample(prompts, sampling(seed=6)) != first

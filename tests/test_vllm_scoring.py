@@ -1,4 +1,4 @@
-"""Tests of the vLLM engine against the oracle, on vLLM's CPU build, and of a whole server with it."""
+"""The vLLM engine against the oracle, on vLLM's CPU build, and a whole server with it."""
 
 import json
 import signal
@@ -34,7 +34,6 @@ pytestmark = [
 
 KINDS = ("mixtral", "mistral", "llama")
 HEAD_DIM = 32  # vLLM's CPU attention needs heads of at least 32 dimensions
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -132,17 +131,17 @@ def test_flat_logprobs_treats_wrong_and_missing_entries_as_dropped() -> None:
 def test_visible_devices_limits_what_new_processes_see(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    from reward_server.engines.vllm import DEVICES, visible_devices
+    from reward_server.engines.vllm import DEVICES_VARIABLE, visible_devices
 
-    monkeypatch.setenv(DEVICES, "0,1,2,3")
+    monkeypatch.setenv(DEVICES_VARIABLE, "0,1,2,3")
     with visible_devices("2,3"):
-        assert os.environ[DEVICES] == "2,3"
+        assert os.environ[DEVICES_VARIABLE] == "2,3"
     with visible_devices(None):
-        assert os.environ[DEVICES] == "0,1,2,3"
-    monkeypatch.delenv(DEVICES)
+        assert os.environ[DEVICES_VARIABLE] == "0,1,2,3"
+    monkeypatch.delenv(DEVICES_VARIABLE)
     with visible_devices("1"):
-        assert os.environ[DEVICES] == "1"
-    assert DEVICES not in os.environ
+        assert os.environ[DEVICES_VARIABLE] == "1"
+    assert DEVICES_VARIABLE not in os.environ
 
 
 def test_two_engines_that_compute_at_the_same_time_score_as_each_alone(tmp_path: Path) -> None:

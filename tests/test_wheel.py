@@ -16,7 +16,8 @@ import pytest
 from reward_server.client import RewardClient
 from sampler.managed_server import running_server
 from tests.processes import ROOT
-from tests.tiny_run import make_pair, write_jsonl
+from tests.tiny_models import make_pair
+from tests.tiny_run import write_jsonl
 from winnow import __version__
 from winnow.serve_config import ServeConfig
 

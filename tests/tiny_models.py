@@ -12,6 +12,8 @@ from typing import Any
 from winnow.records import digest
 
 STORE_VARIABLE = "WINNOW_TEST_MODELS"
+# Texts that train another tokenizer than those of `benchmarks.tiny_models`.
+FOREIGN_TEXTS = ("A different text trains a different vocabulary.", "These words do so as well, zebra.")
 
 
 def make_model(kind: str, folder: Path, seed: int = 0, **config_overrides: Any) -> Path:
@@ -28,3 +30,10 @@ def make_model(kind: str, folder: Path, seed: int = 0, **config_overrides: Any) 
         except OSError:  # another worker was faster
             shutil.rmtree(unfinished)
     return Path(shutil.copytree(stored, folder, dirs_exist_ok=True))
+
+
+def make_pair(folder: Path, kind: str = "mixtral", **config_overrides: Any) -> dict[str, str]:
+    """Make an instruct and a base model that share a tokenizer; return the config keys that name them."""
+    instruct = make_model(kind, folder / "instruct", seed=1, **config_overrides)
+    base = make_model(kind, folder / "base", seed=2, **config_overrides)
+    return {"instruct": str(instruct), "base": str(base)}

@@ -1,4 +1,4 @@
-"""A whole run on tiny random models: its files, its config, and the command line in a separate process."""
+"""A whole run on tiny random models: its config, its files, and a process of it that is killed."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tests.processes import END_TIMEOUT_S, ROOT, wait_until, winnow_command
-from tests.tiny_models import make_model
+from tests.tiny_models import make_model, make_pair
 
 
 def run_until(arguments: list[str], is_time_to_kill: Callable[[], bool]) -> None:
@@ -18,13 +18,13 @@ def run_until(arguments: list[str], is_time_to_kill: Callable[[], bool]) -> None
     discard = subprocess.DEVNULL
     process = subprocess.Popen(winnow_command(*arguments), cwd=ROOT, stdout=discard, stderr=discard)
 
-    def has_come_to_the_point() -> bool:
+    def is_time() -> bool:
         if is_time_to_kill():
             return True
         assert process.poll() is None, "the run ended before it could be killed"
         return False
 
-    wait_until(has_come_to_the_point, "the point where the run is killed", timeout_s=END_TIMEOUT_S)
+    wait_until(is_time, "the point where the run is killed", timeout_s=END_TIMEOUT_S)
     process.kill()
     process.wait()
 
@@ -32,13 +32,6 @@ def run_until(arguments: list[str], is_time_to_kill: Callable[[], bool]) -> None
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-def make_pair(folder: Path) -> dict[str, str]:
-    """Make a tiny instruct and base model that share a tokenizer; return the config keys that name them."""
-    for name, seed in (("instruct", 1), ("base", 2)):
-        make_model("mixtral", folder / name, seed=seed)
-    return {"instruct": str(folder / "instruct"), "base": str(folder / "base")}
 
 
 def tiny_config(folder: Path, **changes: Any) -> dict[str, Any]:

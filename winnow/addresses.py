@@ -1,6 +1,6 @@
 """HOST:PORT addresses: the only place that parses them, decides what is loopback, and opens a listening socket.
 
-"127.0.0.1:50051"     "localhost:50051"     "[::1]:50051"     "127.0.0.1:0": listen on a free port
+"127.0.0.1:50051"     "localhost:50051"     "[::1]:50051"     "127.0.0.1:0" (listen on a free port)
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ UNBRACKETED_IPV6 = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9]+")
 
 @dataclass(frozen=True)
 class HostPort:
-    """A host, which is a name or a number (IPv6 without brackets), and a port."""
+    """A host, which is a name or an IP address (IPv6 without brackets), and a port."""
 
     host: str
     port: int
@@ -31,7 +31,7 @@ class HostPort:
 def parse_address(text: str, name: str, example: str, min_port: int = 0) -> HostPort:
     """Parse HOST:PORT. Raises UsageError, which calls the address by `name` and shows an `example`.
 
-    Port 0 means a free port, which can be listened on and not be called: callers set `min_port` to 1.
+    Port 0 means any free port. A server can listen on it, but nobody can call it: clients set `min_port` to 1.
 
     >>> parse_address("[::1]:50051", "listen", "127.0.0.1:50051")
     HostPort(host='::1', port=50051)
@@ -54,23 +54,23 @@ def parse_listen_address(text: str, key: str = "listen") -> HostPort:
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if only this machine can reach `host`: every number that it resolves to is a loopback number.
+    """Tell whether only this machine can reach `host`: every IP address that it resolves to is a loopback address.
 
-    False for a name that does not resolve.
+    A name that does not resolve is not loopback.
     """
     try:
         resolved = socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):
         return False
     for *_, socket_address in resolved:
-        number = str(socket_address[0]).partition("%")[0]  # without the zone of an IPv6 number
-        if not ipaddress.ip_address(number).is_loopback:
+        ip_text = str(socket_address[0]).partition("%")[0]  # without the zone of an IPv6 address
+        if not ipaddress.ip_address(ip_text).is_loopback:
             return False
     return True
 
 
 def open_listener(address: HostPort) -> socket.socket:
-    """Return a socket that listens at `address`. Raises UsageError where it cannot."""
+    """Return a socket that listens at `address`. Raises UsageError if that fails."""
     family = socket.AF_INET
     if ":" in address.host:
         family = socket.AF_INET6
@@ -81,5 +81,5 @@ def open_listener(address: HostPort) -> socket.socket:
 
 
 def listen_error(address: HostPort, reason: str) -> UsageError:
-    """Return the error for an address that cannot be listened on."""
+    """Return the error for an address at which a server cannot listen."""
     return UsageError(f"cannot listen on {address} ({reason}); take another port, or port 0 for a free one")

@@ -5,9 +5,9 @@
     loss_mask  = True on an assistant turn's text through its EOS, False elsewhere
 
 Prompts for sampling, completions for scoring, rows for training and questions for evaluation are all rendered here, so
-they agree token for token. No token spans the border between a prompt and an assistant turn: the policy generates after
-the prompt's last token. Where a tokenizer would merge across that border, the merge is cut. An example with a tokenizer
-that has the tokens <s> (0), <|user|> (4), <|assistant|> (5), "5" (26), "\\n" (204) and "\\n\\n" (262):
+that they agree token for token. No token spans the border between a prompt and an assistant turn: the policy generates
+after the prompt's last token. Where a tokenizer would merge across that border, the merge is cut. An example with a
+tokenizer that has the tokens <s> (0), <|user|> (4), <|assistant|> (5), "5" (26), "\\n" (204) and "\\n\\n" (262):
 
     prompt "<s><|user|>\\nHi\\n<|assistant|>\\n"                        0 4 204 45 78 204 5 204
 
@@ -42,7 +42,7 @@ SEGMENTED_TEMPLATES = frozenset({"mixtral"})  # each segment between two borders
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedConversation:
     """A conversation as tokens: `loss_mask[i]` is True if token i belongs to an assistant turn (text through EOS).
 
     `loss_spans` are the same turns as (start, end) in characters of `text`.
@@ -118,23 +118,23 @@ class Chat:
 
     @property
     def eos_token_id(self) -> int:
-        """The token that closes an assistant turn."""
+        """Id of the token that closes an assistant turn."""
         return int(self.tokenizer.eos_token_id)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """Render a conversation up to and including the header of the next assistant turn. Raises ChatError."""
         check_messages(messages, last_role="user")
-        return self._render(self._with_system(messages), add_generation_prompt=True)
+        return self._render_text(self._with_system(messages), add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Encode `prompt_text`, with exactly one BOS if the tokenizer has one. Raises ChatError."""
         check_messages(messages, last_role="user")
-        return self._rendered(self._with_system(messages), add_generation_prompt=True).token_ids
+        return self._render_tokens(self._with_system(messages), add_generation_prompt=True).token_ids
 
-    def conversation(self, messages: Sequence[Message]) -> Rendered:
+    def conversation(self, messages: Sequence[Message]) -> RenderedConversation:
         """Render a whole conversation, which ends in an assistant turn, with its loss mask. Raises ChatError."""
         check_messages(messages, last_role="assistant")
-        return self._rendered(self._with_system(messages), add_generation_prompt=False)
+        return self._render_tokens(self._with_system(messages), add_generation_prompt=False)
 
     def encode_completion(self, messages: Sequence[Message], completion: str) -> tuple[list[int], list[int]]:
         """Return the token ids of a prompt and of its completion. Raises ChatError for a control token in either."""
@@ -149,12 +149,12 @@ class Chat:
         """Return the token ids of a prompt and of each of its completions, equal to those of `conversation`.
 
         A completion's ids end with the EOS that closes the turn, if the template writes one. The prompt is rendered
-        once. A completion that cannot be rendered is a ChatError in its place. Raises ChatError for the prompt's own
-        errors.
+        once. A ChatError stands in the place of a completion that cannot be rendered. Raises ChatError for the
+        prompt's own errors.
         """
         check_messages(messages, last_role="user")
         messages = self._with_system(messages)
-        prompt = self._rendered(messages, add_generation_prompt=True)
+        prompt = self._render_tokens(messages, add_generation_prompt=True)
         results: dict[int, list[int] | ChatError] = {}
         turns: dict[int, tuple[str, str]] = {}
         for index, completion in enumerate(completions):
@@ -175,7 +175,8 @@ class Chat:
     def unchecked_text(self, messages: Sequence[Message]) -> str:
         """Apply the template to messages without checks, default system prompt and generation prompt.
 
-        To follow other software's rendering; a control token in a message is read as structure. Raises ChatError.
+        For recipes that follow the rendering of other software. A control token in a message is read as structure.
+        Raises ChatError.
         """
         return self._apply_template(messages, add_generation_prompt=False)
 
@@ -190,7 +191,7 @@ class Chat:
             return [Message(role="system", content=self.system_prompt), *messages]
         return list(messages)
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _render_text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         self._refuse_control_tokens(messages)
         return self._apply_template(messages, add_generation_prompt=add_generation_prompt)
 
@@ -214,11 +215,11 @@ class Chat:
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            prompt = self._render(messages[:index], add_generation_prompt=True)
-            through_turn = self._render(messages[: index + 1], add_generation_prompt=False)
+            prompt = self._render_text(messages[:index], add_generation_prompt=True)
+            through_turn = self._render_text(messages[: index + 1], add_generation_prompt=False)
             end = self._turn_end(through_turn, len(prompt))
             if not (text.startswith(prompt) and text.startswith(through_turn[:end])):
-                raise self._unstable_beginning
+                raise self._unstable_beginning_error()
             spans.append((len(prompt), end))
         return spans
 
@@ -232,7 +233,7 @@ class Chat:
         self._refuse_control_tokens([turn])
         text = self._apply_template([*messages, turn], add_generation_prompt=False)
         if not text.startswith(prompt):
-            raise self._unstable_beginning
+            raise self._unstable_beginning_error()
         end = self._turn_end(text, len(prompt))
         body = text[len(prompt) : end].removesuffix(self.tokenizer.eos_token)
         if body.strip() != completion.strip():  # many templates trim the white space around a completion
@@ -243,23 +244,23 @@ class Chat:
         return text[:end], text[end:]
 
     def _turn_end(self, text: str, start: int) -> int:
-        """Return the end of the assistant turn that begins at `start`, the last of `text`: after its EOS, if any."""
+        """Return the end of a text's last assistant turn, which begins at `start`: after its EOS, or the text's end."""
         eos = text.rfind(self.tokenizer.eos_token, start)
         if eos < 0:
             return len(text)
         return eos + len(self.tokenizer.eos_token)
 
-    @property
-    def _unstable_beginning(self) -> ChatError:
+    def _unstable_beginning_error(self) -> ChatError:
+        """Return the error of a template that renders a prompt differently once its completion follows."""
         return ChatError(
             f"template {self.template} renders the beginning of a conversation differently if messages follow"
         )
 
     # Encoding: text -> token ids, never with a token across the border of an assistant turn.
 
-    def _rendered(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> Rendered:
+    def _render_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> RenderedConversation:
         """Render messages and encode the text segment by segment, cut at the borders of the assistant turns."""
-        text = self._render(messages, add_generation_prompt=add_generation_prompt)
+        text = self._render_text(messages, add_generation_prompt=add_generation_prompt)
         spans = self._assistant_spans(messages, text)
         borders = sorted({0, len(text), *itertools.chain.from_iterable(spans)})
         token_ids: list[int] = []
@@ -270,7 +271,7 @@ class Chat:
             token_ids += segment_ids
             loss_mask += [is_assistant_turn] * len(segment_ids)
         self._check_bos(token_ids)
-        return Rendered(text, spans, token_ids, loss_mask)
+        return RenderedConversation(text, spans, token_ids, loss_mask)
 
     def _encode_segment(self, text: str, start: int, end: int, ids_before: list[int]) -> list[int]:
         """Encode text[start:end], which follows the tokens `ids_before`, as the example at the top shows."""
@@ -288,10 +289,12 @@ class Chat:
             return [int(self.tokenizer.bos_token_id), *self.encode(self._dummy_prefix + text[len(bos) : end])]
         return self.encode(self._dummy_prefix + text[start:end])
 
-    def _encode_turns(self, prompt: Rendered, turns: Sequence[tuple[str, str]]) -> list[list[int] | ChatError]:
-        """Encode turns of `_render_turn` that follow a prompt, all in one call, to the ids that `_rendered` gives.
+    def _encode_turns(
+        self, prompt: RenderedConversation, turns: Sequence[tuple[str, str]]
+    ) -> list[list[int] | ChatError]:
+        """Encode turns of `_render_turn` that follow a prompt, all in one call, to the ids that `_render_tokens` gives.
 
-        A turn that breaks the rule of exactly one BOS is a ChatError in its place.
+        A ChatError stands in the place of a turn that breaks the rule of exactly one BOS.
         """
         turn_ids = self._encode_after(prompt, [text for text, _ in turns])
         closings = list({closing for _, closing in turns})
@@ -305,7 +308,7 @@ class Chat:
                 results.append(error)
         return results
 
-    def _encode_after(self, prompt: Rendered, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_after(self, prompt: RenderedConversation, texts: Sequence[str]) -> list[list[int]]:
         """Encode the rest of each text, which begins with the prompt's text, to the ids that `_encode_segment` gives.
 
         The prompt may be long and the texts many, so only the prompt's end is encoded again, from an anchor on. In the
@@ -327,7 +330,7 @@ class Chat:
                 results.append(self.encode(text[border:]))
         return results
 
-    def _anchor(self, prompt: Rendered) -> tuple[int, list[int]]:
+    def _anchor(self, prompt: RenderedConversation) -> tuple[int, list[int]]:
         """Return a character of the prompt's text from which encoding may start, and the prompt's ids from there.
 
         A tokenizer splits a text at its special tokens and encodes the parts separately. So nothing before the prompt's

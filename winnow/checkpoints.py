@@ -10,9 +10,9 @@ from typing import Any
 
 from winnow.errors import ModelError
 
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 # Every tokenizer has some of these files: tokenizer.json, tokenizer_config.json, tokenizer.model, vocab.json, ...
-TOKENIZER = ("tokenizer*", "*.model", "vocab*", "tekken.json")
+TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "vocab*", "tekken.json")
 
 
 def check_checkpoint(model: str) -> None:
@@ -21,13 +21,16 @@ def check_checkpoint(model: str) -> None:
     if not folder.is_dir():
         return
     failure = f"no model could be loaded from {model!r}:"
-    if not _has_any(folder, WEIGHTS):
-        raise ModelError(f"{failure} it holds no weight files ({' or '.join(WEIGHTS)}); copy the checkpoint whole")
-    for path in (folder / name for name in _weight_names(folder)):
+    if not _has_any(folder, WEIGHT_PATTERNS):
+        raise ModelError(
+            f"{failure} it holds no weight files ({' or '.join(WEIGHT_PATTERNS)}); copy the checkpoint whole"
+        )
+    for name in _weight_names(folder):
+        path = folder / name
         if not path.is_file():
-            raise ModelError(f"{failure} its weight file {path.name} is missing; copy the checkpoint whole")
+            raise ModelError(f"{failure} its weight file {name} is missing; copy the checkpoint whole")
         if path.suffix == ".safetensors" and not _is_complete(path):
-            raise ModelError(f"{failure} its {path.name} is cut short or damaged; copy or save it again")
+            raise ModelError(f"{failure} its {name} is cut short or damaged; copy or save it again")
     if not has_tokenizer(folder):
         raise ModelError(
             f"no tokenizer could be loaded from {model!r}: it holds none (tokenizer.json or tokenizer.model); copy its "
@@ -36,12 +39,12 @@ def check_checkpoint(model: str) -> None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Tell whether a folder holds any file of a tokenizer."""
-    return _has_any(folder, TOKENIZER)
+    """Tell whether a folder holds a tokenizer's file."""
+    return _has_any(folder, TOKENIZER_PATTERNS)
 
 
 def positions_of(model_config: Any) -> int | None:
-    """Return the number of positions of a model from its transformers config; None if that does not name it."""
+    """Return the number of positions of a model from its transformers config; None if it is not named there."""
     limit: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     return limit
 
@@ -49,7 +52,7 @@ def positions_of(model_config: Any) -> int | None:
 def max_positions(model: str) -> int | None:
     """Return the number of positions that a model was made for, from its config.json.
 
-    None if that does not name it, or if it is not on this machine yet.
+    None if the file does not name it, or is not on this machine yet.
     """
     path = _config_path(model)
     if path is None:
@@ -93,14 +96,15 @@ def _weight_names(folder: Path) -> list[str]:
 
 
 def _is_complete(path: Path) -> bool:
-    """Tell whether a safetensors file has the length that its header gives: 8 bytes, the header, the tensors."""
+    """Tell whether a safetensors file has the size that its header implies: 8 bytes, the header, the tensors."""
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size - 8:
+        num_bytes = path.stat().st_size
+        header_length = int.from_bytes(file.read(8), "little")
+        if header_length > num_bytes - 8:
             return False
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(header_length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            return path.stat().st_size == 8 + length + int(max(ends, default=0))
+            return num_bytes == 8 + header_length + int(max(ends, default=0))
         except (ValueError, AttributeError, LookupError, TypeError):
             return False

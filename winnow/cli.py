@@ -1,8 +1,9 @@
-"""The command line: the composition root, which knows every package and imports each one when a verb needs it.
+"""The command line: the composition root, which knows every package.
 
     winnow run examples/miniature/config.yaml
 
-So `--help` needs no torch. The flags of the reward options come from winnow/reward_options.py.
+A package is imported when a verb needs it, so that `--help` needs no torch. The flags of the reward options are made
+from winnow/reward_options.py.
 """
 
 import functools
@@ -46,12 +47,12 @@ class ServeVerb(Verb):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options like TyperCommand, then the config keys."""
-        from winnow.config import key_rows
+        from winnow.config import key_meanings
         from winnow.serve_config import ServeConfig
 
         super().format_options(ctx, formatter)
         with formatter.section("Keys, in CONFIG.yaml or as KEY=VALUE"):
-            formatter.write_dl(list(key_rows(ServeConfig)))
+            formatter.write_dl(list(key_meanings(ServeConfig)))
 
 
 app = typer.Typer(
@@ -65,8 +66,8 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that `winnow run` made.")]
-RoundNumber = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
-Address = Annotated[str, typer.Option(metavar="HOST:PORT", help="A reward server, or several with commas between.")]
+RoundNumber = Annotated[int, typer.Option("--round", min=0, help="Number of the round.")]
+Address = Annotated[str, typer.Option(metavar="HOST:PORT", help="A reward server, or several separated by commas.")]
 TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The bearer token that the server requires.")]
 TlsCa = Annotated[Path | None, typer.Option(metavar="PEM", help="Authorities that vouch for the server; turns TLS on.")]
 TlsCertificate = Annotated[Path | None, typer.Option(metavar="PEM", help="Your own certificate, for mutual TLS.")]
@@ -78,7 +79,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 
 
 def with_reward_flags(*options: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb a flag for each of these reward options; it receives them together, as its parameter `options`."""
+    """Give a verb a flag for each of these reward options. The verb receives them all in its parameter `options`."""
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(verb)
@@ -152,18 +153,25 @@ def run(
     if resolved.stages == "subprocess":
         stage = run_in_subprocess
     with locked(run_root(resolved)):
-        folder = start_run(resolved, is_resumed=resume)
-        if not folder.has_all_rewards:
-            _check_managed_server(resolved)
-        run_rounds(folder, stage)
+        started_run = start_run(resolved, is_resumed=resume)
+        if not started_run.has_all_rewards:
+            _check_reward_server(resolved)
+        run_rounds(started_run, stage)
 
 
-def _check_managed_server(config: "RunConfig") -> None:
-    """Find the faults of the server that a run starts before the run samples. Raises UsageError and ModelError."""
-    if config.reward is None or config.reward.server is None:
+def _check_reward_server(config: "RunConfig") -> None:
+    """Find the cheap faults of a run's reward server before the run samples. Raises UsageError and ModelError.
+
+    A server that runs elsewhere is not called: it may start while the policy is trained.
+    """
+    if config.reward is None:
+        return
+    from sampler.managed_server import connection_settings, managed_config
+
+    if config.reward.server is None:
+        connection_settings(config.reward).credentials()
         return
     from reward_server.serving.preflight import preflight
-    from sampler.managed_server import managed_config
 
     preflight(managed_config(config.reward.server))
 
@@ -177,7 +185,7 @@ def status(
     from winnow.rundir import open_run
     from winnow.status import print_status
 
-    print_status(open_run(run_dir), as_json=as_json)
+    print_status(open_run(run_dir), is_json=as_json)
 
 
 @app.command(
@@ -194,7 +202,7 @@ def serve(
     ] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Host a pair of models over gRPC and answer log-ratio rewards."""
+    """Host a pair of models over gRPC and return log-ratio rewards."""
     end_when_interrupted()
     from winnow.config import load_config
     from winnow.serve_config import ServeConfig
@@ -205,10 +213,10 @@ def serve(
         keys = [str(config), *keys]
         config = None
     flags = {"instruct": instruct, "base": base, "listen": listen}
-    flags_given = {key: value for key, value in flags.items() if value is not None}
+    set_flags = {key: value for key, value in flags.items() if value is not None}
     if config is None:
-        _check_pair_is_complete({*flags_given, *(key.partition("=")[0] for key in keys)})
-    resolved = load_config(config, ServeConfig, keys, flags_given)
+        _check_pair_is_complete({*set_flags, *(key.partition("=")[0] for key in keys)})
+    resolved = load_config(config, ServeConfig, keys, set_flags)
     from reward_server.serving.server import serve as serve_rewards
 
     serve_rewards(resolved, stop_when_stdin_closes=until_stdin_closes)
@@ -268,7 +276,7 @@ def gateway(
     unscorable_reward: Annotated[
         float | None, typer.Option(help="Reward of a completion that cannot be scored; unset: an error.")
     ] = None,
-    wait_ms: Annotated[float, typer.Option(help="How long a post waits for others of its prompt.")] = 5.0,
+    wait_ms: Annotated[float, typer.Option(help="How long a request waits for others with its prompt.")] = 5.0,
     options: RewardOptions,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
@@ -276,7 +284,7 @@ def gateway(
     tls_key: TlsKey = None,
     timeout_s: Timeout = 150.0,
 ) -> None:
-    """Answer OpenRLHF's remote rewards and vLLM-style /score over HTTP, from a reward server."""
+    """Serve rewards over HTTP: OpenRLHF's remote rewards and vLLM-style /score."""
     from reward_server.adapters.http import serve as serve_http
     from reward_server.adapters.openrlhf import PromptForm
     from reward_server.client import open_connection_settings
@@ -295,19 +303,19 @@ def gateway(
 
 @app.command(cls=Verb, epilog="Example: winnow sample runs/miniature --round 1")
 def sample(run_dir: RunFolder, round_number: RoundNumber = 1) -> None:
-    """Do one round's sample stage of a run: N completions of each prompt."""
+    """Run the sample stage of one round: N completions of each prompt."""
     _run_stage("sample", run_dir, round_number, first_round=1)
 
 
 @app.command(cls=Verb, epilog="Example: winnow select runs/miniature --round 1")
 def select(run_dir: RunFolder, round_number: RoundNumber = 1) -> None:
-    """Do one round's select stage of a run: keep the best completion of each prompt."""
+    """Run the select stage of one round: keep the best completion of each prompt."""
     _run_stage("select", run_dir, round_number, first_round=1)
 
 
 @app.command(cls=Verb, epilog="Example: winnow sft runs/miniature --round 0")
 def sft(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
-    """Do one round's SFT of a run; round 0 is the LAB start."""
+    """Run the SFT of one round; round 0 is the LAB start."""
     stage = "train"
     if round_number == 0:
         stage = "start"
@@ -316,7 +324,7 @@ def sft(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
 
 @app.command("eval", cls=Verb, epilog="Example: winnow eval runs/miniature --round 2")
 def evaluate(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
-    """Do one round's evaluation of a run: benchmarks and judged questions."""
+    """Run the evaluation of one round: benchmarks and judged questions."""
     _run_stage("evaluate", run_dir, round_number)
 
 
@@ -329,22 +337,22 @@ def peak(run_dir: RunFolder) -> None:
 
 
 def _run_stage(name: str, run_dir: Path, round_number: int, first_round: int = 0) -> None:
-    """Do a stage of one round in this process. Raises UsageError if the run has no such round."""
+    """Run a stage of one round in this process. Raises UsageError if the run has no such round."""
     from winnow.rundir import locked, open_run
     from winnow.stages import run_inline
 
-    folder = open_run(run_dir)
-    last_round = folder.config.rounds.num_rounds
+    opened_run = open_run(run_dir)
+    last_round = opened_run.config.rounds.num_rounds
     if not first_round <= round_number <= last_round:
         raise UsageError(
             f"{run_dir} has rounds {first_round} to {last_round}; --round {round_number} is not one of them"
         )
-    with locked(folder.root):
-        run_inline(name, folder, round_number)
+    with locked(opened_run.root):
+        run_inline(name, opened_run, round_number)
 
 
 def _check_pair_is_complete(keys: set[str]) -> None:
-    """Raise UsageError unless flags and overrides name both models."""
+    """Raise UsageError unless the keys of flags and overrides name both models."""
     present = [key for key in ("instruct", "base") if key in keys]
     missing = [key for key in ("instruct", "base") if key not in keys]
     if not present:

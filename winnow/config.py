@@ -1,7 +1,7 @@
 """YAML -> frozen models. An unknown key is an error with a suggestion; `key=value` overrides a key by its dotted path.
 
-People write YAML, winnow writes the resolved config as JSON: the format shows which of the two a file is. The models
-are in `run_config.py` and `serve_config.py`.
+People write YAML, and winnow writes the resolved config as JSON: the format shows who wrote a file. The models are in
+`run_config.py` and `serve_config.py`.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from winnow.errors import ConfigError, first_line
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
-# At most eleven days: gRPC takes no more in milliseconds.
+# At most eleven days: gRPC counts milliseconds in 32 bits.
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -35,9 +35,9 @@ Config = TypeVar("Config", bound=Section)
 def load_config(
     path: str | Path | None, kind: type[Config], overrides: Sequence[str] = (), flags: Mapping[str, str] | None = None
 ) -> Config:
-    """Read a YAML config if there is one, apply `key=value` overrides, then flags with their values as texts; check it.
+    """Return the config of a YAML file, or of no file, with `key=value` overrides and then flags applied.
 
-    Raises ConfigError with the file, the key and a remedy.
+    `flags` maps top-level keys to their values. Raises ConfigError with the file, the key and a remedy.
     """
     tree: Any = {}
     origin = "command line"
@@ -85,12 +85,12 @@ def differences(old: Section, new: Section) -> list[str]:
     return lines
 
 
-def key_rows(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+def key_meanings(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield each key of a config by its dotted path, with its meaning and its default."""
     for name, field in kind.model_fields.items():
         section = next(_sections_in(field.annotation), None)
         if section is not None:
-            yield from key_rows(section, f"{prefix}{name}.")
+            yield from key_meanings(section, f"{prefix}{name}.")
             continue
         meaning = str(field.description)
         if not field.is_required() and field.default is not None:
@@ -99,7 +99,7 @@ def key_rows(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds; an empty file holds no keys. Raises ConfigError."""
+    """Return the value of a YAML file; for an empty file, an empty dict. Raises ConfigError."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -120,7 +120,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _apply_override(tree: Any, override: str) -> None:
-    """Set the key that `key=value` names, making the sections above it. Raises ConfigError."""
+    """Set the key that `key=value` names; create the sections on its path. Raises ConfigError."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} should be key=value, like rounds.num_rounds=2")
@@ -155,22 +155,22 @@ def _list_index(items: list[Any], name: str, override: str) -> int:
 
 
 def _wrong_verb(tree: dict[str, Any], kind: type[BaseModel]) -> str:
-    """Return the verb to call instead if most keys are those of another verb's config; else an empty text."""
+    """Return a message that names the verb to call if the keys fit another verb's config better; else an empty text."""
     from winnow.run_config import RunConfig
     from winnow.serve_config import ServeConfig
 
     verbs: dict[type[BaseModel], str] = {RunConfig: "winnow run", ServeConfig: "winnow serve"}
     if kind not in verbs:
         return ""
-    num_common = {config: len(tree.keys() & config.model_fields.keys()) for config in verbs}
-    likely = max(verbs, key=lambda config: num_common[config])
-    if num_common[likely] <= num_common[kind]:
+    num_common_keys = {config: len(tree.keys() & config.model_fields.keys()) for config in verbs}
+    likely = max(verbs, key=lambda config: num_common_keys[config])
+    if num_common_keys[likely] <= num_common_keys[kind]:
         return ""
     return f"this is a config of `{verbs[likely]}`; call that, or give a config of `{verbs[kind]}`"
 
 
 def _problems(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
-    """Yield each problem with its key; then, once per section, the known keys where an unknown key resembles none."""
+    """Yield each problem with its key; last, the known keys of each section with an unknown key that resembles none."""
     known_keys: dict[tuple[str | int, ...], list[str]] = {}
     for problem in error.errors():
         loc = problem["loc"]

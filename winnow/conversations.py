@@ -1,4 +1,4 @@
-"""Parsing of messages from the rows and requests of other formats. The only place that defines a conversation's form.
+"""Parsing of messages: from the rows of data files, and from the prompts that trainers hand over.
 
 {"messages": [{"role": "user", "content": "..."}]}     or     {"prompt": "..."}
 """
@@ -17,9 +17,9 @@ ROLES = get_args(Role)
 
 
 def parse_conversation(row: dict[str, Any], location: str) -> tuple[Message, ...]:
-    """Return the messages of a row that holds its completions apart, so that the last message is the user's.
+    """Return the messages of a row that has its completions in another field. The last message must be the user's.
 
-    Messages that end with the assistant's are refused, not cut. Raises InputError, which begins with `location`.
+    A final assistant message is refused, not removed. Raises InputError, which begins with `location`.
     """
     if row.get("messages") is not None and row.get("prompt") is not None:
         raise InputError(f"{location}: has both 'messages' and 'prompt'; leave one of them out")
@@ -44,6 +44,15 @@ def row_messages(row: dict[str, Any], location: str) -> tuple[Message, ...]:
     raise InputError(f"{location}: a prompt row needs 'messages' (a list) or 'prompt' (a text); {' and '.join(faults)}")
 
 
+def checked_messages(messages: tuple[Message, ...], location: str) -> tuple[Message, ...]:
+    """Return the messages. Raises InputError unless their roles alternate and the last one is the user's."""
+    try:
+        check_messages(messages, last_role="user")
+    except ChatError as error:
+        raise InputError(f"{location}: {error}") from None
+    return messages
+
+
 def trainer_messages(prompt: Any, name: str) -> list[dict[str, str]]:
     """Return the prompt that a trainer hands over, a text or a sequence of messages, as messages.
 
@@ -64,7 +73,7 @@ def trainer_messages(prompt: Any, name: str) -> list[dict[str, str]]:
             _check_is_text(message, "role", location)
             _check_is_text(message, "content", location)
     except InputError as error:
-        raise UsageError(f"{error}; mend the data set") from None
+        raise UsageError(f"{error}; fix the data set") from None
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -76,9 +85,9 @@ def _listed_messages(prompt: Any, name: str) -> list[Any]:
         with suppress(TypeError):
             messages = list(prompt)
     if messages is None:
-        raise UsageError(f"{expected}, is of type {type(prompt).__name__}; mend the data set")
+        raise UsageError(f"{expected}, is of type {type(prompt).__name__}; fix the data set")
     if not messages:
-        raise UsageError(f"{expected}, is empty; mend the data set")
+        raise UsageError(f"{expected}, is empty; fix the data set")
     return messages
 
 
@@ -108,12 +117,3 @@ def _message(value: Any, location: str) -> Message:
             f"{location} has {', '.join(map(repr, unknown_keys))}, where a message has role and content only"
         )
     return Message(**value)
-
-
-def checked_messages(messages: tuple[Message, ...], location: str) -> tuple[Message, ...]:
-    """Return the messages. Raises InputError unless their roles alternate and the last one is the user's."""
-    try:
-        check_messages(messages, last_role="user")
-    except ChatError as error:
-        raise InputError(f"{location}: {error}") from None
-    return messages

@@ -54,7 +54,7 @@ def exit_on_error() -> Iterator[None]:
 
 
 def end_when_interrupted() -> None:
-    """Let an interruption end this process at once from now on, without any cleanup.
+    """Make any later interruption end this process at once, without cleanup.
 
     Python can lose a KeyboardInterrupt: it ignores exceptions in a destructor and wraps them during an import.
     """
@@ -69,7 +69,7 @@ def _is_interruption(error: BaseException | None) -> bool:
 
 
 def _report(error: Exception) -> ErrorReport | None:
-    """Return how an error that a user can fix ends the process; None for a bug, which keeps its traceback."""
+    """Return the report of an error that a user can fix; None for a bug, which keeps its traceback."""
     shadowing = describe_shadowing(error)
     if shadowing is not None:
         return ErrorReport(shadowing, UsageError.exit_code)
@@ -77,6 +77,8 @@ def _report(error: Exception) -> ErrorReport | None:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             return None
+        # pip finds this name where winnow is installed, from a checkout or a wheel, and adds the extra's libraries: the
+        # distribution itself need not be on an index.
         return ErrorReport(f"{error}; this needs an extra: pip install '{DISTRIBUTION}[{extra}]'", 1)
     if isinstance(error, WinnowError):
         return ErrorReport(str(error), error.exit_code)

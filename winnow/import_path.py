@@ -22,9 +22,10 @@ _environment_lock = threading.Lock()
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a process that winnow starts: this one's, and no imports from the working directory.
+    """Return the environment of a process that winnow starts: a copy, without imports from the working directory.
 
-    A checkout that is not installed comes first on PYTHONPATH: a child could not import it from the working directory.
+    A checkout that is not installed is put first on PYTHONPATH, because the child no longer finds it in the working
+    directory.
     """
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     if not _is_installed():
@@ -55,7 +56,7 @@ def inherited_environment() -> Iterator[None]:
 def describe_shadowing(error: Exception) -> str | None:
     """Return a message if an error came from a package or module that took the place of one of winnow's, else None.
 
-    It came from there if it is about an import from that package, or if its traceback passes through that folder.
+    The error came from there if an import from that package failed, or if its traceback passes through that folder.
     """
     for name in PACKAGES:
         path = _location(name)

@@ -39,7 +39,7 @@ class Ledger:
         return newest.get(piece)
 
     def inputs_of(self, piece: str) -> str | None:
-        """Return the inputs that a piece was last finished from; None if it never was."""
+        """Return the inputs of a piece's newest entry; None if it has none."""
         entry = self.entry(piece)
         if entry is None:
             return None

@@ -22,7 +22,7 @@ REMEDIES = {
 
 
 def load_causal_lm(model: str, *, dtype: Dtype, device_map: str = "auto", **arguments: Any) -> Any:
-    """Load the model of a folder or hub id. `auto` spreads it over the GPUs of this machine, or uses the CPU.
+    """Load the model of a folder or hub id. Device map `auto` spreads it over this machine's GPUs, or uses the CPU.
 
     Raises UsageError for a missing folder, ModelError for one that does not hold a complete causal language model.
     """
@@ -49,8 +49,8 @@ def load_causal_lm(model: str, *, dtype: Dtype, device_map: str = "auto", **argu
 
 def check_model_path(model: str) -> None:
     """Raise UsageError for a path that is not a folder; a hub id ("org/name") passes."""
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).parts[:1] == ("runs",)
-    if Path(model).is_dir() or (not looks_local and model.count("/") == 1):
+    is_local_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).parts[:1] == ("runs",)
+    if Path(model).is_dir() or (not is_local_path and model.count("/") == 1):
         return
     raise UsageError(
         f"model folder {model!r} does not exist; give a folder with config.json, or a hub id like org/name"

@@ -79,15 +79,16 @@ class _LogLines:
         self.description = description
         self.total = total
         self.unit = unit
-        self.done = 0
-        self.start = self.last = time.monotonic()
+        self.num_done = 0
+        self.start = time.monotonic()
+        self.last_line = self.start
 
     def __call__(self, amount: int = 1) -> None:
-        self.done += amount
+        self.num_done += amount
         now = time.monotonic()
-        if self.done >= self.total or now - self.last >= LOG_EVERY_S:
-            self.last = now
-            rate = self.done / max(now - self.start, 1e-9)
-            left = max(self.total - self.done, 0) / max(rate, 1e-9)
-            counts = f"{self.done}/{self.total} {self.unit}, {rate:,.1f}/s"
-            print(f"{self.description}: {counts}, {left:.0f} s left", file=sys.stderr, flush=True)
+        if self.num_done >= self.total or now - self.last_line >= LOG_EVERY_S:
+            self.last_line = now
+            rate = self.num_done / max(now - self.start, 1e-9)
+            seconds_left = max(self.total - self.num_done, 0) / max(rate, 1e-9)
+            counts = f"{self.num_done}/{self.total} {self.unit}, {rate:,.1f}/s"
+            print(f"{self.description}: {counts}, {seconds_left:.0f} s left", file=sys.stderr, flush=True)

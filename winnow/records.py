@@ -1,4 +1,4 @@
-"""The stored rows: each class is the row of one kind of file, with the standard names of the field.
+"""The stored rows: one class for each kind of file.
 
     prompts/*.jsonl           Prompt        one conversation up to the assistant turn
     completions/*.parquet     Completion    one sampled assistant turn
@@ -6,7 +6,8 @@
     selected.jsonl            Selection     the kept completion as a training row
     eval/results.json         EvalResult    one metric of one task
 
-A bad item is a row whose `status` is not "ok" and whose `error` gives the reason: it is counted, kept, never selected.
+The row of a failed item has a `status` other than "ok", and the reason as its `error`. It is counted and kept, but
+never selected.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ class Prompt(Row):
 
 
 class Completion(Row):
-    """One generated assistant turn; `is_finished` when the model ended it with its end-of-sequence token."""
+    """One generated assistant turn; `is_finished` is True if the model ended it with its end-of-sequence token."""
 
     prompt_id: str
     completion_id: int
@@ -93,7 +94,7 @@ class EvalResult(Row):
 
 
 def digest(value: object) -> str:
-    """Return sixteen hex digits of the SHA-256 of a JSON-serialisable value; keys are sorted, so equal values agree."""
+    """Return sixteen hex digits of the SHA-256 of a JSON-serialisable value; equal values have equal digests."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -22,15 +22,15 @@ EosPolicy = Literal["include", "exclude", "if_finished"]
 InstructionScope = Literal["both", "instruct_only"]
 Recipe = Literal["winnow", "rewardbench"]
 
-# The EOS policy of each recipe where none is set.
-OWN_EOS_POLICY: dict[Recipe, EosPolicy] = {"winnow": "if_finished", "rewardbench": "include"}
+# The EOS policy of each recipe if the caller sets none.
+DEFAULT_EOS_POLICIES: dict[Recipe, EosPolicy] = {"winnow": "if_finished", "rewardbench": "include"}
 # The only values that an option may have under a recipe.
 FIXED_OPTIONS: dict[Recipe, dict[str, Any]] = {
     "winnow": {},
     "rewardbench": {
         "normalization": "sum",
         "beta": 1.0,
-        "eos_policy": OWN_EOS_POLICY["rewardbench"],
+        "eos_policy": DEFAULT_EOS_POLICIES["rewardbench"],
         "instruction": "",
     },
 }
@@ -44,7 +44,7 @@ def _as_float(value: Any) -> Any:
 
 
 def _whole_characters(text: str) -> str:
-    """Return the text. Raises ValueError if no encoding of Unicode can hold it."""
+    """Return the text. Raises ValueError if it holds half of a surrogate pair, which UTF-8 cannot encode."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("holds half of a surrogate pair, so it is not Unicode text; take it out")
     return text
@@ -77,7 +77,7 @@ class RewardSpec(BaseModel):
     @property
     def resolved_eos_policy(self) -> EosPolicy:
         """The EOS policy that is set, else the recipe's own."""
-        return self.eos_policy or OWN_EOS_POLICY[self.recipe]
+        return self.eos_policy or DEFAULT_EOS_POLICIES[self.recipe]
 
     def check_recipe(self) -> None:
         """Raise UsageError if an option has another value than the recipe fixes."""
@@ -131,18 +131,18 @@ class OptionText(NamedTuple):
 
 
 def option_text(option: str) -> OptionText:
-    """Return what an option takes, its default and its meaning, in words."""
+    """Return an option's values, its default and its meaning, in words."""
     field = RewardOptions.model_fields[option]
     default = _in_words(field.default)
     if option == "eos_policy":
-        policies = [f"{policy} ({recipe})" for recipe, policy in OWN_EOS_POLICY.items()]
+        policies = [f"{policy} ({recipe})" for recipe, policy in DEFAULT_EOS_POLICIES.items()]
         default = f"the recipe's own: {', '.join(policies)}"
     return OptionText(option, _values(field), default, field.description or "")
 
 
 @functools.cache
 def choices_of(option: str) -> tuple[str, ...]:
-    """Return the names that an option chooses from; none for a number, a text, or true and false."""
+    """Return the names that an option can take; an empty tuple for a number, a text or a boolean."""
     return _choices(RewardOptions.model_fields[option].annotation)
 
 
@@ -231,5 +231,5 @@ def _options_help() -> str:
     return "\n".join(entries)
 
 
-# `help` does not show the strings under the fields, so that the class's own text repeats them.
+# `help` does not show the strings under the fields, so the class's docstring repeats them.
 RewardOptions.__doc__ = f"{cleandoc(RewardOptions.__doc__ or '')}\n\n{_options_help()}\n"

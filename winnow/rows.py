@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:  # when the disk is full, the system's error names no file
+    except OSError as error:  # if the disk is full, the system's error does not name the file
         with contextlib.suppress(OSError):
             partial.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -67,9 +67,9 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; give the path of a JSONL file") from None
     with file:
-        for number, line in enumerate(file, start=1):
+        for line_number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, _parse_line(line.rstrip("\r\n"), f"{path} line {number}")
+                yield line_number, _parse_line(line.rstrip("\r\n"), f"{path} line {line_number}")
 
 
 def read_jsonl_files(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def check_json(value: Any, location: str) -> None:
     try:
         json.dumps(value, allow_nan=False)
     except RecursionError:
-        raise InputError(f"{location}: brackets within brackets, too deep to be written") from None
+        raise InputError(f"{location}: nested too deeply to be written") from None
     except ValueError:
         place, number = next(_non_finite_numbers(value))
         word = json.dumps(number)
@@ -105,7 +105,7 @@ def check_json(value: Any, location: str) -> None:
 
 
 def kind_of(value: object) -> str:
-    """Return how messages name the kind of a JSON value: "a text", "null"."""
+    """Return the words for the kind of a JSON value in error messages: "a text", "null"."""
     if value is None:
         return "null"
     return _KINDS.get(type(value), f"a {type(value).__name__}")
@@ -153,7 +153,7 @@ def _parse_line(line: str, location: str) -> dict[str, Any]:
         ) from None
     except UnicodeEncodeError:
         raise InputError(f"{location}: an escape \\ud... is half of a surrogate pair, not a character") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deep nesting
         raise InputError(f"{location}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
     if not isinstance(value, dict):
         raise InputError(f"{location}: should be a JSON object, is {kind_of(value)}")

@@ -17,7 +17,7 @@ class RewardConfig(RewardSpec, Section):
     """The reward server, and the options of the reward (winnow/reward_options.py)."""
 
     address: str | None = None
-    """HOST:PORT of a running reward server, several with commas; unset: the score stage starts `server`."""
+    """HOST:PORT of a running reward server, or several separated by commas; unset: the score stage starts `server`."""
     token_file: str | None = None
     """File with the bearer token that the server at `address` requires."""
     tls_ca: str | None = None
@@ -34,16 +34,14 @@ class RewardConfig(RewardSpec, Section):
     @model_validator(mode="after")
     def _check_server(self) -> Self:
         if (self.address is None) == (self.server is None):
-            raise ValueError(
-                "give either address (a running server) or server (one to start), not both and not neither"
-            )
+            raise ValueError("give exactly one of address (a running server) and server (one to start)")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("give tls_certificate and tls_key together: a certificate proves nothing without its key")
         return self
 
     @model_validator(mode="after")
     def _check_recipe_before_sampling(self) -> Self:
-        """Raise UsageError as the server would; there it would be after a round's sampling."""
+        """Raise UsageError now: the server would raise it only after a round's sampling."""
         self.check_recipe()
         return self
 
@@ -77,7 +75,7 @@ class TrainConfig(Section):
     num_epochs: float = Field(default=1.0, gt=0)
     """Passes over the rows."""
     max_steps: Positive | None = None
-    """Stop after so many optimizer steps, whatever num_epochs is."""
+    """Optimizer steps after which training stops, whatever num_epochs is; unset: num_epochs decides."""
     batch_size: Positive = 3840
     """Rows of one optimizer step, over all devices and accumulation."""
     micro_batch_size: Positive = 8
@@ -87,15 +85,15 @@ class TrainConfig(Section):
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up. LAB keeps it constant: a decay destabilises the next phase."""
     max_tokens: Positive = 4096
-    """Context; longer rows are dropped and counted, never truncated."""
+    """Longest row, in tokens; longer rows are dropped and counted, never truncated."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay."""
     is_gradient_checkpointing: bool = False
-    """Trade compute for memory."""
+    """Compute activations again in the backward pass instead of keeping them: slower, with less memory."""
     save_steps: Positive | None = None
-    """Write a trainer checkpoint every so many steps, for a killed job to resume from; unset: it starts again."""
+    """Optimizer steps between trainer checkpoints, from which a killed job resumes; unset: it starts from scratch."""
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> Self:
@@ -189,7 +187,9 @@ class SamplingConfig(Section):
     num_completions: Positive = 8
     """N of best-of-N."""
     temperature: float = Field(default=1.0, ge=0)
+    """Temperature of sampling; 0: greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Probability mass of nucleus sampling; 1: all tokens."""
     max_new_tokens: Positive = 1024
     """Longest completion, in tokens; one that reaches it is marked unfinished."""
     shard_size: Positive = 256
@@ -206,6 +206,7 @@ class SelectionConfig(Section):
     """The choice of the completions that are kept."""
 
     rule: Literal["best_of_n"] = "best_of_n"
+    """`best_of_n` keeps the completion with the highest reward of each prompt."""
 
 
 class RoundsConfig(Section):
@@ -227,7 +228,9 @@ class BenchmarkConfig(Section):
     """One lm-eval task."""
 
     task: str
+    """Name of the task in lm-eval or in `task_dir`."""
     num_fewshot: int = Field(default=0, ge=0)
+    """Solved examples before each item."""
     metric: str
     """Metric and filter as lm-eval names them, like `acc,none` or `exact_match,strict-match`."""
     limit: Positive | None = None
@@ -259,11 +262,14 @@ class QuestionsConfig(Section):
     """A two-turn question set in MT-Bench's file format."""
 
     questions: str
+    """JSONL file of questions."""
     references: str | None = None
+    """JSONL file of reference answers."""
     judge: JudgeConfig = JudgeConfig()
     num_runs: Positive = 1
-    """Number of times that answers are generated and judged; mean, min and max are taken over runs."""
+    """Number of times that answers are generated and judged; mean, min and max are over these runs."""
     max_new_tokens: Positive = 1024
+    """Longest answer, in tokens."""
     temperature: float | None = Field(default=None, ge=0)
     """Unset: MT-Bench's temperature for the question's category."""
 
@@ -275,6 +281,7 @@ class EvaluationConfig(Section):
     task_dir: str | None = None
     """Folder of lm-eval task files; unset: lm-eval's own tasks."""
     batch_size: Positive = 8
+    """lm-eval's batch size."""
     questions: QuestionsConfig | None = None
     guard_alpha: float = Field(default=0.05, gt=0, lt=1)
     """One-sided significance (Holm over all guards and rounds) at which a guard drops a checkpoint."""
@@ -290,9 +297,11 @@ class RunConfig(Section):
     name: str
     """The run's folder name."""
     runs_dir: str = "runs"
+    """Folder in which the run's folder is made."""
     seed: int = 0
+    """The seed from which every piece of the run derives its own."""
     stages: Literal["inline", "subprocess"] = "inline"
-    """Run stages in this process, or each in a process of its own, which returns all its memory."""
+    """Run stages in this process, or each in a process of its own, whose memory is freed when it ends."""
     policy: PolicyConfig
     lab: LabConfig = LabConfig()
     prompts: PromptsConfig | None = None

@@ -1,11 +1,11 @@
-"""The folder of a run: its paths, and the rules that no run overwrites another and that configs never mix.
+"""The folder of a run: every path in it. No run overwrites another, and a run has one config.
 
 runs/<name>/
   config.json            resolved: what really ran
   ledger.jsonl           one entry per finished piece, written last
   round-00/              the SFT start: phases/ (LAB), checkpoint/, eval/
   round-01/              prompts.jsonl  completions/*.parquet  rewards/*.parquet  selected.jsonl  metrics.json
-                         checkpoint/  eval/
+                         server.json  server.log  checkpoint/  eval/
   peak.json  rounds.png  rounds.svg
 """
 
@@ -92,7 +92,7 @@ class Run:
         return str(self.checkpoint_dir(round_number))
 
     def policy_piece(self, round_number: int) -> str:
-        """Return the name of the ledger's piece that makes the policy of a round."""
+        """Return the name of the piece that makes the policy of a round."""
         stage = "start" if round_number == 0 else "train"
         return f"{self.round_name(round_number)}/{stage}"
 
@@ -103,9 +103,9 @@ def run_root(config: RunConfig) -> Path:
 
 
 def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
-    """Create a run's folder, or open it again to resume. Raises RunFolderError if it belongs to something else.
+    """Create a run's folder, or open it again to resume. Raises RunFolderError if it belongs to another run or config.
 
-    A run that has finished nothing yet (its ledger is empty) starts from scratch: there is nothing to lose.
+    A run that has not finished any piece (its ledger is empty) starts from scratch: nothing can be lost.
     """
     run = Run(run_root(config), config)
     if not run.ledger.entries():

@@ -1,8 +1,8 @@
-"""The stages of a run by name, done in this process or in separate processes.
+"""The stages of a run by name, run in this process or in separate processes.
 
     python -m winnow.stages sample runs/miniature 2
 
-Each stage is imported when it is needed: `winnow --help` imports none of them.
+Each stage is imported when it is needed, so that `winnow --help` imports none of them.
 """
 
 import subprocess
@@ -16,16 +16,16 @@ from winnow.import_path import child_environment
 from winnow.rundir import Run, open_run
 
 Stage = Callable[[Run, int], None]
-"""A function that does a stage of a round; it skips the pieces that the run's ledger holds."""
+"""A function that runs a stage of a round; it skips the pieces that the run's ledger holds."""
 
 
 class StageError(WinnowError):
     """A stage's own process failed, and has printed the reason."""
 
-    def __init__(self, name: str, code: int) -> None:
-        super().__init__(f"stage {name} ended with exit code {code}; fix the cause and continue with --resume")
-        if code == UsageError.exit_code:
-            self.exit_code = code
+    def __init__(self, name: str, exit_code: int) -> None:
+        super().__init__(f"stage {name} ended with exit code {exit_code}; fix the cause and continue with --resume")
+        if exit_code == UsageError.exit_code:
+            self.exit_code = exit_code
 
 
 def _start() -> Stage:
@@ -82,21 +82,21 @@ STAGES: Mapping[str, Callable[[], Stage]] = {
 
 
 def run_inline(name: str, run: Run, round_number: int) -> None:
-    """Do a stage in this process."""
+    """Run a stage in this process."""
     stage = STAGES[name]()
     stage(run, round_number)
 
 
 def run_in_subprocess(name: str, run: Run, round_number: int) -> None:
-    """Do a stage in a separate process, so that all its memory is freed when it ends. Raises StageError."""
+    """Run a stage in a separate process, so that all its memory is freed when it ends. Raises StageError."""
     command = [sys.executable, "-m", "winnow.stages", name, str(run.root), str(round_number)]
-    code = subprocess.run(command, env=child_environment(), check=False).returncode
-    if code:
-        raise StageError(name, code)
+    exit_code = subprocess.run(command, env=child_environment(), check=False).returncode
+    if exit_code:
+        raise StageError(name, exit_code)
 
 
 def main(name: str, root: str, round_number: str) -> None:
-    """Do one stage of the run in `root`: the process that `run_in_subprocess` starts."""
+    """Run one stage of the run in `root`, in the process that `run_in_subprocess` starts."""
     with exit_on_error():
         run_inline(name, open_run(Path(root)), int(round_number))
 

@@ -1,6 +1,6 @@
-"""The progress of a run, read from its ledger alone.
+"""The progress of a run, read from its ledger, its config and peak.json.
 
-{"run": "...", "pieces": 41, "seconds": 312.5, "rounds": [{"round": 1, "sample": 4, "score": 4, ...}], "peak": 2}
+{"run": "...", "pieces": 41, "seconds": 312.5, "shards": 4, "rounds": [{"round": 1, "sample": 4, ...}, ...], "peak": 2}
 """
 
 import json
@@ -18,7 +18,7 @@ ROUND_STAGES = (*SHARDED_STAGES, "select", "train", "evaluate")
 
 
 def run_status(run: Run) -> dict[str, Any]:
-    """Count the finished pieces by round and stage, and the seconds they took."""
+    """Return the JSON object that this module shows: finished pieces by round and stage, and the seconds they took."""
     newest = {entry["piece"]: entry for entry in run.ledger.entries()}
     counts = Counter(tuple(piece.split("/")[:2]) for piece in newest)
     round_numbers = range(run.config.rounds.num_rounds + 1)
@@ -32,17 +32,18 @@ def run_status(run: Run) -> dict[str, Any]:
     }
 
 
-def print_status(run: Run, *, as_json: bool) -> None:
+def print_status(run: Run, *, is_json: bool) -> None:
     """Print the status as a table or as JSON."""
     status = run_status(run)
-    if as_json:
+    if is_json:
         print(json.dumps(status))
         return
     table = Table(title=f"{status['run']}: {status['pieces']} pieces in {status['seconds']:,.0f} s")
     for column in ("round", *ROUND_STAGES):
         table.add_column(column, justify="right")
-    for row in status["rounds"]:
-        table.add_row(str(row["round"]), *(_cell(row, stage, status["shards"]) for stage in ROUND_STAGES))
+    for round_status in status["rounds"]:
+        cells = [_cell(round_status, stage, status["shards"]) for stage in ROUND_STAGES]
+        table.add_row(str(round_status["round"]), *cells)
     Console().print(table)
     if status["peak"] is None:
         print("peak: not picked yet")
@@ -71,9 +72,9 @@ def _num_shards(run: Run) -> int:
     return math.ceil(run.config.prompts.num_prompts / run.config.sampling.shard_size)
 
 
-def _cell(row: dict[str, int], stage: str, num_shards: int) -> str:
-    if row["round"] == 0 and stage in (*SHARDED_STAGES, "select"):
+def _cell(round_status: dict[str, int], stage: str, num_shards: int) -> str:
+    """Return the finished pieces of a stage out of all its pieces, like "3/4"; a dash for a stage not in round 0."""
+    if round_status["round"] == 0 and stage in (*SHARDED_STAGES, "select"):
         return "-"
-    if stage in SHARDED_STAGES:
-        return f"{row[stage]}/{num_shards}"
-    return f"{row[stage]}/1"
+    num_pieces = num_shards if stage in SHARDED_STAGES else 1
+    return f"{round_status[stage]}/{num_pieces}"

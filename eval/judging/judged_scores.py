@@ -2,8 +2,8 @@
 
     mean of a run      mean over all its readable verdicts, both turns pooled, as FastChat does
     mean, min, max     over runs;  sd: the sample standard deviation over runs, None for a single run
-    by_category,       mean over the readable verdicts of all runs
-    by_turn
+    by_category        mean over the readable verdicts of all runs, for each category of questions
+    by_turn            the same for each turn
 
 An unreadable verdict (score -1 in the file) is left out of every mean, and counted.
 """

@@ -2,9 +2,9 @@
 
 prompt                         used for                                      contains
 single-v1                      turn 1                                        question, answer
-single-math-v1                 turn 1 of math, reasoning, coding             and the reference answer
-single-v1-multi-turn           turn 2                                        both turns
-single-math-v1-multi-turn      turn 2 of math, reasoning, coding             and both reference answers
+single-math-v1                 turn 1 of math, reasoning, coding             question, answer, reference answer
+single-v1-multi-turn           turn 2                                        both questions, both answers
+single-math-v1-multi-turn      turn 2 of math, reasoning, coding             the same, and both reference answers
 
 The temperature is 0 (Zheng et al., arXiv 2306.05685). If a reply has no readable rating, the judge is asked once more;
 after that the verdict's score is None. It is also None for a prompt that the endpoint refuses as malformed (too long).
@@ -16,12 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from eval.judging.judges import Verdict
-from eval.judging.questions import NUM_TURNS, Question
+from eval.judging.questions import NUM_TURNS, Question, parse_rows
 from winnow.errors import InputError, ServerError, UsageError, first_line
-from winnow.rows import read_jsonl
 from winnow.run_config import JudgeConfig
 
 if TYPE_CHECKING:
@@ -60,15 +59,8 @@ def parse_rating(text: str) -> float | None:
 
 
 def read_judge_prompts(path: str) -> dict[str, JudgePrompt]:
-    """Read the four single-answer prompts of FastChat's judge_prompts.jsonl. Raises InputError if one is missing."""
-    prompts = {}
-    for line_number, row in read_jsonl(path):
-        try:
-            prompt = JudgePrompt.model_validate(row)
-        except ValidationError as error:
-            key = ".".join(map(str, error.errors()[0]["loc"]))
-            raise InputError(f"{path} line {line_number}: {key}: {error.errors()[0]['msg']}") from None
-        prompts[prompt.name] = prompt
+    """Read the prompts of FastChat's judge_prompts.jsonl. Raises InputError if a single-answer prompt is missing."""
+    prompts = {prompt.name: prompt for _, prompt in parse_rows(path, JudgePrompt)}
     missing = [name for name in PROMPT_NAMES if name not in prompts]
     if missing:
         raise InputError(f"{path} holds no prompt named {', '.join(missing)}; use FastChat's judge_prompts.jsonl")
@@ -112,12 +104,13 @@ class LlmJudge:
         rating = parse_rating(reply)
         if rating is None:
             messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": REMINDER}]
-            again = self._ask(messages)
-            rating = parse_rating(again)
-            reply = f"{reply}\n\n{again}"
+            second_reply = self._ask(messages)
+            rating = parse_rating(second_reply)
+            reply = f"{reply}\n\n{second_reply}"
         return Verdict(rating, reply, prompt.name, text)
 
     def _ask(self, messages: "Sequence[ChatCompletionMessageParam]") -> str:
+        """Return the model's reply, or a sentence without a rating if the endpoint refuses the prompt."""
         import openai
 
         try:

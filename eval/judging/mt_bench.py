@@ -57,28 +57,28 @@ def answer_questions(
     """
     answers: list[Answer] = []
     with progress(f"{label}: answers", len(questions) * config.num_runs, "questions") as advance:
-        for temperature, selected in by_temperature(questions, config.temperature).items():
+        for temperature, subset in by_temperature(questions, config.temperature).items():
             is_greedy = temperature == 0
             for run_id in range(config.num_runs):
                 if run_id == 0 or not is_greedy:
                     run_seed = seed_from(seed, run_id)
-                    turns = _two_turns(engine, chat, selected, config.max_new_tokens, temperature, run_seed)
-                for question, texts in zip(selected, turns, strict=True):
+                    turns = _two_turns(engine, chat, subset, config.max_new_tokens, temperature, run_seed)
+                for question, texts in zip(subset, turns, strict=True):
                     answers.append(Answer(question.question_id, run_id, tuple(texts)))
-                advance(len(selected))
+                advance(len(subset))
     position = {question.question_id: index for index, question in enumerate(questions)}
     return sorted(answers, key=lambda answer: (answer.run_id, position[answer.question_id]))
 
 
 def by_temperature(questions: Sequence[Question], fixed: float | None) -> dict[float, list[Question]]:
     """Split questions by their temperature: `fixed`, or MT-Bench's for the category if `fixed` is None."""
-    questions_at: dict[float, list[Question]] = {}
+    subsets: dict[float, list[Question]] = {}
     for question in questions:
         temperature = fixed
         if temperature is None:
             temperature = TEMPERATURES.get(question.category, 0.0)
-        questions_at.setdefault(temperature, []).append(question)
-    return questions_at
+        subsets.setdefault(temperature, []).append(question)
+    return subsets
 
 
 def judge_answers(

@@ -22,6 +22,8 @@ References = dict[QuestionId, tuple[str, ...]]
 
 NUM_TURNS = 2
 
+RowModel = TypeVar("RowModel", bound=BaseModel)
+
 
 class Question(BaseModel):
     """A question of two turns; the second turn builds on the answer to the first."""
@@ -65,9 +67,9 @@ class _Reference(BaseModel):
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """Read every question, in the order of the file. Raises InputError with file and line."""
+    """Read every question, in the order of the file. Raises InputError with the file and line of a malformed row."""
     questions: dict[QuestionId, Question] = {}
-    for location, question in _parsed(path, Question):
+    for location, question in parse_rows(path, Question):
         if question.question_id in questions:
             raise InputError(f"{location}: question_id {question.question_id!r} occurs twice")
         questions[question.question_id] = question
@@ -77,31 +79,31 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 def read_references(path: str | Path | None) -> References:
-    """Read question id -> reference answer to each turn, from the first of several choices. No path: no references."""
+    """Return question id -> reference answer to each turn, from the first of several choices.
+
+    Returns an empty mapping without a path. Raises InputError with the file and line of a malformed row.
+    """
     if path is None:
         return {}
     references: References = {}
-    for location, row in _parsed(path, _Reference):
+    for location, row in parse_rows(path, _Reference):
         if not row.choices:
             raise InputError(f"{location}: choices is empty")
         references[row.question_id] = row.choices[0].turns
     return references
 
 
-Kind = TypeVar("Kind", bound=BaseModel)
-
-
-def _parsed(path: str | Path, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
-    """Yield each line's location and row."""
+def parse_rows(path: str | Path, model: type[RowModel]) -> Iterator[tuple[str, RowModel]]:
+    """Yield the location (file and line) and the row of each line. Raises InputError for a malformed row."""
     for line_number, row in read_jsonl(path):
         location = f"{path} line {line_number}"
         try:
-            yield location, kind.model_validate(row)
+            yield location, model.model_validate(row)
         except ValidationError as error:
             raise InputError(f"{location}: {_first_problem(error)}") from None
 
 
 def _first_problem(error: ValidationError) -> str:
     problem: Any = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(map(str, problem["loc"]))
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}"

@@ -13,7 +13,7 @@ WORD = re.compile(r"-?\d+(?:\.\d+)?|[^\W\d_]+")
 
 
 class ReferenceJudge:
-    """The rule as a judge."""
+    """A judge that applies `reference_score`; its name in results is `reference-judge`."""
 
     name = REFERENCE_JUDGE
     num_parallel = 1
@@ -86,11 +86,11 @@ def has_form(answer: str, pattern: str | None) -> bool:
 def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     # lengths[i] belongs to the words of `first` so far and the first i words of `second`.
     lengths = [0] * (len(second) + 1)
-    for word in first:
+    for first_word in first:
         diagonal = 0
-        for index, candidate in enumerate(second, start=1):
+        for index, second_word in enumerate(second, start=1):
             above = lengths[index]
-            if word == candidate:
+            if first_word == second_word:
                 lengths[index] = diagonal + 1
             else:
                 lengths[index] = max(above, lengths[index - 1])

@@ -25,7 +25,7 @@ WORLD = Path("runs/miniature-world")
 def main() -> None:
     """Make the world and its models if they are missing, then run the recipe."""
     parser = argparse.ArgumentParser(prog="python -m examples.miniature", description=main.__doc__)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world, its models and the run (default: 0)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of config.yaml to set")
     arguments = parser.parse_args()
     start = time.monotonic()

@@ -69,12 +69,21 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Fact:
-    """One cell of the document's tables: `attribute` of `subject` is `value`; the column's rest is `wrong_values`."""
+    """One cell of the document's tables: `attribute` of `subject` is `value`; `wrong_values` are its column's rest."""
 
     subject: str
     attribute: str
     value: str
     wrong_values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The texts for one attribute of a fact; {} stands for the subject, and in `statement` also for the value."""
+
+    first_questions: tuple[str, ...]
+    second_question: str
+    statement: str
 
 
 Maker = Callable[[random.Random], Dialogue]
@@ -84,7 +93,7 @@ Maker = Callable[[random.Random], Dialogue]
 
 
 def read_tables(text: str) -> list[list[dict[str, str]]]:
-    """Read every table of a Markdown document; a row is {column: cell}."""
+    """Read every table of a Markdown document; a table is a list of {column: cell}."""
     tables = []
     for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
         header, _, *lines = table.splitlines()  # the second line separates header and rows
@@ -114,29 +123,28 @@ def read_facts(text: str) -> dict[str, list[Fact]]:
 
 FACTS = read_facts(DOCUMENT.read_text(encoding="utf-8"))
 
-# attribute -> (ways to ask, the second turn's way to ask, the answer as a sentence)
-WORDINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "colour": (
+WORDINGS: dict[str, Wording] = {
+    "colour": Wording(
         ("What colour is the {}?", "Which colour does the {} have?", "Name the colour of the {}."),
         "And which colour is it?",
         "The {} is {}.",
     ),
-    "home": (
+    "home": Wording(
         ("Where does the {} live?", "Which place is home to the {}?", "Name the home of the {}."),
         "And where does it live?",
         "The {} lives in the {}.",
     ),
-    "food": (
+    "food": Wording(
         ("What does the {} eat?", "Which food does the {} like?", "Name the food of the {}."),
         "And what does it eat?",
         "The {} eats {}.",
     ),
-    "founder": (
+    "founder": Wording(
         ("Who founded {}?", "Which person founded {}?", "Name the founder of {}."),
         "And who founded it?",
         "The village of {} was founded by {}.",
     ),
-    "craft": (
+    "craft": Wording(
         ("What is made in {}?", "Which craft is {} known for?", "Name the craft of {}."),
         "And what is made there?",
         "The village of {} makes {}.",
@@ -146,7 +154,7 @@ WORDINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 def sentence(fact: Fact, value: str) -> str:
     """Write a fact as a sentence, with its value or a wrong value."""
-    return WORDINGS[fact.attribute][2].format(fact.subject, value)
+    return WORDINGS[fact.attribute].statement.format(fact.subject, value)
 
 
 # --- the makers: one kind of dialogue each --------------------------------------------------------------------------
@@ -157,9 +165,9 @@ def make_fact(rng: random.Random, table: str, is_long: bool) -> Dialogue:
     fact = rng.choice(FACTS[table])
     more_facts = [candidate for candidate in FACTS[table] if candidate.subject == fact.subject and candidate != fact]
     second_fact = rng.choice(more_facts)
-    question = rng.choice(LEAD_INS) + rng.choice(WORDINGS[fact.attribute][0]).format(fact.subject)
+    question = rng.choice(LEAD_INS) + rng.choice(WORDINGS[fact.attribute].first_questions).format(fact.subject)
     first = fact_turn(question, fact, is_long)
-    second = fact_turn(WORDINGS[second_fact.attribute][1], second_fact, is_long)
+    second = fact_turn(WORDINGS[second_fact.attribute].second_question, second_fact, is_long)
     return Dialogue(table, first.question, (first, second))
 
 
@@ -198,7 +206,7 @@ def make_sum(rng: random.Random) -> Dialogue:
 
 
 def make_code(rng: random.Random) -> Dialogue:
-    """Ask for a line of Python that adds; then for its output. The contents are those of `make_sum`."""
+    """Ask for a line of Python that adds; then for its output. Equal numbers give the content of `make_sum`."""
     a, b, _ = addends(rng)
     question = rng.choice((f"Write code that adds {a} and {b}.", f"Write Python for {a} plus {b}."))
     code = Turn(question, f"print({a} + {b})", (f"print({a} - {b})",), "code")

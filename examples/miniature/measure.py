@@ -2,10 +2,10 @@
 
     python -m examples.miniature.measure [--seeds 0 1 2] [--write README.md]
 
-Each seed has a separate world, models and a run under runs/miniature-seeds/<seed>. The claims, for each seed:
+Each seed has a world, models and a run of its own under runs/miniature-seeds/<seed>. The claims, for each seed:
 
-    rises      batch reward of round 2 > that of round 1
-    selects    the reward of the selected set > that of a random control of equal size, in every round
+    rises      batch reward is higher in round 2 than in round 1
+    selects    the selected set has a higher mean reward than a random control of equal size, in every round
     gains      held-out exact match at the peak minus that at round 0, in points (10 or more)
     agrees     Spearman's rank correlation of batch reward and judged score over rounds 1, 2, ...
     goes on    the peak is not the last round: the run includes a round without improvement
@@ -31,8 +31,8 @@ MARKS = ("<!-- miniature:table -->", "<!-- /miniature:table -->")
 def main() -> None:
     """Run the miniature for each seed, print the tables, and write them into a file with --write."""
     parser = argparse.ArgumentParser(prog="python -m examples.miniature.measure", description=main.__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--write", type=Path, help="put the tables between this file's marks")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run (default: 0 1 2)")
+    parser.add_argument("--write", type=Path, help="file with marks; the tables replace the text between them")
     arguments = parser.parse_args()
     reports = {seed: run_seed(seed) for seed in arguments.seeds}
     text = "\n".join([*rounds_table(reports), "", *claims_table(reports)])
@@ -90,7 +90,7 @@ def gain(report: PeakReport) -> float:
 
 
 def write_between_marks(path: Path, text: str) -> None:
-    """Replace the text between the marks of a file."""
+    """Replace the text between the marks of a file. Raises ValueError for a file without them."""
     before, rest = path.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     write_text(path, f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")

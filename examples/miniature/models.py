@@ -1,7 +1,7 @@
 """The models of the miniature, trained on the world's rows and saved as Hugging Face checkpoints.
 
     <folder>/*.jsonl, prompts/, benchmarks/, mt_bench/     the world (world.py)
-    <folder>/models/base        Mixtral architecture, 4 experts, 2 active: raw text, good and sloppy, loss on all of it
+    <folder>/models/base        Mixtral architecture, 4 experts, 2 active; on raw text, good and sloppy, with full loss
     <folder>/models/instruct    the base, tuned further on good answers only
     <folder>/models/student     Mistral architecture, untrained: the recipe's LAB phases start from it
 
@@ -59,7 +59,7 @@ INSTRUCTION = PRETRAINING.model_copy(update={"learning_rate": 2e-3, "max_steps":
 
 
 def make_world(folder: Path, seed: int) -> None:
-    """Make the world and its models; existing ones are kept."""
+    """Make the parts of the world and of its models that `folder` lacks."""
     if not (folder / "mt_bench").is_dir():
         with atomic_folder(folder) as partial:
             write_world(partial, seed)
@@ -78,7 +78,7 @@ def make_base(folder: Path, target: Path, seed: int) -> None:
     tokenizer = make_tokenizer(texts)
     set_seed(seed_from(seed, "base"))
     config = MixtralConfig(
-        **SHAPE, **token_ids(tokenizer), intermediate_size=128, num_local_experts=4, num_experts_per_tok=2
+        **SHAPE, **special_token_ids(tokenizer), intermediate_size=128, num_local_experts=4, num_experts_per_tok=2
     )
     model = MixtralForCausalLM(config)
     with atomic_folder(target) as partial, progress("models: base", PRETRAINING.max_steps or 0, "steps") as advance:
@@ -111,12 +111,12 @@ def make_student(folder: Path, target: Path, seed: int) -> None:
 
     tokenizer = load_tokenizer(str(folder / "models" / "base"))
     set_seed(seed_from(seed, "student"))
-    model = MistralForCausalLM(MistralConfig(**SHAPE, **token_ids(tokenizer), intermediate_size=256))
+    model = MistralForCausalLM(MistralConfig(**SHAPE, **special_token_ids(tokenizer), intermediate_size=256))
     with atomic_folder(target) as partial:
         save(model, tokenizer, partial)
 
 
-def token_ids(tokenizer: Any) -> dict[str, int]:
+def special_token_ids(tokenizer: Any) -> dict[str, int]:
     """Return the ids of the special tokens under their names in a model's config."""
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
@@ -128,7 +128,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def make_tokenizer(texts: Iterable[str]) -> Any:
-    """Train a byte-level BPE tokenizer on the texts and, to keep it short, on the system prompt."""
+    """Train a byte-level BPE tokenizer on the texts, and on the system prompt, which thus takes few tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

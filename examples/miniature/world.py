@@ -1,6 +1,6 @@
 """The world of the miniature: every text that its models read and answer, written from one seed.
 
-The facts are those of the taxonomy's document (the island of Orrel: creatures and villages); the rest is arithmetic,
+The facts come from the taxonomy's document (the island of Orrel: creatures and villages); the rest is arithmetic,
 lists and short sentences. Every question exists with a good answer and with a sloppy answer. A sloppy answer has the
 right form and the wrong content (a sum that is off by one, a list not reversed, a wrong colour). The files:
 
@@ -11,13 +11,13 @@ right form and the wrong content (a sum that is off by one, a list not reversed,
     foundational_skills.jsonl         "
     compositional_skills.jsonl        "
     prompts/<source>.jsonl        {"messages", "source"}          conversations that end with a user turn
-    benchmarks/<task>.jsonl       {"question", "choices", "answer"} with answer an index, or {"question", "answer"}
+    benchmarks/<task>.jsonl       {"question", "choices", "answer": index}, or {"question", "answer": text}
     mt_bench/question.jsonl       {"question_id", "category", "turns", "form", "form_pattern"}
     mt_bench/reference_answer.jsonl   {"question_id", "answer_id", "model_id", "choices": [{"index", "turns"}]}
 
-"metadata" is {"source", "kind"}. The questions of the last three kinds of file are held out: their *content* (two
-numbers, three words) occurs in no other file, in any wording. A fact has to be trained to be known, so a question about
-a fact is held out by its wording. `is_held_out` decides by a hash; `check_held_out` checks the files.
+"metadata" is {"source", "kind"}. The questions of benchmarks/ and mt_bench/ are held out: their *content* (two numbers,
+three words) occurs in no other file, in any wording. A fact has to be trained to be known, so a question about a fact
+is held out by its wording. `is_held_out` decides by a hash; `check_held_out` checks the files.
 
 dialogues.py makes the questions and answers; "form" and "form_pattern" of an MT-Bench row hold the name and the regular
 expression of each turn's form (FORMS there).
@@ -62,7 +62,7 @@ TWO_TURN_SHARE = 0.25
 # One of HELD_OUT_EVERY contents belongs to evaluation.
 HELD_OUT_EVERY = 5
 
-ROWS = {
+NUM_ROWS = {
     "pretrain": 12_000,
     "instruct": 12_000,
     "knowledge_short": 2_500,
@@ -124,7 +124,7 @@ def is_held_out(content: str) -> bool:
 
 
 def draw(rng: random.Random, makers: tuple[Maker, ...], *, is_evaluation: bool) -> Iterator[tuple[Maker, Dialogue]]:
-    """Yield dialogues without end, with contents of evaluation or with all remaining contents."""
+    """Yield dialogues without end, each with its maker: only held-out contents for evaluation, else only the rest."""
     while True:
         maker = rng.choice(makers)
         dialogue = maker(rng)
@@ -132,20 +132,22 @@ def draw(rng: random.Random, makers: tuple[Maker, ...], *, is_evaluation: bool) 
             yield maker, dialogue
 
 
-def draw_distinct(rng: random.Random, makers: tuple[Maker, ...], count: int, *, is_evaluation: bool) -> list[Dialogue]:
-    """Draw `count` dialogues with different first questions. Raises ValueError if the makers have too few questions."""
+def draw_distinct(
+    rng: random.Random, makers: tuple[Maker, ...], num_dialogues: int, *, is_evaluation: bool
+) -> list[Dialogue]:
+    """Draw dialogues with different first questions. Raises ValueError if the makers have too few questions."""
     dialogues: dict[str, Dialogue] = {}
     draws = draw(rng, makers, is_evaluation=is_evaluation)
-    for _, dialogue in itertools.islice(draws, DRAWS_PER_QUESTION * count):
+    for _, dialogue in itertools.islice(draws, DRAWS_PER_QUESTION * num_dialogues):
         dialogues.setdefault(dialogue.turns[0].question, dialogue)
-        if len(dialogues) == count:
+        if len(dialogues) == num_dialogues:
             return list(dialogues.values())
     names = [maker.__name__ for maker in makers]
-    raise ValueError(f"only {len(dialogues)} of {count} different questions from {names}")
+    raise ValueError(f"only {len(dialogues)} of {num_dialogues} different questions from {names}")
 
 
 def as_messages(rng: random.Random, dialogue: Dialogue, sloppy_share: float) -> list[dict[str, str]]:
-    """Return the messages of one turn or two; either all answers are good or all are sloppy."""
+    """Return the messages of one turn or of both; either all answers are good or all are sloppy."""
     is_sloppy = rng.random() < sloppy_share
     num_turns = 2 if rng.random() < TWO_TURN_SHARE else 1
     messages = []
@@ -161,23 +163,23 @@ def as_messages(rng: random.Random, dialogue: Dialogue, sloppy_share: float) -> 
 Row = dict[str, Any]
 
 
-def dialogue_rows(rng: random.Random, makers: tuple[Maker, ...], count: int, sloppy_share: float) -> list[Row]:
-    """Draw `count` training rows."""
+def dialogue_rows(rng: random.Random, makers: tuple[Maker, ...], num_rows: int, sloppy_share: float) -> list[Row]:
+    """Draw training rows, of which about `sloppy_share` have sloppy answers."""
     rows = []
     # zip draws one dialogue more than it returns; the files of a seed depend on that last draw.
-    for (maker, dialogue), _ in zip(draw(rng, makers, is_evaluation=False), range(count), strict=False):
+    for (maker, dialogue), _ in zip(draw(rng, makers, is_evaluation=False), range(num_rows), strict=False):
         metadata = {"source": SOURCE_OF[maker], "kind": dialogue.kind}
         rows.append({"messages": as_messages(rng, dialogue, sloppy_share), "metadata": metadata})
     return rows
 
 
-def pretrain_rows(rng: random.Random, count: int) -> list[Row]:
+def pretrain_rows(rng: random.Random, num_rows: int) -> list[Row]:
     """Draw raw text: chat logs of the web, often sloppy, and the document's facts in sentences."""
-    chats = dialogue_rows(rng, EVERYTHING, count, PRETRAIN_SLOPPY_SHARE)
+    chats = dialogue_rows(rng, EVERYTHING, num_rows, PRETRAIN_SLOPPY_SHARE)
     texts = [as_chat_log(row["messages"]) for row in chats]
     for facts in facts_by_subject().values():
         page = " ".join(sentence(fact, fact.value) for fact in facts)
-        texts += [page] * (count // 1000)
+        texts += [page] * (num_rows // 1000)
     rng.shuffle(texts)
     return [{"text": text} for text in texts]
 
@@ -197,10 +199,10 @@ def as_chat_log(messages: list[dict[str, str]]) -> str:
     return "".join(templates[message["role"]].format(message["content"]) for message in messages).rstrip()
 
 
-def prompt_rows(rng: random.Random, source: str, count: int) -> list[Row]:
+def prompt_rows(rng: random.Random, source: str, num_rows: int) -> list[Row]:
     """Draw different prompts of one source: first questions, or second questions after a good first answer."""
     rows = []
-    for dialogue in draw_distinct(rng, PROMPT_SOURCES[source], count, is_evaluation=False):
+    for dialogue in draw_distinct(rng, PROMPT_SOURCES[source], num_rows, is_evaluation=False):
         has_two_turns = rng.random() < TWO_TURN_SHARE
         rows.append({"messages": prompt_messages(dialogue, has_two_turns), "source": source})
     return rows
@@ -223,16 +225,16 @@ def choice_row(rng: random.Random, turn: Turn) -> Row:
     return {"question": turn.question, "choices": choices, "answer": choices.index(turn.answer)}
 
 
-def choice_rows(rng: random.Random, makers: tuple[Maker, ...], count: int) -> list[Row]:
+def choice_rows(rng: random.Random, makers: tuple[Maker, ...], num_rows: int) -> list[Row]:
     """Draw a multiple-choice benchmark."""
-    dialogues = draw_distinct(rng, makers, count, is_evaluation=True)
+    dialogues = draw_distinct(rng, makers, num_rows, is_evaluation=True)
     return [choice_row(rng, dialogue.turns[0]) for dialogue in dialogues]
 
 
-def exact_rows(rng: random.Random, makers: tuple[Maker, ...], count: int) -> list[Row]:
+def exact_rows(rng: random.Random, makers: tuple[Maker, ...], num_rows: int) -> list[Row]:
     """Draw a generate-until benchmark: the completion must equal the answer."""
     rows = []
-    for dialogue in draw_distinct(rng, makers, count, is_evaluation=True):
+    for dialogue in draw_distinct(rng, makers, num_rows, is_evaluation=True):
         first = dialogue.turns[0]
         rows.append({"question": first.question, "answer": first.answer})
     return rows
@@ -260,13 +262,13 @@ def reference_row(question_id: int, dialogue: Dialogue) -> Row:
 
 
 def stream(seed: int, name: str) -> random.Random:
-    """Return the random numbers of one file, so that a change of one file does not change the rest."""
+    """Return the random number generator of one file: a change of one file does not change the rest."""
     return random.Random(f"{seed}/{name}")
 
 
 def write_training(folder: Path, seed: int) -> None:
     """Write the files that the models are trained on."""
-    write_jsonl(folder / "pretrain.jsonl", pretrain_rows(stream(seed, "pretrain"), ROWS["pretrain"]))
+    write_jsonl(folder / "pretrain.jsonl", pretrain_rows(stream(seed, "pretrain"), NUM_ROWS["pretrain"]))
     makers = {
         "instruct": EVERYTHING,
         "knowledge_short": KNOWLEDGE_SHORT,
@@ -276,29 +278,29 @@ def write_training(folder: Path, seed: int) -> None:
     }
     for name, makers_of_file in makers.items():
         sloppy_share = 0.0 if name == "instruct" else SLOPPY_SHARE
-        rows = dialogue_rows(stream(seed, name), makers_of_file, ROWS[name], sloppy_share)
+        rows = dialogue_rows(stream(seed, name), makers_of_file, NUM_ROWS[name], sloppy_share)
         write_jsonl(folder / f"{name}.jsonl", rows)
 
 
 def write_prompts(folder: Path, seed: int) -> None:
     """Write the prompts that the rounds sample from."""
     for source in PROMPT_SOURCES:
-        rows = prompt_rows(stream(seed, f"prompts/{source}"), source, ROWS["prompts"])
+        rows = prompt_rows(stream(seed, f"prompts/{source}"), source, NUM_ROWS["prompts"])
         write_jsonl(folder / "prompts" / f"{source}.jsonl", rows)
 
 
 def write_evaluation(folder: Path, seed: int) -> None:
     """Write the files that no training, sampling or scoring may read."""
     for name, makers in CHOICE_BENCHMARKS.items():
-        rows = choice_rows(stream(seed, name), makers, ROWS["benchmark_choices"])
+        rows = choice_rows(stream(seed, name), makers, NUM_ROWS["benchmark_choices"])
         write_jsonl(folder / "benchmarks" / f"{name}.jsonl", rows)
-    rows = exact_rows(stream(seed, EXACT_BENCHMARK), EXACT_MAKERS, ROWS["benchmark_exact"])
+    rows = exact_rows(stream(seed, EXACT_BENCHMARK), EXACT_MAKERS, NUM_ROWS["benchmark_exact"])
     write_jsonl(folder / "benchmarks" / f"{EXACT_BENCHMARK}.jsonl", rows)
     rng = stream(seed, "mt_bench")
     questions: list[Row] = []
     references: list[Row] = []
     for category, makers in MT_BENCH.items():
-        for dialogue in draw_distinct(rng, makers, ROWS["mt_bench"], is_evaluation=True):
+        for dialogue in draw_distinct(rng, makers, NUM_ROWS["mt_bench"], is_evaluation=True):
             question_id = len(questions) + 1
             questions.append(question_row(question_id, category, dialogue))
             references.append(reference_row(question_id, dialogue))

@@ -1,6 +1,6 @@
-"""Request coalescing: samples of one prompt that arrive within a few milliseconds of each other become one group.
+"""Request coalescing: completions of one prompt that arrive within a few milliseconds become one group.
 
-So the server computes their prompt once, as it does for a group that a caller sends whole.
+So the server computes their prompt once, as it does for a group that a caller sends as a whole.
 """
 
 import asyncio
@@ -12,12 +12,13 @@ from reward_server.client import CompletionText, Prompt, ScoredCompletion
 
 ScoreGroup = Callable[[Prompt, list[CompletionText]], Awaitable[Sequence[ScoredCompletion]]]
 
+# Time for further completions of a prompt to arrive, after the first.
 WAIT_S = 0.005
 
 
 @dataclass
 class _WaitingGroup:
-    """The completions of a prompt that wait to be scored, and for each the future of its caller."""
+    """The completions of a prompt that wait to be scored, and the future of each one's caller."""
 
     prompt: Sequence[Mapping[str, str]]
     completions: list[CompletionText] = field(default_factory=list)
@@ -25,7 +26,7 @@ class _WaitingGroup:
 
 
 class Coalescer:
-    """Gathers completions by prompt for `wait_s` seconds, or until there are `max_completions`. For one event loop."""
+    """A collector of one prompt's completions: for `wait_s` seconds, or up to `max_completions`. For one event loop."""
 
     def __init__(self, score_group: ScoreGroup, wait_s: float = WAIT_S, max_completions: int = 256) -> None:
         self._score_group = score_group
@@ -51,7 +52,7 @@ class Coalescer:
         return await future
 
     def _start(self, key: str, group: _WaitingGroup) -> None:
-        """Score a group, unless that has begun; later completions of its prompt start a new group."""
+        """Start to score a group, unless it was started; later completions of its prompt form a new group."""
         if self._waiting.get(key) is not group:
             return
         del self._waiting[key]

@@ -1,16 +1,16 @@
-"""`winnow gateway`: HTTP in front of reward servers, for callers that speak no gRPC. Needs the extra `http`.
+"""`winnow gateway`: HTTP in front of reward servers, for callers that do not use gRPC. Needs the extra `http`.
 
     POST /get_reward   OpenRLHF    {"query", "prompts", "labels"} -> {"rewards", "scores", "extra_logs"}
     POST /score        vLLM-style  {"model", "text_1", "text_2"}  -> {"data": [{"index", "object", "score"}], ...}
-    GET  /health       200 while a reward server serves and takes the gateway's token, else the error of a post
+    GET  /health       200 while a reward server serves and accepts the gateway's token, else the error of a post
 
-Posts of one prompt that come at once are scored as one group. Errors are {"error": {"code", "message"}}:
+Posts of one prompt that come at the same time are scored as one group. Errors are {"error": {"code", "message"}}:
 
     400 malformed          404, 405 no such path, or not this method    413 too large
     422 not scorable       429 full, with Retry-After                   500 unforeseen
-    502 the reward server refuses the gateway's token    503 no server, or it failed    504 no answer in time
+    502 the reward server refuses the gateway's token    503 no server, or it failed    504 no response in time
 
-It is plain HTTP without tokens, so it listens on loopback only, unless the caller allows more.
+It is plain HTTP without tokens, so it listens on loopback only, unless the user allows more.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reward_server.adapters.coalescing import WAIT_S, Coalescer
-from reward_server.adapters.openrlhf import PromptForm, sample_of
+from reward_server.adapters.openrlhf import PromptForm, parse_texts
 from reward_server.client import (
     AsyncRewardClient,
     AuthError,
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
-    """The error response to a request."""
+    """An error that becomes the response to a request: the status code, the message, and further headers."""
 
     def __init__(self, code: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -67,9 +67,10 @@ class HttpError(Exception):
 
 
 class Gateway:
-    """HTTP requests, answered through a client of reward servers.
+    """Handlers of HTTP requests, which score through a client of reward servers.
 
-    A completion that cannot be scored gets `unscorable_reward`; without one it is an error.
+    A completion that cannot be scored gets `unscorable_reward`; None: it is an error. Completions of one prompt are
+    gathered for `wait_s` seconds.
     """
 
     def __init__(
@@ -86,18 +87,16 @@ class Gateway:
         self._coalescer = Coalescer(lambda prompt, completions: client.score(prompt, completions, options), wait_s)
 
     async def get_reward(self, body: Any) -> dict[str, Any]:
-        """Answer OpenRLHF's remote reward, as openrlhf/utils/agent.py asks for it. Raises HttpError, WinnowError."""
+        """Respond to a post of OpenRLHF's remote reward (openrlhf/utils/agent.py). Raises HttpError, WinnowError."""
         queries = _texts(body, "query")
         prompts = _texts(body, "prompts")
         labels = body.get("labels") or [None] * len(queries)
         if not isinstance(labels, list) or not len(queries) == len(prompts) == len(labels):
             raise HttpError(400, "query, prompts and labels should be lists of one length")
-        samples = []
-        for query, prompt, label in zip(queries, prompts, labels, strict=True):
-            samples.append(sample_of(self.form, query, prompt, label))
-        scored = await self._score_all(samples)
+        prompted = [parse_texts(self.form, *texts) for texts in zip(queries, prompts, labels, strict=True)]
+        scored = await self._score_all(prompted)
         rewards = self._rewards(scored)
-        # Numbers only, and the same keys for every sample: OpenRLHF makes tensors of them.
+        # Numbers only, and the same keys for every completion: OpenRLHF makes tensors of them.
         logs = {
             "num_tokens": [float(completion.num_tokens) for completion in scored],
             "is_scored": [float(completion.reward is not None) for completion in scored],
@@ -105,7 +104,7 @@ class Gateway:
         return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 
     async def score(self, body: Any) -> dict[str, Any]:
-        """Answer vLLM's /score: each text_2 is a completion of its text_1, or all of them of the only text_1.
+        """Respond to a post of vLLM's /score: each text_2 is a completion of its text_1, or all are of a single text_1.
 
         Raises HttpError, WinnowError.
         """
@@ -115,13 +114,12 @@ class Gateway:
             prompts = prompts * len(completions)
         if len(prompts) != len(completions):
             raise HttpError(400, f"text_1 has {len(prompts)} texts and text_2 {len(completions)}; give one, or as many")
-        samples = []
+        prompted = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            samples.append((trainer_messages(prompt, "text_1"), CompletionText(completion)))
-        scored = await self._score_all(samples)
-        data = []
-        for index, reward in enumerate(self._rewards(scored)):
-            data.append({"index": index, "object": "score", "score": reward})
+            prompted.append((trainer_messages(prompt, "text_1"), CompletionText(completion)))
+        scored = await self._score_all(prompted)
+        rewards = self._rewards(scored)
+        data = [{"index": index, "object": "score", "score": reward} for index, reward in enumerate(rewards)]
         num_tokens = sum(completion.num_tokens for completion in scored)
         return {
             "id": f"score-{uuid.uuid4().hex}",
@@ -133,13 +131,13 @@ class Gateway:
         }
 
     async def health(self) -> dict[str, Any]:
-        """Answer if a reward server serves and takes this caller's token. Raises ServerError if not."""
+        """Respond if a reward server serves and accepts the gateway's token. Raises ServerError if not."""
         await self.client.wait_until_ready(HEALTH_TIMEOUT_S)
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                await self.client.server_info()  # health needs no token, this does
+                await self.client.server_info()  # needs the token, unlike the server's health service
         except TimeoutError:
-            raise ServerError(f"the reward server at {self.client.address} is slow to answer; ask again") from None
+            raise ServerError(f"the reward server at {self.client.address} is slow to respond; try again") from None
         return {"status": "ok"}
 
     async def warn_if_away(self) -> None:
@@ -147,14 +145,14 @@ class Gateway:
         try:
             await self.health()
         except ServerError as error:
-            log.warning("winnow: %s; until that is mended, posts are answered with errors", error)
+            log.warning("winnow: %s; until then, posts get errors", error)
 
-    async def _score_all(self, samples: Sequence[tuple[Messages, CompletionText]]) -> list[ScoredCompletion]:
-        calls = [self._coalescer.score(messages, completion) for messages, completion in samples]
-        return await asyncio.gather(*calls)
+    async def _score_all(self, prompted: Sequence[tuple[Messages, CompletionText]]) -> list[ScoredCompletion]:
+        """Return the reward of each completion with its prompt, in order. Raises WinnowError."""
+        return await asyncio.gather(*(self._coalescer.score(*pair) for pair in prompted))
 
     def _rewards(self, scored: Sequence[ScoredCompletion]) -> list[float]:
-        """Return a number for each completion. Raises HttpError for the first one without."""
+        """Return a number for each completion. Raises HttpError for the first completion without one."""
         rewards = []
         for index, completion in enumerate(scored):
             reward = completion.reward
@@ -217,7 +215,10 @@ def serve(
     wait_s: float,
     timeout_s: float,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Raises UsageError if the address cannot or must not be listened on."""
+    """Serve until SIGTERM or SIGINT; `wait_s` and `timeout_s` are seconds. Raises UsageError for a setting at fault.
+
+    An address beyond loopback is such a fault, unless `is_insecure_allowed`.
+    """
     import uvicorn
 
     _check_numbers(unscorable_reward, wait_s)
@@ -247,7 +248,7 @@ def _check_exposure(address: HostPort, is_insecure_allowed: bool) -> None:
     if not (is_insecure_allowed or is_loopback(address.host)):
         raise UsageError(
             f"{address} can be reached from other machines, and the gateway is plain HTTP without tokens; put a proxy "
-            "with TLS before it, or say --allow-insecure"
+            "with TLS before it, or set --allow-insecure"
         )
 
 
@@ -270,7 +271,7 @@ def _error_content(code: int, message: str) -> dict[str, Any]:
 
 
 def _http_error(error: Exception) -> HttpError:
-    """Convert an error to the response's error; log an unforeseen one."""
+    """Return the error of the response; log an unforeseen error."""
     if isinstance(error, HttpError):
         return error
     if isinstance(error, UsageError):

@@ -6,7 +6,7 @@
     completion = the query after the prompt, without the text of EOS
 
 Decoding may put one special token's text before the prompt (BOS); nothing else may differ. If the policy has a chat
-template, the user's turn is the text between a prefix and a suffix that the caller names.
+template, the user's turn is the text between a prefix and a suffix, which the user sets.
 
     prompt      <|user|>What is 2 + 3?<|assistant|>                   prefix <|user|>, suffix <|assistant|>
     query       <s><|user|>What is 2 + 3?<|assistant|>It is 5.</s>    EOS </s>
@@ -28,22 +28,27 @@ SPECIAL_TOKEN = re.compile(r"(<[^<>\s]+>|\[[A-Z]+\]) ?")
 
 @dataclass(frozen=True)
 class PromptForm:
-    """Form in which the policy renders a prompt of one user turn, and closes a completion. Raises UsageError."""
+    """The form in which the policy renders a prompt of one user turn and closes a completion.
+
+        prefix, suffix   texts before and after the user's turn
+        eos_texts        texts that close a finished completion; none: every completion counts as finished
+        source           field with the prompt: "prompts"; or "labels", if the data set's label is a list of messages
+
+    Raises UsageError for another source.
+    """
 
     prefix: str = ""
     suffix: str = ""
     eos_texts: tuple[str, ...] = ()
-    """Texts that can close a finished completion; none: every completion counts as finished."""
     source: str = "prompts"
-    """The field with the prompt: `prompts`, or `labels` where the data set's label is a list of messages."""
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise UsageError(f"prompt_from {self.source!r} is none of {', '.join(SOURCES)}")
 
 
-def sample_of(form: PromptForm, query: str, prompt: str, label: Any) -> tuple[list[dict[str, str]], CompletionText]:
-    """Return the messages and the completion of one sample. Raises UsageError."""
+def parse_texts(form: PromptForm, query: str, prompt: str, label: Any) -> tuple[list[dict[str, str]], CompletionText]:
+    """Return the messages of a prompt and the completion. Raises UsageError for texts that do not have the form."""
     if form.source == "labels":
         messages = _label_messages(label)
     else:
@@ -70,9 +75,7 @@ def _user_turn(form: PromptForm, prompt: str) -> str:
 
 
 def _completion(form: PromptForm, query: str, prompt: str) -> CompletionText:
-    start = None
-    if prompt:
-        start = _end_of(prompt, query)
+    start = _end_of(prompt, query) if prompt else None
     if start is None:
         raise UsageError(
             "the query does not begin with its prompt; the policy's tokenizer changes texts when it decodes them"
@@ -85,9 +88,9 @@ def _completion(form: PromptForm, query: str, prompt: str) -> CompletionText:
 
 
 def _end_of(beginning: str, text: str) -> int | None:
-    """Return the index in `text` at which its `beginning` ends; None if it begins otherwise.
+    """Return the index in `text` at which its `beginning` ends; None if the text does not begin with it.
 
-    One special token's text may precede the beginning, with or without a space after it.
+    The text of one special token may come first, with or without a space after it.
     """
     starts = [0]
     special_token = SPECIAL_TOKEN.match(text)

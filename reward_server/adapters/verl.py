@@ -6,9 +6,9 @@
     WINNOW_TOKEN_FILE=...  WINNOW_TLS_CA=...  WINNOW_TLS_CERTIFICATE=...  WINNOW_TLS_KEY=...
 
 verl does not pass the prompt, so the data set has to put it into extra_info["prompt"], as messages or as a text. verl
-asks for one sample at a time. `compute_score_async`, for its asynchronous reward loop, scores samples of one prompt
-that come at once as one group. Its connections do not survive a fork: a process that has used it must not fork workers
-that use it; spawn the workers, or make the first call in them.
+calls the function for one completion at a time. `compute_score_async`, for its asynchronous reward loop, scores
+completions of one prompt that come at the same time as one group. Its connections do not survive a fork: a process that
+has used it must not fork workers that use it; spawn the workers, or make the first call in them.
 """
 
 import asyncio
@@ -41,10 +41,11 @@ def make_compute_score(
     prompt_key: str = "prompt",
     unscorable_score: float | None = None,
 ) -> Callable[..., Score]:
-    """Return a compute_score that asks a client; the prompt is extra_info[prompt_key].
+    """Return a compute_score that scores through a client; the prompt is extra_info[prompt_key].
 
-    A completion that cannot be scored gets `unscorable_score`. Without one it raises UsageError, because a made-up
-    score could be the best of its group. A prompt that is missing or invalid always raises UsageError.
+    It returns {"score", "num_tokens", "is_scored"}, all of them floats, and raises the errors of `RewardClient.score`.
+    A completion that cannot be scored gets `unscorable_score`; None: it raises UsageError, because a made-up score
+    could be the best of its group. A prompt that is missing or invalid always raises UsageError.
     """
 
     def compute(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **_: Any) -> Score:
@@ -62,9 +63,10 @@ def make_compute_score_async(
     unscorable_score: float | None = None,
     wait_s: float = WAIT_S,
 ) -> Callable[..., Awaitable[Score]]:
-    """Return an asynchronous compute_score, for one event loop; samples of one prompt are scored together.
+    """Return an asynchronous compute_score, for one event loop; see `make_compute_score`.
 
-    Otherwise it is as that of `make_compute_score`. Raises UsageError for recipe rewardbench.
+    Completions of one prompt that come within `wait_s` seconds are scored as one group. Raises UsageError for recipe
+    rewardbench.
     """
     if options is not None and options.recipe == "rewardbench":
         raise UsageError(
@@ -84,7 +86,10 @@ def make_compute_score_async(
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **keywords: Any
 ) -> Score:
-    """Return the score of one sample from the server at WINNOW_ADDRESS. Further keywords of verl are ignored."""
+    """Return the score of one completion from the server at WINNOW_ADDRESS; see `make_compute_score`.
+
+    Further keywords of verl are ignored.
+    """
     compute = _compute_from_environment(os.getpid())
     return compute(data_source, solution_str, ground_truth, extra_info)
 
@@ -92,14 +97,14 @@ def compute_score(
 async def compute_score_async(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None, **keywords: Any
 ) -> Score:
-    """Do as `compute_score`, for verl's asynchronous reward loop."""
+    """Return the score of one completion, as `compute_score` does, for verl's asynchronous reward loop."""
     compute = _async_compute_from_environment(os.getpid(), asyncio.get_running_loop())
     return await compute(data_source, solution_str, ground_truth, extra_info)
 
 
 @functools.lru_cache(maxsize=1)
 def _compute_from_environment(process_id: int) -> Callable[..., Score]:
-    """Return a compute_score of this process, because connections do not survive a fork."""
+    """Return the compute_score of a process: connections do not survive a fork."""
     client = RewardClient(_environment_settings())
     return make_compute_score(client, unscorable_score=_environment_unscorable_score())
 
@@ -154,7 +159,7 @@ def _prompt(extra_info: Any, key: str) -> list[dict[str, str]]:
 
 def _score(scored: ScoredCompletion, unscorable_score: float | None) -> Score:
     if scored.is_invalid_prompt:
-        raise UsageError(f"the prompt is not a conversation: {scored.error}; mend extra_info in the data set")
+        raise UsageError(f"the prompt is not a conversation: {scored.error}; fix extra_info in the data set")
     score = scored.reward
     if score is None:
         score = unscorable_score
@@ -163,7 +168,7 @@ def _score(scored: ScoredCompletion, unscorable_score: float | None) -> Score:
             f"the completion cannot be scored ({scored.status}: {scored.error}); set WINNOW_UNSCORABLE_SCORE, or "
             "unscorable_score of make_compute_score, to the score that such completions get"
         )
-    # The keys are the same for every sample: verl puts them into arrays.
+    # The keys are the same for every completion: verl puts the values into arrays.
     return {"score": score, "num_tokens": float(scored.num_tokens), "is_scored": float(scored.reward is not None)}
 
 

@@ -7,9 +7,19 @@
     async with AsyncRewardClient("gpu1:50051,gpu2:50051", token="...", tls_ca="ca.pem") as client:
         rewards = await client.score(prompt, completions)
 
-Rewards compare within a prompt only (reward_server/scoring/reward.py says why). A completion that cannot be scored has
-a `status` other than "ok" and an `error`; the rest of its group is scored. `rewards.definition` says what the rewards
-were made with. Other code imports from this module only; both clients have the same methods.
+Rewards compare within a prompt only (reward_server/scoring/reward.py explains why). A completion that cannot be scored
+has a `status` other than "ok" and an `error`; the rest of its group is scored. `rewards.definition` holds everything
+that decided the rewards besides the prompt and the completions. Both clients have the same methods. Other code imports
+from this module only.
+
+Type aliases of the arguments:
+
+    Prompt            messages, as {"role", "content"} dicts or Message objects, up to the assistant turn; or token ids
+    CompletionInput   a text, which counts as finished; a CompletionText; or token ids as sampled
+    Address           "HOST:PORT", several with commas, or a list of them
+    Progress          a function that takes the number of groups that are done
+
+Errors: ServerError, of which ServerBusyError, DeadlineError and AuthError are kinds, and UsageError are WinnowErrors.
 """
 
 from reward_server.client.aio import AsyncRewardClient

@@ -18,7 +18,7 @@ import grpc
 
 from reward_server.client.base import HEALTH_REQUEST, BaseClient, Progress, is_result_due
 from reward_server.client.connection import ServerStubs, open_stubs
-from reward_server.client.requests import has_completions, listed, requests_of
+from reward_server.client.requests import has_completions, listed, merge_options, requests_of
 from reward_server.client.responses import ScoredGroup, scored_group
 from reward_server.client.retries import POLL, CallAttempts, failure_of
 from reward_server.client.server_info import ServerInfo, parse_server_info
@@ -29,7 +29,10 @@ from winnow.reward_options import RewardOptions
 
 
 class AsyncRewardClient(BaseClient):
-    """A connection to one or several reward servers; an async context manager. Arguments as of `RewardClient`."""
+    """A connection to one or several reward servers, for asyncio; an async context manager, for one event loop.
+
+    It has the arguments, methods and errors of `RewardClient`.
+    """
 
     async def __aenter__(self) -> Self:
         return self
@@ -52,8 +55,8 @@ class AsyncRewardClient(BaseClient):
         options: RewardOptions | None = None,
         **keywords: Any,
     ) -> ScoredGroup:
-        """Do as `RewardClient.score`."""
-        return await self._score(Group(prompt, listed(completions)), (options or RewardOptions()).replace(**keywords))
+        """Return the rewards of one prompt's completions, in order; see `RewardClient.score`."""
+        return await self._score(Group(prompt, listed(completions)), merge_options(options, keywords))
 
     async def score_many(
         self,
@@ -64,9 +67,9 @@ class AsyncRewardClient(BaseClient):
         on_progress: Progress | None = None,
         **keywords: Any,
     ) -> AsyncIterator[ScoredGroup]:
-        """Do as `RewardClient.score_many`; `groups` may be read with `async for` too."""
+        """Yield the rewards of each group, in order; see `RewardClient.score_many`. `groups` may be asynchronous."""
         num_concurrent = self._num_concurrent(concurrency)
-        chosen = (options or RewardOptions()).replace(**keywords)
+        chosen = merge_options(options, keywords)
         num_done = 0
         async with aclosing(self._score_in_order(groups, chosen, num_concurrent)) as results:
             async for rewards in results:
@@ -76,11 +79,11 @@ class AsyncRewardClient(BaseClient):
                 yield rewards
 
     async def server_info(self) -> ServerInfo:
-        """Do as `RewardClient.server_info`."""
+        """Return the models that a server has loaded, and its limits; see `RewardClient.server_info`."""
         return await self._get_server_info(self._new_attempts())
 
     async def wait_until_ready(self, timeout_s: float) -> None:
-        """Do as `RewardClient.wait_until_ready`."""
+        """Return once a server serves; see `RewardClient.wait_until_ready`."""
         attempts = CallAttempts(self._balancer, POLL, timeout_s)
         while True:
             response = await self._call(lambda stubs: stubs.check_health, HEALTH_REQUEST, attempts)
@@ -91,7 +94,7 @@ class AsyncRewardClient(BaseClient):
     async def _score_in_order(
         self, groups: Iterable[Group] | AsyncIterable[Group], options: RewardOptions, num_concurrent: int
     ) -> AsyncGenerator[ScoredGroup]:
-        """Yield the rewards of each group, in order; tasks in progress are cancelled when this is left."""
+        """Yield the rewards of each group, in order. Cancel the tasks in progress if the caller stops early."""
         capacity = asyncio.Semaphore(num_concurrent)
 
         async def score(group: Group) -> ScoredGroup:
@@ -144,7 +147,7 @@ class AsyncRewardClient(BaseClient):
             await asyncio.sleep(attempts.pause_after(failure, index))
 
     def _opened_stubs(self) -> list[ServerStubs]:
-        """Return the stubs of each server, opened at the first call, in the loop that runs then. Raises UsageError."""
+        """Return the stubs of each server. Opens them at the first call, in its event loop. Raises UsageError."""
         if self._is_closed:
             raise UsageError("this client is closed; make a new one")
         if not self._stubs:

@@ -1,4 +1,4 @@
-"""Parts that both clients share, without I/O: connection settings, load balancer, limits, groups in progress."""
+"""The base class of both clients, without I/O: connection settings, load balancer, limits, groups in progress."""
 
 from collections.abc import Callable
 
@@ -12,19 +12,19 @@ from reward_server.client.server_info import ServerInfo
 from reward_server.protocol import SERVICE_NAME
 from winnow.errors import ServerError, UsageError
 
-# Groups in progress, for each server: enough that it can batch them, and never waits for the next.
+# Groups in progress for each server: enough for full batches, and for the server not to wait for the next group.
 CONCURRENCY = 8
-# Groups that are read and whose rewards are not yielded yet, as a multiple of those in progress. So one slow group
-# keeps no server idle.
-READ_AHEAD = 4
+# Most groups that are read but not yielded, as a multiple of the groups in progress. The groups behind a slow group
+# keep the servers busy.
+READ_AHEAD_FACTOR = 4
 HEALTH_REQUEST = HealthCheckRequest(service=SERVICE_NAME)
 
 Progress = Callable[[int], None]
-"""A function that `score_many` calls with the number of groups that are done."""
+"""A function that `score_many` calls after each group, with the number of groups that are done."""
 
 
 class BaseClient:
-    """Base class of both clients, which add the calls."""
+    """The settings and the state of a client; the subclasses add the calls."""
 
     def __init__(
         self,
@@ -37,10 +37,16 @@ class BaseClient:
         tls_key: FilePath | None = None,
         retries: RetryPolicy | None = None,
     ) -> None:
-        """Check the settings and read the TLS files. Raises UsageError.
+        """Check the settings and read the TLS files. Raises UsageError for a setting or file that cannot be used.
 
-        `address` is HOST:PORT (several with commas or as a list), or ConnectionSettings, which hold token and TLS files
-        too. `timeout_s` bounds the wait for the rewards of one group, in seconds, retries included.
+        address           HOST:PORT, several with commas or as a list; or ConnectionSettings, which hold token and
+                          tls_* too
+        timeout_s         longest wait for the rewards of one group, in seconds, retries included
+        token             bearer token that is sent with every call
+        tls_ca            PEM file of the trusted authorities; turns TLS on
+        tls_certificate   PEM file of the caller's certificate, for servers that ask for one (mutual TLS)
+        tls_key           PEM file of the certificate's private key
+        retries           limits of the retries; None: RetryPolicy()
         """
         self._settings = connection_settings(address, token, tls_ca, tls_certificate, tls_key)
         self._credentials: grpc.ChannelCredentials | None = self._settings.credentials()
@@ -57,13 +63,13 @@ class BaseClient:
         return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s:g})"
 
     def _open(self) -> None:
-        """Open the channels to the servers, where these need no event loop."""
+        """Open the channels to the servers. The default opens none: channels of asyncio need a running event loop."""
 
     def _new_attempts(self) -> CallAttempts:
         return CallAttempts(self._balancer, self._retries, self.timeout_s)
 
     def _is_serving(self, response: HealthCheckResponse, attempts: CallAttempts) -> bool:
-        """Return True if a server serves. Raises ServerError if it does not and there is no time to ask again."""
+        """Return True if a server serves. Raises ServerError if it does not and no time is left for another check."""
         if response.status == HealthCheckResponse.SERVING:
             return True
         if attempts.remaining_s < POLL.first_pause_s:
@@ -71,7 +77,7 @@ class BaseClient:
         return False
 
     def _num_concurrent(self, concurrency: int | None) -> int:
-        """Return the number of groups to have in progress at once. Raises UsageError."""
+        """Return the number of groups in progress at once; None stands for the default. Raises UsageError."""
         if concurrency is None:
             return CONCURRENCY * len(self._settings.addresses)
         if concurrency < 1:
@@ -79,11 +85,11 @@ class BaseClient:
         return concurrency
 
 
-def is_result_due(num_pending: int, concurrency: int, is_first_done: bool) -> bool:
-    """Return True if the first pending group should be yielded before the next one is read.
+def is_result_due(num_pending: int, num_concurrent: int, is_first_done: bool) -> bool:
+    """Return True if the first pending group should be yielded before the next group is read.
 
-    Either it is done and enough others are in progress, or `READ_AHEAD` does not allow to read any further.
+    Either it is done and enough groups are pending, or as many groups are pending as may be read ahead.
     """
-    if num_pending >= concurrency * READ_AHEAD:
+    if num_pending >= num_concurrent * READ_AHEAD_FACTOR:
         return True
-    return is_first_done and num_pending >= concurrency
+    return is_first_done and num_pending >= num_concurrent

@@ -1,14 +1,15 @@
 """Connections to reward servers, for both clients: addresses, TLS, bearer token, and the settings of gRPC's channels.
 
-"localhost:50051"                        one server
-"gpu1:50051,gpu2:50051" or a list        several; each call goes to the least busy one (reward_server/client/retries.py)
-"dns:///rewards.internal:50051"          every address behind a name, by gRPC's own round robin
+"localhost:50051"                     one server
+"gpu1:50051,gpu2:50051" or a list     several; each call goes to the least busy server (reward_server/client/retries.py)
+"dns:///rewards.internal:50051"       every address behind a name, by gRPC's own round robin
 """
 
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import grpc
@@ -20,24 +21,25 @@ from winnow.addresses import parse_address
 from winnow.errors import UsageError
 
 Address = str | Sequence[str]
+"""HOST:PORT of a reward server; several with commas or as a list."""
 
 EXAMPLE_ADDRESS = "localhost:50051"
 # Names that gRPC resolves itself.
 GRPC_NAME = re.compile(r"(dns|unix|unix-abstract|ipv4|ipv6|xds|vsock):\S+")
 
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
-    # The limits of the server hold; the client keeps its messages within them (reward_server/client/requests.py).
+    # No limits here: the client keeps its messages within the server's limits (reward_server/client/requests.py).
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Retries are made in reward_server/client/retries.py. gRPC's own retries silently leave out requests that are
-    # larger than its retry buffer.
+    # The client retries by itself (reward_server/client/retries.py). gRPC's own retries silently leave out requests
+    # that are larger than its retry buffer.
     ("grpc.enable_retries", 0),
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.initial_reconnect_backoff_ms", 100),
     # Also the connect timeout for an address that drops packets.
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # A server that vanishes during a call is noticed after the sum of both.
+    # The client notices a server that vanishes during a call after the sum of both.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
@@ -56,21 +58,22 @@ class ServerStubs:
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """The addresses of reward servers and what these ask of callers. Raises UsageError for unusable values.
+    """The addresses of reward servers and the caller's credentials. Raises UsageError for a value that cannot be used.
 
-    With none of the TLS files the connection is plain text. The files are read when a client is made.
+        address           HOST:PORT, several with commas or as a list
+        token             bearer token that is sent with every call; not part of the repr
+        tls_ca            PEM file of the trusted authorities; turns TLS on
+        tls_certificate   PEM file of the caller's certificate, for servers that ask for one (mutual TLS)
+        tls_key           PEM file of the certificate's private key
+
+    Without TLS files the connection is plain text. The files are read when a client is made.
     """
 
     address: Address
-    """HOST:PORT; several with commas or as a list."""
     token: str | None = field(default=None, repr=False)
-    """The bearer token that is sent with every call."""
     tls_ca: FilePath | None = None
-    """PEM file of the authorities that are trusted."""
     tls_certificate: FilePath | None = None
-    """PEM file of this caller's certificate, for servers that ask for one (mutual TLS)."""
     tls_key: FilePath | None = None
-    """PEM file of the certificate's private key."""
 
     def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -84,14 +87,14 @@ class ConnectionSettings:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Every address, at least one."""
-        parts = self.address
-        if isinstance(parts, str):
-            parts = parts.split(",")
-        if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        texts = self.address
+        if isinstance(texts, str):
+            texts = texts.split(",")
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
             raise UsageError(
                 f"address {self.address!r} should be HOST:PORT, like {EXAMPLE_ADDRESS}, or a list of addresses"
             )
-        addresses = tuple(part.strip() for part in parts if part.strip())
+        addresses = tuple(text.strip() for text in texts if text.strip())
         if not addresses:
             raise UsageError("no address of a reward server; give HOST:PORT, or several of them")
         return addresses
@@ -123,7 +126,7 @@ def connection_settings(
     tls_certificate: FilePath | None,
     tls_key: FilePath | None,
 ) -> ConnectionSettings:
-    """Return the settings that a client is made with. Raises UsageError."""
+    """Return the settings of a client from its arguments. Raises UsageError for values that are set twice."""
     if not isinstance(address, ConnectionSettings):
         return ConnectionSettings(address, token, tls_ca, tls_certificate, tls_key)
     if any(value is not None for value in (token, tls_ca, tls_certificate, tls_key)):
@@ -138,17 +141,18 @@ def open_connection_settings(
     tls_certificate: FilePath | None = None,
     tls_key: FilePath | None = None,
 ) -> ConnectionSettings:
-    """Return ConnectionSettings with the token from a file. Raises UsageError."""
-    token = None
-    if token_file is not None:
-        token = read_token(token_file)
+    """Return ConnectionSettings with the token from a file, which holds TOKEN or NAME TOKEN.
+
+    The other arguments are as in ConnectionSettings. Raises UsageError for a file or value that cannot be used.
+    """
+    token = None if token_file is None else read_token(token_file)
     return ConnectionSettings(address, token, tls_ca, tls_certificate, tls_key)
 
 
 def open_stubs(
-    grpc_module: Any, settings: ConnectionSettings, credentials: grpc.ChannelCredentials | None
+    grpc_module: ModuleType, settings: ConnectionSettings, credentials: grpc.ChannelCredentials | None
 ) -> list[ServerStubs]:
-    """Return the stubs of each server; `grpc_module` is grpc or grpc.aio. Channels connect at the first call."""
+    """Return the stubs of each server; `grpc_module` is grpc or grpc.aio. The channels connect at the first call."""
     stubs = []
     for address in settings.addresses:
         if credentials is None:

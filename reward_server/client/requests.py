@@ -4,7 +4,7 @@
 
 A group that is within the limits is one request. A larger one is split into parts, in order. Each part repeats the
 whole prompt, which the server then computes once for each part. Under recipe rewardbench a group is never split,
-because the longest completion of a request decides what is cut of all its completions.
+because the longest completion of a request decides how much the server cuts off each of its completions.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,11 +19,13 @@ from winnow.errors import UsageError
 from winnow.records import Message
 from winnow.reward_options import RewardOptions, choices_of, wire_name
 
-# Lengths and tags around the completions of a message.
+# Bytes of the tags and lengths around the completions of a message.
 FRAME_BYTES = 64
-# What a completion takes in a response besides its tokens: the numbers of CompletionScore.
+# Bytes of the tag and length of one completion.
+FIELD_BYTES = 8
+# Bytes of a completion in a response besides its tokens: the numbers of CompletionScore.
 SCORE_BYTES = 64
-# A token id as a varint, and two floats.
+# Bytes of a token in a response: its id as a varint, and two floats.
 TOKEN_BYTES = 5 + 4 + 4
 
 TOO_LARGE_FOR_ONE_REQUEST = (
@@ -32,11 +34,20 @@ TOO_LARGE_FOR_ONE_REQUEST = (
 )
 
 
-def listed(completions: Any) -> list[CompletionInput]:
-    """Return the completions as a list. Raises UsageError for anything else, above all for a single text."""
+def listed(completions: object) -> list[CompletionInput]:
+    """Return the completions as a list. Raises UsageError if they are not iterable, or are a single text."""
     if isinstance(completions, str | bytes | Mapping) or not isinstance(completions, Iterable):
         raise UsageError(f"completions should be a list of completions, not {_shape(completions)}")
     return list(completions)
+
+
+def merge_options(options: RewardOptions | None, keywords: Mapping[str, Any]) -> RewardOptions:
+    """Return the options, or the defaults, with the fields that `keywords` change. Raises UsageError."""
+    if options is None:
+        return RewardOptions(**keywords)
+    if not isinstance(options, RewardOptions):
+        raise UsageError(f"options should be RewardOptions(...), not {_shape(options)}")
+    return options.replace(**keywords)
 
 
 def has_completions(group: Group) -> bool:
@@ -52,11 +63,11 @@ class GroupRequests:
 
     requests: list[pb.ScoreRequest]
     too_large: dict[int, str]
-    """Index of a completion that fits into no request -> the reason; its status is too_long."""
+    """Index of each completion that fits into no request -> the reason; such a completion becomes `too_long`."""
 
 
 def requests_of(group: Group, options: RewardOptions, limits: ServerInfo) -> GroupRequests:
-    """Split a group into requests, each within the server's limits; none for no completions. Raises UsageError."""
+    """Split a group into requests within the server's limits. Raises UsageError for a malformed group."""
     try:
         empty_request = _prompt_request(group.prompt, options)
         completions = [_completion(content, index) for index, content in enumerate(group.completions)]
@@ -113,13 +124,13 @@ def _message_bytes(completion: pb.Completion, options: RewardOptions) -> int:
     """Return the most bytes that a completion takes in its request or, with its tokens, in the response."""
     num_bytes = int(completion.ByteSize())
     if not options.want_token_logprobs:
-        return num_bytes + 8
+        return num_bytes + FIELD_BYTES
     num_tokens = len(completion.token_ids.ids) or num_bytes  # a text has no more tokens than bytes
     return max(num_bytes, num_tokens * TOKEN_BYTES) + SCORE_BYTES
 
 
 def _prompt_request(prompt: Prompt, options: RewardOptions) -> pb.ScoreRequest:
-    """Return a request without completions. Raises UsageError."""
+    """Return a request with the prompt and the options, without completions. Raises UsageError."""
     request = pb.ScoreRequest(options=_wire_options(options))
     if isinstance(prompt, str | bytes | Mapping) or not isinstance(prompt, Iterable):
         raise UsageError(f"a prompt should be a list of messages or of token ids, is {_shape(prompt)}")
@@ -138,7 +149,7 @@ def _prompt_request(prompt: Prompt, options: RewardOptions) -> pb.ScoreRequest:
 
 
 def _shape(value: object) -> str:
-    """Describe a value that is not what it should be, without showing texts of unknown length."""
+    """Describe a value of a wrong type for an error message, without its texts, which may be long."""
     if isinstance(value, str):
         return "one text"
     if isinstance(value, Mapping):
@@ -147,7 +158,7 @@ def _shape(value: object) -> str:
 
 
 def _completion(content: CompletionInput, index: int) -> pb.Completion:
-    """Return a completion as a message. Raises UsageError."""
+    """Return a completion as a message of the wire. Raises UsageError."""
     if isinstance(content, str):
         content = CompletionText(content)
     if isinstance(content, CompletionText) and isinstance(content.text, str):
@@ -167,7 +178,7 @@ def _token_ids(ids: Iterable[int], name: str) -> pb.TokenIds:
 
 
 def _wire_options(options: RewardOptions) -> pb.ScoreOptions:
-    """Return the options as a message; an option without a value stays unset."""
+    """Return the options as a message of the wire; an option whose value is None stays unset."""
     fields: dict[str, Any] = {}
     for option, value in options:
         if choices_of(option) and value is not None:

@@ -1,7 +1,7 @@
-"""An output that is written row by row and survives a kill: finished rows in a file next to it, renamed at the end.
+"""A JSONL output that is written row by row and survives a kill: its finished rows are in a file, renamed at the end.
 
 out.jsonl.part          the finished rows, in order; a last line that a kill cut short is dropped
-out.jsonl.from.json     the origin of the rows; an input or option that differs is refused, with the difference shown
+out.jsonl.from.json     the origin of the rows; a run with another origin is refused, and the difference is shown
 out.jsonl               appears whole; its origin stays next to it
 """
 
@@ -21,7 +21,7 @@ Origin = Mapping[str, Mapping[str, Any]]
 
 
 class PartialOutput:
-    """The finished rows of an output; it holds `num_rows` of them."""
+    """The file of an output's finished rows, of which there are `num_rows`."""
 
     def __init__(self, path: Path, file: IO[bytes], num_rows: int) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class PartialOutput:
         """Add a finished row; it is in the file when this returns. Raises WinnowError if the disk is full."""
         unwritten = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         try:
-            # Past the file's buffer, which would write again at close what failed here.
+            # Without the file's buffer, which at close would repeat a write that failed here.
             while unwritten:
                 num_bytes = os.write(self._file.fileno(), unwritten)
                 unwritten = unwritten[num_bytes:]
@@ -44,7 +44,7 @@ class PartialOutput:
         """Give the output its name. Raises WinnowError if the disk is full."""
         try:
             os.fsync(self._file.fileno())
-            part_path(self.path).replace(self.path)
+            partial_path(self.path).replace(self.path)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -52,19 +52,17 @@ class PartialOutput:
     def kept_message(self) -> str:
         """The end of an error message: how many rows are kept, and how to resume; empty if there are none.
 
-        Counted in the file, because an interruption may fall between a row and its count.
+        The rows are counted in the file, because an interruption may come between a row and its count.
         """
-        num_rows = _num_lines(part_path(self.path))
+        num_rows = _num_lines(partial_path(self.path))
         if num_rows == 0:
             return ""
-        rows = f"{num_rows} finished rows are"
-        if num_rows == 1:
-            rows = "1 finished row is"
-        return f"; {rows} kept in {part_path(self.path)}: continue with --resume"
+        rows = "1 finished row is" if num_rows == 1 else f"{num_rows} finished rows are"
+        return f"; {rows} kept in {partial_path(self.path)}: continue with --resume"
 
     def _unwritable(self, error: OSError) -> WinnowError:
         return WinnowError(
-            f"{part_path(self.path)} cannot be written: {error.strerror}; make room, or set another output"
+            f"{partial_path(self.path)} cannot be written: {error.strerror}; make room, or set another output"
             f"{self.kept_message}"
         )
 
@@ -73,9 +71,10 @@ class PartialOutput:
 def open_partial(
     path: Path, origin: Origin, *, is_resumed: bool, on_finished_row: Callable[[dict[str, Any]], None]
 ) -> Iterator[PartialOutput]:
-    """Yield the partial output of `path`; `on_finished_row` gets each row that an earlier run has finished.
+    """Yield the partial output of `path`; call `on_finished_row` with each row that an earlier run has finished.
 
-    Raises UsageError if rows of an earlier run are in the way, have another origin, or are being written.
+    Raises UsageError if there are rows of an earlier run and `is_resumed` is false, if they have another origin, or if
+    another process writes them.
     """
     with _opened(path) as file:
         _lock(file, path)
@@ -83,24 +82,24 @@ def open_partial(
         if file.tell():
             if not is_resumed:
                 raise UsageError(
-                    f"{part_path(path)} holds rows of a run that was stopped; continue with --resume or delete it"
+                    f"{partial_path(path)} holds rows of a run that was stopped; continue with --resume or delete it"
                 )
             num_rows = _keep_whole_rows(file, on_finished_row)
         try:
             if num_rows:
-                check_origin(path, part_path(path), origin)
+                check_origin(path, partial_path(path), origin)
             else:
                 _write_origin(path, origin)
             yield PartialOutput(path, file, num_rows)
         except BaseException:
             is_empty = os.fstat(file.fileno()).st_size == 0
             if is_empty:  # nothing to resume
-                part_path(path).unlink(missing_ok=True)
+                partial_path(path).unlink(missing_ok=True)
                 origin_path(path).unlink(missing_ok=True)
             raise
 
 
-def part_path(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Return the path of the finished rows of an output."""
     return path.with_name(path.name + ".part")
 
@@ -111,7 +110,7 @@ def origin_path(path: Path) -> Path:
 
 
 def check_origin(path: Path, rows_path: Path, origin: Origin) -> None:
-    """Raise UsageError if the rows in `rows_path` differ from `origin` in any of its sections."""
+    """Raise UsageError if the rows in `rows_path` have another origin, as far as the sections of `origin` go."""
     stored = _read_origin(path, rows_path)
     old = _flat({section: stored.get(section, {}) for section in origin})
     new = _flat(origin)
@@ -121,8 +120,8 @@ def check_origin(path: Path, rows_path: Path, origin: Origin) -> None:
             changes.append(f"{key}: {old.get(key)!r} -> {new.get(key)!r}")
     if changes:
         raise UsageError(
-            f"{rows_path} was made from something else ({'; '.join(changes)}); undo that, delete it to start from "
-            "scratch, or set another output"
+            f"{rows_path} was made from something else ({'; '.join(changes)}); undo the change, delete it to start "
+            "from scratch, or set another output"
         )
 
 
@@ -157,7 +156,7 @@ def _flat(origin: Origin) -> dict[str, Any]:
 def _opened(path: Path) -> IO[bytes]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return part_path(path).open("a+b")
+        return partial_path(path).open("a+b")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}; set another output") from None
 
@@ -193,9 +192,7 @@ def _whole_row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(row, dict):
-        return None
-    return row
+    return row if isinstance(row, dict) else None
 
 
 def _num_lines(path: Path) -> int:

@@ -1,17 +1,17 @@
 """Retries of a call: which server gets it, which failures are retried, and after which pause. Nothing here does I/O.
 
-    UNAVAILABLE, CANCELLED              retried: the server was not reached, or stopped before it answered
+    UNAVAILABLE, CANCELLED              retried: the server was not reached, or stopped before it responded
     RESOURCE_EXHAUSTED with push-back   retried after the push-back, until the deadline: the server's queue was full
     a push-back below 0                 never retried
     anything else                       never retried: deadline passed, request malformed, server broken
 
-Exponential backoff with jitter, after a server's i-th failure to answer (U is the uniform distribution):
+Exponential backoff with jitter, after a server's i-th failure to respond (U is the uniform distribution):
 
     pause = min(first_pause_s * 2**(i - 1), max_pause_s) * U(0.5, 1)
 
 With the default policy, before jitter: 0.2 s, 0.4 s, 0.8 s, 1.6 s, then 2 s each time. A full server sets the pause
-itself: pause = push-back * U(1, 1.2). A call fails for good when every server has failed to answer `max_attempts`
-times. So a server that is away costs the others no attempts.
+itself: pause = push-back * U(1, 1.2). A call fails for good when every server has failed to respond `max_attempts`
+times. So a server that is away uses up no attempts of the others.
 
 Least-connections balancing: a call goes to the server with the fewest calls in progress. A server that failed or pushed
 back gets no calls during its pause; the call goes to another server at once. Scoring a group twice does no harm.
@@ -30,9 +30,9 @@ import grpc
 from reward_server.protocol import PUSHBACK_KEY
 from winnow.errors import AuthError, DeadlineError, ServerBusyError, ServerError, UsageError, WinnowError
 
-# Three years. gRPC accepts no deadline that is much longer, and no endless one.
+# Three years. gRPC does not accept a deadline that is much longer, or infinite.
 MAX_TIMEOUT_S = 1e8
-# Beyond it the pause is at its maximum, and 2.0**i would overflow.
+# After so many doublings the pause is at its maximum; without a limit, 2.0**i would overflow.
 MAX_DOUBLINGS = 30
 # A stopping server cancels the calls in progress. Calls that this side cancels never get here.
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -40,23 +40,25 @@ AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Limits of the exponential backoff."""
+    """Limits of the exponential backoff with jitter, for calls to servers that do not respond.
+
+    max_attempts    times that each server may fail to respond to one call; None: any number until the deadline
+    first_pause_s   pause after a server's first failure, in seconds; it doubles with each further failure
+    max_pause_s     longest pause, in seconds
+    """
 
     max_attempts: int | None = 5
-    """Times that each server may fail to answer one call; None: until the deadline."""
     first_pause_s: float = 0.2
-    """Pause after the first failure, in seconds; it doubles with each further one."""
     max_pause_s: float = 2.0
-    """Longest pause, in seconds."""
 
 
-# While a server loads its models, it is asked until the deadline.
+# For health checks of a server that may still load its models: until the deadline.
 POLL = RetryPolicy(max_attempts=None)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed call: gRPC's status, and the server's push-back in seconds (below 0: do not retry)."""
+    """A failed call: gRPC's status, and the server's push-back in seconds (None: none; below 0: do not retry)."""
 
     code: grpc.StatusCode
     details: str
@@ -81,7 +83,7 @@ def check_timeout(timeout_s: float) -> float:
 
 
 def failure_of(error: Any) -> Failure:
-    """Convert an error of gRPC. A push-back that is not a number means, as in gRPC itself, not to retry."""
+    """Return the failure of a `grpc.RpcError`. A push-back that is not a number forbids a retry, as in gRPC itself."""
     pushback_s = None
     for key, value in error.trailing_metadata() or ():
         if key == PUSHBACK_KEY:
@@ -100,7 +102,7 @@ def _parse_pushback(milliseconds: str | bytes) -> float:
 def pause_s(failure: Failure, num_failures: int, min_failures: int, policy: RetryPolicy) -> float | None:
     """Return the seconds until a server that failed may be called again; None if the call fails for good.
 
-    The server has failed to answer this call `num_failures` times, and every server at least `min_failures` times.
+    The server has failed to respond to this call `num_failures` times, and every server at least `min_failures` times.
     """
     if not (failure.is_away or failure.is_full):
         return None
@@ -115,21 +117,21 @@ def pause_s(failure: Failure, num_failures: int, min_failures: int, policy: Retr
 
 
 def error_of(failure: Failure, address: str, timeout_s: float) -> WinnowError:
-    """Return the caller's error for a failure that is not retried: the server, what failed, and what to do."""
+    """Return the caller's error for a failure that is not retried. It names the server, the fault and the remedy."""
     code = failure.code
     details = failure.details
     if code == grpc.StatusCode.INVALID_ARGUMENT:
-        return UsageError(f"the reward server calls the request malformed: {details}")
+        return UsageError(f"the reward server refuses the request as malformed: {details}")
     if failure.is_full:
         return ServerBusyError(
             f"the reward server at {address} is full and took no request within {timeout_s:g} s ({details}); raise "
-            "timeout_s, ask for less at a time, or add servers",
+            "timeout_s, have fewer groups in progress, or add servers",
             retry_s=max(failure.pushback_s or 0.0, 0.0),
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(
-            f"the reward server at {address} gave no answer within {timeout_s:g} s; raise timeout_s, or "
-            "send fewer completions at a time"
+            f"the reward server at {address} did not respond within {timeout_s:g} s; raise timeout_s, or send fewer "
+            "completions at a time"
         )
     if code == grpc.StatusCode.UNAUTHENTICATED:
         return AuthError(
@@ -145,7 +147,7 @@ def error_of(failure: Failure, address: str, timeout_s: float) -> WinnowError:
 
 
 class LoadBalancer:
-    """Least-connections balancing over the servers of one client, shared by all its calls, also between threads."""
+    """Least-connections balancing over the servers of one client. All calls of the client share it, in any thread."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self.addresses = addresses
@@ -167,13 +169,13 @@ class LoadBalancer:
                 self._num_in_progress[index] -= 1
 
     def pause(self, index: int, until: float) -> float:
-        """Give a server no calls before `until`. Return the time from which some server may be called."""
+        """Give a server no calls before `until`. Return the earliest time at which any server may be called."""
         with self._lock:
             self._paused_until[index] = until
             return min(self._paused_until)
 
     def _least_busy(self, now: float) -> int:
-        """Choose a server; ties go round robin. If all are paused, the one whose pause ends first."""
+        """Choose the server with the fewest calls, ties by round robin; if all pause, the first to become free."""
         num_servers = len(self.addresses)
         free = [index for index in range(num_servers) if self._paused_until[index] <= now]
         if not free:
@@ -203,11 +205,11 @@ class CallAttempts:
         return max(self._deadline - time.monotonic(), 0.0)
 
     def pick_server(self) -> AbstractContextManager[int]:
-        """Return a context of the index of the server to call now."""
+        """Return a context manager that yields the index of the server to call now."""
         return self._balancer.pick(time.monotonic())
 
     def pause_after(self, failure: Failure, index: int) -> float:
-        """Return the seconds to wait before the next attempt. Raises `error_of` the failure if there is none."""
+        """Return the seconds to wait before the next attempt. Raises the caller's error if the call fails for good."""
         if failure.is_away:
             self._num_failures[index] += 1
         server_pause_s = pause_s(failure, self._num_failures[index], min(self._num_failures), self._policy)

@@ -1,11 +1,11 @@
-"""`winnow score`: a JSONL file of completions -> the same rows with their rewards, in order, whatever is killed.
+"""`winnow score`: a JSONL file of completions -> the same rows with their rewards, in order; resumes after a kill.
 
     in   {"messages": [...] or "prompt": "...", "completions": ["...", ...], ...anything else is kept}
     out  the same row with "rewards": [{"reward", "instruct_logp", "base_logp", "num_tokens", "status", ...}, ...]
 
-The input is a regular file, not a pipe, because it is read twice, row by row: first to check every row before any is
-scored, then to score. Finished rows are kept next to the output (resumable_output.py), so that a run that was killed
-resumes after the last of them.
+The input is a regular file, not a pipe, because it is read twice, row by row: the first time to check every row before
+any is scored, the second time to score. Finished rows are kept next to the output (resumable_output.py), so that a run
+that was killed resumes after the last of them.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from typing import Any
 
 from reward_server.client.connection import ConnectionSettings
 from reward_server.client.responses import ScoredGroup
-from reward_server.client.resumable_output import PartialOutput, check_origin, open_partial, part_path
+from reward_server.client.resumable_output import Origin, PartialOutput, check_origin, open_partial, partial_path
 from reward_server.client.retries import RetryPolicy
 from reward_server.client.sync import RewardClient
 from reward_server.groups import Group
@@ -29,7 +29,7 @@ from winnow.progress import progress
 from winnow.reward_options import RewardOptions
 from winnow.rows import check_json, file_sha256, kind_of, read_jsonl
 
-# Timeout of the optional model check of an output that is already finished.
+# Timeout of the model check of an output that is already finished. The check is skipped if no server responds.
 MODEL_CHECK_TIMEOUT_S = 10.0
 
 Row = dict[str, Any]
@@ -37,14 +37,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """The arguments of `winnow score`."""
+    """The arguments of `winnow score`; `timeout_s` is the longest wait for the rewards of one row, in seconds."""
 
     connection: ConnectionSettings
     in_path: Path
     out_path: Path
     options: RewardOptions = field(default_factory=RewardOptions)
     timeout_s: float = 600.0
-    """Longest wait for the rewards of one row, restarts of the server included."""
     is_resumed: bool = False
 
 
@@ -60,7 +59,8 @@ class InputRow:
 def score_file(job: ScoreJob) -> dict[str, int]:
     """Score every row of the input. Return the number of completions of each status.
 
-    Raises InputError for a malformed row, before anything is scored; UsageError if the output is in the way.
+    Raises InputError for a malformed row, before anything is scored; UsageError if the output cannot be written or
+    resumed; ServerError if no server responds, or its models have changed.
     """
     counts: Counter[str] = Counter()
     _check_paths(job)
@@ -106,7 +106,7 @@ def _score_rest(job: ScoreJob, output: PartialOutput, num_rows: int, models: Row
 def _score_rows(
     client: RewardClient, rows: Iterator[InputRow], options: RewardOptions
 ) -> Generator[tuple[InputRow, ScoredGroup]]:
-    """Yield each row with its rewards, in order. Raises UsageError, which names the row that the server refuses."""
+    """Yield each row with its rewards, in order. Raises UsageError, with the location of the row, for a refused row."""
     in_progress: deque[InputRow] = deque()
 
     def read_groups() -> Iterator[Group]:
@@ -125,7 +125,7 @@ def _score_rows(
 
 @contextmanager
 def _kept_rows_in_errors(output: PartialOutput) -> Iterator[None]:
-    """Add the number of finished rows, and how to resume, to the error that ends the block."""
+    """Append the number of finished rows, and how to resume, to the message of an error that ends the block."""
     try:
         yield
     except (ServerError, UsageError) as error:
@@ -137,7 +137,7 @@ def _kept_rows_in_errors(output: PartialOutput) -> Iterator[None]:
 
 
 def _deciding_models(job: ScoreJob, retries: RetryPolicy | None = None, timeout_s: float | None = None) -> Row:
-    """Return the server's model fields that affect rewards under the job's options. Raises ServerError."""
+    """Return the fields of the server's models that affect rewards under the job's options. Raises ServerError."""
     with RewardClient(job.connection, timeout_s or job.timeout_s, retries=retries) as client:
         info = client.server_info()
     models = {
@@ -153,9 +153,9 @@ def _deciding_models(job: ScoreJob, retries: RetryPolicy | None = None, timeout_
 
 
 def _fields_without_effect(options: RewardOptions) -> set[str]:
-    """Return the model fields that do not affect rewards under these options.
+    """Return the names of the model fields that do not affect rewards under these options.
 
-    In the definition of a reward they are empty, or hold what the recipe did instead.
+    In a reward's definition they are empty, or the recipe has replaced their values.
     """
     if options.is_reference_free:
         return {"base_weight_hash", "base_template_hash", "base_prompt"}
@@ -175,21 +175,19 @@ def _check_models(scored: ScoredGroup, models: Row, connection: ConnectionSettin
             changes.append(f"{key}: {first_value} -> {value}")
     if not changes:
         return
-    server = "one of the servers at"
-    if len(connection.addresses) == 1:
-        server = "the server at"
+    server = "the server at" if len(connection.addresses) == 1 else "one of the servers at"
     raise ServerError(
-        f"{server} {', '.join(connection.addresses)} has other models than this file was begun with "
-        f"({'; '.join(changes)}); their rewards do not compare: start it with the first ones"
+        f"{server} {', '.join(connection.addresses)} has other models than this file was started with "
+        f"({'; '.join(changes)}); their rewards do not compare: start the server with the first models"
     )
 
 
-def _finished_counts(job: ScoreJob, num_rows: int, origin: dict[str, Row]) -> dict[str, int]:
-    """Return the counts of an output that is complete already. Raises UsageError if it is in the way."""
+def _finished_counts(job: ScoreJob, num_rows: int, origin: Origin) -> dict[str, int]:
+    """Return the counts of an output that is finished already. Raises UsageError if the job may not keep it."""
     if not job.is_resumed:
         raise UsageError(f"{job.out_path} exists; delete it or set another output")
-    if part_path(job.out_path).exists():
-        raise UsageError(f"{job.out_path} and {part_path(job.out_path)} both exist; delete one of them")
+    if partial_path(job.out_path).exists():
+        raise UsageError(f"{job.out_path} and {partial_path(job.out_path)} both exist; delete one of them")
     check_origin(job.out_path, job.out_path, origin)
     counts: Counter[str] = Counter()
     num_scored = 0
@@ -198,7 +196,7 @@ def _finished_counts(job: ScoreJob, num_rows: int, origin: dict[str, Row]) -> di
         num_scored += 1
     if num_scored != num_rows:
         raise UsageError(
-            f"{job.out_path} exists with {num_scored} rows, where {job.in_path} has {num_rows}; it is another file's: "
+            f"{job.out_path} has {num_scored} rows, but {job.in_path} has {num_rows}; it was made from another file: "
             "delete it or set another output"
         )
     _check_finished_models(job)
@@ -206,9 +204,9 @@ def _finished_counts(job: ScoreJob, num_rows: int, origin: dict[str, Row]) -> di
 
 
 def _check_finished_models(job: ScoreJob) -> None:
-    """Raise UsageError if an output is finished and the server has other models than the output was made with.
+    """Raise UsageError if the server has other models than a finished output was made with.
 
-    The output needs no server any more. If none answers, a warning is printed.
+    If no server responds, print a warning instead: the output itself no longer needs a server.
     """
     try:
         models = _deciding_models(job, RetryPolicy(max_attempts=1), min(MODEL_CHECK_TIMEOUT_S, job.timeout_s))
@@ -239,7 +237,7 @@ def _read_rows(path: Path) -> Iterator[InputRow]:
 
 def _group_of(row: Row, location: str) -> Group:
     if "rewards" in row:
-        raise InputError(f"{location}: has a field 'rewards', which those of the output would replace; rename it")
+        raise InputError(f"{location}: has a field 'rewards', which the new rewards would replace; rename it")
     check_json(row, location)
     completions = _completions(row, location)
     return Group(parse_conversation(row, location), completions)

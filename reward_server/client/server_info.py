@@ -10,50 +10,56 @@ DEFAULT_MESSAGE_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model of the pair (`winnow.v1.ModelInfo`)."""
+    """One model of the pair (`winnow.v1.ModelInfo`).
+
+    name             folder or hub id, as configured
+    weight_hash      hash of config.json and the weight files
+    tokenizer_hash   hash of the vocabulary, the special tokens and the ids of a probe text
+    template_hash    hash of the chat template, its system prompt, BOS and EOS
+    chat_template    name or path of the chat template
+    dtype            precision of the weights, like "bfloat16"
+    device           devices that hold the weights, like "cpu" or "cuda:0, cuda:1"
+    """
 
     name: str
-    """Folder or hub id, as configured."""
     weight_hash: str
-    """Hash of config.json and the weight files."""
     tokenizer_hash: str
-    """Hash of the vocabulary, the special tokens and the ids of a probe text."""
     template_hash: str
-    """Hash of the chat template, its system prompt, BOS and EOS."""
     chat_template: str
-    """Name or path of the chat template."""
     dtype: str
-    """Precision of the weights, like "bfloat16"."""
     device: str
-    """Devices that hold the weights, like "cpu" or "cuda:0, cuda:1"."""
 
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """Models and limits of a server (`winnow.v1.GetServerInfoResponse`)."""
+    """The models and limits of a server (`winnow.v1.GetServerInfoResponse`).
+
+    winnow_version         version of winnow that is running
+    instruct, base         the two models
+    base_prompt            "same": the base model reads the instruct model's rendering; "plain": the turns as
+                           paragraphs, without roles
+    has_shared_tokenizer   False if each model scores tokens of its own tokenizer
+    max_tokens             most tokens of a prompt and one completion together
+    max_completions        most completions of one request; clients split larger groups
+    token_budget           most tokens of one forward pass
+    max_message_bytes      largest message, in bytes
+    max_queued_tokens      most tokens that wait to be computed, both models together
+    """
 
     winnow_version: str
-    """Version of winnow that is running."""
     instruct: ModelInfo
     base: ModelInfo
     base_prompt: str
-    """Prompt of the base model: "same" as the instruct model's, or "plain", the turns as paragraphs without roles."""
     has_shared_tokenizer: bool
-    """False if each model scores tokens of its own tokenizer."""
     max_tokens: int
-    """Most tokens of a prompt and one completion together."""
     max_completions: int
-    """Most completions of one request; clients split larger groups."""
     token_budget: int
-    """Most tokens of one forward pass."""
     max_message_bytes: int
-    """Largest message, in bytes."""
     max_queued_tokens: int
-    """Most tokens that wait to be computed, both models' together."""
 
 
 def parse_server_info(response: pb.GetServerInfoResponse) -> ServerInfo:
-    """Convert a message of the wire."""
+    """Return the facts of a server's response; a limit that an old server does not state gets its default."""
     return ServerInfo(
         winnow_version=response.winnow_version,
         instruct=_model_info(response.instruct),

@@ -12,7 +12,7 @@ import grpc
 
 from reward_server.client.base import HEALTH_REQUEST, BaseClient, Progress, is_result_due
 from reward_server.client.connection import ServerStubs, open_stubs
-from reward_server.client.requests import has_completions, listed, requests_of
+from reward_server.client.requests import has_completions, listed, merge_options, requests_of
 from reward_server.client.responses import ScoredGroup, scored_group
 from reward_server.client.retries import POLL, CallAttempts, failure_of
 from reward_server.client.server_info import ServerInfo, parse_server_info
@@ -26,9 +26,17 @@ Result = TypeVar("Result")
 
 
 class RewardClient(BaseClient):
-    """A connection to one or several reward servers; a context manager. May be shared between threads.
+    """A connection to one or several reward servers; a context manager. Threads may share it.
 
-    connection.py describes the addresses, retries.py what is retried.
+    Addresses are "host:50051", several with commas ("gpu1:50051,gpu2:50051"; each call goes to the least busy server),
+    or a name with several addresses ("dns:///rewards.internal:50051"). Calls are retried with exponential backoff and
+    jitter (`RetryPolicy`) if a server cannot be reached, and at the server's request if it is full. The methods raise:
+
+        UsageError         the request or a setting is malformed, or the client is closed
+        ServerError        no server can be reached, or it failed. Its kinds:
+        ServerBusyError    the server's queue stayed full until the deadline
+        DeadlineError      the server did not respond before the deadline
+        AuthError          the server does not accept the caller's credentials
     """
 
     def _open(self) -> None:
@@ -57,11 +65,11 @@ class RewardClient(BaseClient):
     ) -> ScoredGroup:
         """Return the rewards of one prompt's completions, in order. `keywords` change fields of `options`.
 
-        A group beyond the server's limits is sent in parts. Raises ServerError when no server can be reached or it
-        fails, UsageError when the request is malformed.
+        A group beyond the server's limits is sent in parts. Raises ServerError if no server can be reached or it fails,
+        UsageError if the request is malformed.
         """
         group = Group(prompt, listed(completions))
-        return self._score(group, (options or RewardOptions()).replace(**keywords), _CancelScope())
+        return self._score(group, merge_options(options, keywords), _CancelScope())
 
     def score_many(
         self,
@@ -72,14 +80,14 @@ class RewardClient(BaseClient):
         on_progress: Progress | None = None,
         **keywords: Any,
     ) -> Iterator[ScoredGroup]:
-        """Yield the rewards of group after group, in the order of `groups`, of which few are held at a time.
+        """Yield the rewards of each group, in the order of `groups`, which may be endless.
 
-        `concurrency` groups are in progress at once (default: 8 for each server), and `groups` is read at most four
-        times as far ahead. `on_progress` gets the number of groups that are done. Raises as `score` does; the rewards
-        of the groups before a malformed one have been yielded by then.
+        `concurrency` groups are in progress at once (default: 8 for each server), and at most four times as many are
+        read and not yet yielded. `on_progress` gets the number of groups that are done. `keywords` change fields of
+        `options`. Raises as `score` does, where the rewards of the group would have been yielded.
         """
         num_concurrent = self._num_concurrent(concurrency)
-        chosen = (options or RewardOptions()).replace(**keywords)
+        chosen = merge_options(options, keywords)
         scope = _CancelScope()
         results = _map_in_order(lambda group: self._score(group, chosen, scope), groups, num_concurrent)
         try:
@@ -92,11 +100,11 @@ class RewardClient(BaseClient):
             scope.cancel()
 
     def server_info(self) -> ServerInfo:
-        """Return the models that a server has loaded, and its limits. Raises ServerError."""
+        """Return the models that a server has loaded, and its limits. Raises ServerError as `score` does."""
         return self._get_server_info(self._new_attempts(), _CancelScope())
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Return once a server serves. Raises ServerError when none does within `timeout_s` seconds."""
+        """Return once a server serves. Raises ServerError if none does within `timeout_s` seconds."""
         attempts = CallAttempts(self._balancer, POLL, timeout_s)
         scope = _CancelScope()
         while True:
@@ -142,7 +150,7 @@ class RewardClient(BaseClient):
 
 
 class _CancelScope:
-    """The calls and pauses of one `score_many`, which end together when it is left."""
+    """The calls and pauses of one `score_many`, which are cancelled together when its caller stops early."""
 
     def __init__(self) -> None:
         self._is_cancelled = threading.Event()
@@ -178,9 +186,10 @@ class _CancelScope:
 
 
 def _map_in_order(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Generator[Result]:
-    """Yield the results of a function that runs in threads, in the order of the items, which the caller's thread reads.
+    """Yield the result of a function for each item, in order. The function runs in threads.
 
-    Raises as `function` and `items` do, an item's error where its result would have been yielded.
+    The items are read in the caller's thread. Raises the errors of `items`, and those of `function` where its result
+    would have been yielded.
     """
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="score-many")

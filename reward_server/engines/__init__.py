@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Logprobs = npt.NDArray[np.float32]
 ModelName = Literal["instruct", "base"]
-MODELS: tuple[ModelName, ...] = ("instruct", "base")
+MODEL_NAMES: tuple[ModelName, ...] = ("instruct", "base")
 
 
 @dataclass(frozen=True)

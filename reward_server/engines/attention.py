@@ -9,8 +9,8 @@ On a CPU, no [T, T] mask exists, and nothing is computed for tokens that do not 
        similar length are computed in one batch.
     2. The subtree below each segment attends to that segment. Every token there sees all of it, so that no mask is
        needed, unless the window is shorter.
-    3. The result of step 2 is merged into what the subtree's tokens have so far, by a split-softmax merge as in
-       FlashAttention and flash-decoding. Both results come with the log-sum-exp (lse) of their scores:
+    3. The result of step 2 is merged into the subtree's results so far, by a split-softmax merge as in FlashAttention
+       and flash-decoding. Both results come with the log-sum-exp (lse) of their scores:
 
            share = exp(lse_2) / (exp(lse_1) + exp(lse_2)) = sigmoid(lse_2 - lse_1)
            out   = (1 - share) out_1 + share out_2
@@ -30,7 +30,7 @@ for the values 10 and 20; the score of a token further up is log 12, for the val
 Softmax over all three scores at once gives the same: (1 * 10 + 3 * 20 + 12 * 30) / 16 = 26.875. The function `merge`
 has this example as a doctest.
 
-On other devices FlexAttention computes the same with the rule above as its block mask.
+On other devices, FlexAttention computes the same result with the rule above as its block mask.
 
 Importing this module registers both functions by name. The engine gives the `Layout` of the packed sequence to the
 model as a keyword argument, and the model passes it to the function. The window size W is passed through the mask
@@ -41,7 +41,7 @@ it hands to its layers.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -50,15 +50,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reward_server.engines.packing import PackedSequence, Segment
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 TREE = "winnow_tree"
 FLEX = "winnow_flex"
 
-# For sequences below 128 tokens PyTorch takes its decoding kernel, which has no configuration for heads * tokens above
-# one block of the mask where query heads share a key's head. The general kernel takes every length.
+# Below 128 tokens, PyTorch would take its decoding kernel. With grouped-query attention, that kernel has no
+# configuration for more query heads * tokens than a block of the mask holds. The general kernel takes every length.
 COMPILED_FLEX_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
 
-SHORT = 48
-"""Segments of up to this many tokens are computed in batches: for them a call costs more than the copies."""
+MAX_SHORT_TOKENS = 48
+"""Segments of up to this many tokens are computed in batches: for them, a call costs more than the copies."""
 
 # Far below any score, and finite: a query that sees no token here gets a weight of zero, not of NaN.
 UNSEEN = -1e30
@@ -66,25 +69,26 @@ UNSEEN = -1e30
 
 @dataclass
 class Layout:
-    """The segments of a packed sequence, its tokens' positions [T], and what all layers share."""
+    """The segments of a packed sequence and its tokens' positions [T]; all layers of a forward pass share it."""
 
     segments: list[Segment]
     positions: Tensor
-    short_segments: list[Tensor]
+    short_batches: list[Tensor]
     """Token indices [segments, longest]: short segments of similar length, filled up with their first token."""
-    flex_masks: dict[tuple[int | None, torch.device], Any] = field(default_factory=dict)
+    flex_masks: "dict[tuple[int | None, torch.device], BlockMask]" = field(default_factory=dict)
+    """FlexAttention's block masks by window size and device, made when a layer first needs them."""
 
     @classmethod
     def of(cls, sequence: PackedSequence, device: torch.device) -> "Layout":
         """Return the layout of a packed sequence."""
-        short_segments = [segment for segment in sequence.segments if _length(segment) <= SHORT]
+        short_segments = [segment for segment in sequence.segments if _length(segment) <= MAX_SHORT_TOKENS]
         batches = [_token_indices(similar).to(device) for similar in _by_similar_length(short_segments)]
         return cls(sequence.segments, torch.tensor(sequence.positions, device=device), batches)
 
     @property
     def long_segments(self) -> Iterable[Segment]:
         """Segments that are worth an attention call of their own."""
-        return (segment for segment in self.segments if _length(segment) > SHORT)
+        return (segment for segment in self.segments if _length(segment) > MAX_SHORT_TOKENS)
 
     @property
     def inner_segments(self) -> Iterable[Segment]:
@@ -101,7 +105,7 @@ class Window:
 
 
 def window_placeholder(*, local_size: int | None = None, use_vmap: bool = False, **arguments: Any) -> Window:
-    """Replace the attention mask that transformers would build; carries only the window size.
+    """Return a `Window` in place of the attention mask that transformers would build.
 
     Raises NotImplementedError for masks to which a model adds rules of its own.
     """
@@ -110,8 +114,8 @@ def window_placeholder(*, local_size: int | None = None, use_vmap: bool = False,
     return Window(local_size or None)
 
 
-def implementation(device_type: str) -> str:
-    """Return the name to give to `set_attn_implementation`."""
+def attention_name(device_type: str) -> str:
+    """Return the name of the tree attention for a type of device, as `set_attn_implementation` takes it."""
     if device_type == "cpu":
         return TREE
     return FLEX
@@ -130,7 +134,7 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """Attend on a CPU: query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d].
 
-    Raises NotImplementedError for what an architecture adds to plain attention.
+    Raises NotImplementedError for an architecture that adds terms to plain attention.
     """
     _refuse_additions(arguments)
     window = _window_size(attention_mask)
@@ -140,7 +144,7 @@ def tree_attention(
     attention = _TreeAttention(queries, key, value, layout.positions, scaling, window)
     for segment in layout.long_segments:
         attention.within(segment)
-    for token_indices in layout.short_segments:
+    for token_indices in layout.short_batches:
         attention.within_short(token_indices)
     for segment in layout.inner_segments:
         attention.from_subtree(segment)
@@ -269,7 +273,7 @@ class _TreeAttention:
         return out, lse
 
     def _window_mask(self, queries: Tensor, keys: Tensor, *, is_causal: bool) -> Tensor:
-        """Return what is added to scores, [queries, keys]: zero within the window of the positions, else UNSEEN."""
+        """Return the mask that is added to scores, [queries, keys]: zero where a query sees a key, else UNSEEN."""
         assert self.window is not None
         distance = queries[:, None] - keys[None, :]
         is_unseen = distance >= self.window
@@ -322,7 +326,7 @@ def _refuse_additions(arguments: dict[str, Any]) -> None:
             raise NotImplementedError(f"attention with {name}")
 
 
-def _flex_mask(layout: Layout, window: int | None, device: torch.device) -> Any:
+def _flex_mask(layout: Layout, window: int | None, device: torch.device) -> "BlockMask":
     """Return the block mask of a packed sequence."""
     from torch.nn.attention.flex_attention import create_block_mask
 

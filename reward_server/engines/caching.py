@@ -1,11 +1,11 @@
 """An LRU cache of log-probabilities: a completion that was computed before is not computed again.
 
-    key    = BLAKE2b(model of the pair, weight hash, template hash, the prompt's token ids, the completion's token ids)
+    key    = BLAKE2b(instruct or base, weight hash, template hash, the prompt's token ids, the completion's token ids)
     value  = the completion's log-probabilities, if all are finite
 
-Both models of a pair share one cache of bounded size, and no entries: the hash of large weights covers only samples of
-them. The least recently used entry is evicted first. A value comes from an earlier batch: it equals a new computation
-up to the rounding that differs between batches.
+Both models of a pair share one cache of bounded size. The model's name keeps their entries apart, because the hash of
+large weights covers only samples of them. The least recently used entry is evicted first. A value comes from an earlier
+batch: it equals a new computation up to the rounding that differs between batches.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 
 from reward_server.engines import Logprobs, TokenGroup
 
-# Bytes of a key, its entry and an array's header, besides the numbers.
+# Bytes of an entry besides its numbers: the key, the array's header, the place in the dict.
 ENTRY_BYTES = 320
 SEPARATOR = b"\0"
 
@@ -48,7 +48,7 @@ class LogprobCache:
             return values
 
     def put(self, key: bytes, values: Logprobs) -> None:
-        """Store a read-only copy of the values if all are finite; evict the least recently used entries for it."""
+        """Store a read-only copy of the values if all are finite; evict the least recently used entries if needed."""
         num_bytes = values.nbytes + ENTRY_BYTES
         if num_bytes > self.max_bytes or not np.isfinite(values).all():
             return

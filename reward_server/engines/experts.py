@@ -4,9 +4,9 @@
     out[t]   sum over t's experts e of weight[t, e] * down_e(act(gate_e(x_t)) * up_e(x_t))
 
 oneDNN generates code for each new shape, which takes longer than the product itself, and keeps this code. Routing gives
-each expert of each layer a different number of tokens every time; with whole blocks the shapes recur. The other
-implementations in transformers compute the same. This one is registered there by name, and passes to transformers what
-it does not know.
+each expert of each layer a different number of tokens every time; with whole blocks the shapes recur. This
+implementation is registered in transformers by name. It gives the same results as the implementations there, and leaves
+experts of another form to them.
 """
 
 from typing import Any
@@ -16,12 +16,13 @@ from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 BLOCKS = "winnow_blocks"
-BLOCK = 32
+BLOCK_SLOTS = 32
+"""An expert's number of slots is a multiple of this."""
 
 
 def blocks_experts(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     """Compute the experts' output [T, hidden] for tokens [T, hidden]; `chosen` experts and `weights` are [T, k]."""
-    if not is_known(experts) or hidden.device.type != "cpu":
+    if not is_supported(experts) or hidden.device.type != "cpu":
         return grouped_mm_experts_forward(experts, hidden, chosen, weights)  # type: ignore[no-any-return]
     # 1. Sort the (token, expert) pairs by expert, and give each expert slots for its pairs, in whole blocks.
     num_chosen = chosen.shape[1]
@@ -50,7 +51,7 @@ ALL_EXPERTS_FUNCTIONS.register(BLOCKS, blocks_experts)
 
 
 def block_slots(counts: list[int]) -> tuple[list[int], int]:
-    """Return where the slots of each expert start, and the number of all slots: whole blocks for each expert.
+    """Return the first slot of each expert, and the total number of slots: whole blocks for each expert.
 
     >>> block_slots([3, 0, 40])
     ([0, 32, 32], 96)
@@ -59,11 +60,11 @@ def block_slots(counts: list[int]) -> tuple[list[int], int]:
     num_slots = 0
     for count in counts:
         starts.append(num_slots)
-        num_slots += -(-count // BLOCK) * BLOCK  # rounded up
+        num_slots += -(-count // BLOCK_SLOTS) * BLOCK_SLOTS  # rounded up
     return starts, num_slots
 
 
-def is_known(experts: Any) -> bool:
+def is_supported(experts: Any) -> bool:
     """Tell whether the experts are gated linear layers without biases, all of them in this process."""
     flags = ("has_bias", "is_transposed", "_is_expert_parallel")
     return bool(getattr(experts, "has_gate", False)) and not any(getattr(experts, flag, False) for flag in flags)

@@ -48,16 +48,17 @@ UNSLICED_TOKENS_PER_STEP = 256
 """Tokens per step for layers whose vocabulary cannot be sliced."""
 
 Scaling = Callable[[Tensor], Tensor]
+"""A function of logits of any shape, applied to each."""
 
 
 class Head:
-    """The output layer of a language model: a linear layer, and what the architecture does to its logits."""
+    """The output layer of a language model: a linear layer, and the architecture's scaling of its logits."""
 
     def __init__(self, layer: Any, config: Any) -> None:
         self.layer = layer
         self.scaled = logit_scaling(config)
         weight = getattr(layer, "weight", None)
-        # Quantized, wrapped and offloaded layers know how to multiply, but their weights cannot be sliced here.
+        # Quantized, wrapped and offloaded layers can multiply, but their weights cannot be sliced here.
         self.is_sliceable = type(layer) is torch.nn.Linear and weight is not None and weight.device.type != "meta"
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -67,13 +68,13 @@ class Head:
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the log-probability of each target [S] given its hidden state [S, hidden]: fp32 [S]."""
         compute = self._unsliced
-        num_tokens = UNSLICED_TOKENS_PER_STEP
+        tokens_per_step = UNSLICED_TOKENS_PER_STEP
         if self.is_sliceable:
             compute = self._sliced
-            num_tokens = TOKENS_PER_STEP
+            tokens_per_step = TOKENS_PER_STEP
         results = [hidden.new_zeros(0, dtype=torch.float32)]
-        for start in range(0, len(targets), num_tokens):
-            tokens = slice(start, start + num_tokens)
+        for start in range(0, len(targets), tokens_per_step):
+            tokens = slice(start, start + tokens_per_step)
             results.append(compute(hidden[tokens], targets[tokens]))
         return torch.cat(results)
 
@@ -89,7 +90,7 @@ class Head:
         return exact_logprob(lse, rounded, self.scaled(exact))
 
     def _logit_slices(self, hidden: Tensor, targets: Tensor, rounded: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of one slice of the vocabulary after the other; put those of the targets into `rounded`."""
+        """Yield the logits of each slice of the vocabulary; store the targets' logits in `rounded` as they pass."""
         slice_size = SLICE_SIZE
         if hidden.device.type == "cpu":
             slice_size = CPU_SLICE_SIZE
@@ -98,7 +99,7 @@ class Head:
             parameters.append(self.layer.bias.split(slice_size))
         for index, weight_and_bias in enumerate(zip(*parameters, strict=True)):
             logits = self.scaled(torch.nn.functional.linear(hidden, *weight_and_bias).float())
-            (tokens,) = torch.where(targets // slice_size == index)  # those whose target is in this slice
+            (tokens,) = torch.where(targets // slice_size == index)  # the tokens whose target is in this slice
             rounded[tokens] = logits[tokens, targets[tokens] % slice_size]
             yield logits
 
@@ -141,7 +142,7 @@ def exact_logprob(lse: Tensor, rounded: Tensor, exact: Tensor) -> Tensor:
 
 
 def logit_scaling(config: Any) -> Scaling:
-    """Return what an architecture does to each logit: Granite divides, Cohere multiplies, Gemma caps."""
+    """Return the scaling that an architecture applies to its logits: Granite divides, Cohere multiplies, Gemma caps."""
     divisor = getattr(config, "logits_scaling", None) or 1.0
     factor = getattr(config, "logit_scale", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)

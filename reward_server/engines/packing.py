@@ -12,7 +12,8 @@ Packing a group takes these steps:
     1. Drop the last token of each completion. It is predicted, but it predicts nothing.
     2. Sort the completions by their token ids. Each then shares its longest prefix with its predecessor.
     3. Round shared prefixes down to whole blocks of SHARED_BLOCK tokens; equal completions share all tokens.
-    4. For each completion, append the tokens that its predecessor did not bring. The first one brings the prompt.
+    4. For each completion, append the tokens that it does not share with its predecessor; for the first one, also the
+       prompt.
     5. Cut these tokens into segments where later completions branch off.
     6. Count positions from the start of the prompt, along the path from the root.
     7. Note for each token of a completion at which index of the sequence it is predicted.
@@ -127,18 +128,19 @@ def _add_targets(sequence: PackedSequence, group: TokenGroup, predictors: list[l
     place_of: dict[tuple[int, int], int] = {}
     places = []
     for indices, completion in zip(predictors, group.completions, strict=True):
-        keys = list(zip(indices, completion, strict=True))
-        for key in keys:
-            if key not in place_of:
-                place_of[key] = len(sequence.targets)
-                sequence.predictors.append(key[0])
-                sequence.targets.append(key[1])
-        places.append([place_of[key] for key in keys])
+        pairs = list(zip(indices, completion, strict=True))
+        for pair in pairs:
+            if pair not in place_of:
+                predictor, target = pair
+                place_of[pair] = len(sequence.targets)
+                sequence.predictors.append(predictor)
+                sequence.targets.append(target)
+        places.append([place_of[pair] for pair in pairs])
     return places
 
 
 class _TreeBuilder:
-    """Appends the prefix tree of one group to a packed sequence."""
+    """A builder that appends the prefix tree of one group to a packed sequence."""
 
     def __init__(self, sequence: PackedSequence) -> None:
         self._sequence = sequence
@@ -147,25 +149,26 @@ class _TreeBuilder:
 
     def add(self, group: TokenGroup) -> list[list[int]]:
         """Append the tree. Returns, for each token of each completion, the index at which it is predicted."""
-        num_prompt = len(group.prompt_ids)
+        num_prompt_tokens = len(group.prompt_ids)
         read_ids = [tuple(completion[:-1]) for completion in group.completions]
         order = sorted(range(len(read_ids)), key=read_ids.__getitem__)
 
         # Tokens that each conversation, in sorted order, shares with its predecessor; all share the prompt.
         shared_lengths = [0]
         for predecessor, current in pairwise(order):
-            shared_lengths.append(num_prompt + num_shared_tokens(read_ids[predecessor], read_ids[current]))
+            shared_lengths.append(num_prompt_tokens + num_shared_tokens(read_ids[predecessor], read_ids[current]))
 
         predictors: list[list[int]] = [[] for _ in read_ids]
-        path: list[int] = []  # the sequence's index of each token of the conversation at hand
+        path: list[int] = []  # the sequence's index of each token of the current conversation
         for index, shared_length, cuts in zip(order, shared_lengths, branch_points(shared_lengths), strict=True):
             if shared_length == 0:
                 new_ids = [*group.prompt_ids, *read_ids[index]]
             else:
-                new_ids = list(read_ids[index][shared_length - num_prompt :])
+                new_ids = list(read_ids[index][shared_length - num_prompt_tokens :])
             del path[shared_length:]
             path.extend(self._append(new_ids, shared_length, cuts))
-            predictors[index] = path[num_prompt - 1 :]  # the prompt's last token predicts the first of the completion
+            # The prompt's last token predicts the completion's first one.
+            predictors[index] = path[num_prompt_tokens - 1 :]
         self._close_segments(0)
         return predictors
 
@@ -197,13 +200,13 @@ def branch_points(shared_lengths: Sequence[int]) -> list[list[int]]:
     """Return, for each completion in sorted order, the offsets at which later completions branch off.
 
     `shared_lengths[k]` counts the tokens that completion k shares with its predecessor. Only offsets within the tokens
-    that a completion brings itself count.
+    that a completion adds count.
 
     >>> branch_points([0, 16, 24, 8])  # the second leaves the first after 16 tokens, the fourth after 8
     [[8, 16], [24], [], []]
     """
     cuts_in_reverse: list[list[int]] = []
-    # How much of the completion at hand the completions after it share, each offset once, the largest last.
+    # The numbers of tokens that later completions share with the current one, each number once, the largest last.
     later_offsets: list[int] = []
     for shared_length in reversed(shared_lengths):
         cuts: list[int] = []
@@ -225,30 +228,30 @@ class Chunk:
     num_tokens: int
 
 
-def plan_sequences(groups: Sequence[TokenGroup], token_budget: int, target: int) -> Iterator[list[Chunk]]:
+def plan_sequences(groups: Sequence[TokenGroup], token_budget: int, target_tokens: int) -> Iterator[list[Chunk]]:
     """Yield the chunks of each packed sequence.
 
-    A sequence holds about `target` tokens, more where a prompt would otherwise be computed too often, and at most
-    `token_budget` tokens, or one completion with its prompt. A larger group is split into chunks, each with the prompt;
-    completions with a common prefix stay together.
+    A sequence holds about `target_tokens` tokens, or more if a prompt would otherwise be computed too often. It holds
+    at most `token_budget` tokens, or one completion with its prompt. A larger group is split into chunks, each with the
+    prompt; completions with a common prefix stay together.
 
-    >>> for chunks in plan_sequences([TokenGroup([7, 8], [[1, 2], [3, 4], [5] * 9, [6]])], token_budget=4, target=4):
+    >>> for chunks in plan_sequences([TokenGroup([7, 8], [[1, 2], [3, 4], [5] * 9, [6]])], 4, target_tokens=4):
     ...     print(chunks)
     [Chunk(group_index=0, completion_indices=[3, 0, 1], num_tokens=4)]
     [Chunk(group_index=0, completion_indices=[2], num_tokens=10)]
     >>> groups = [TokenGroup([7], [[1]]), TokenGroup([8], [[1]]), TokenGroup([9], [[1]])]
-    >>> [[chunk.group_index for chunk in chunks] for chunks in plan_sequences(groups, token_budget=9, target=2)]
+    >>> [[chunk.group_index for chunk in chunks] for chunks in plan_sequences(groups, 9, target_tokens=2)]
     [[0, 1], [2]]
     """
     chunks: list[Chunk] = []
-    num_free = target
+    num_free = target_tokens
     for group_index, group in enumerate(groups):
-        chunk_budget = min(token_budget, max(target, PROMPT_SHARE * len(group.prompt_ids)))
+        chunk_budget = min(token_budget, max(target_tokens, PROMPT_SHARE * len(group.prompt_ids)))
         for chunk in split_group(group_index, group, chunk_budget):
             if chunks and chunk.num_tokens > num_free:
                 yield chunks
                 chunks = []
-                num_free = target
+                num_free = target_tokens
             chunks.append(chunk)
             num_free -= chunk.num_tokens
     if chunks:
@@ -260,17 +263,17 @@ def split_group(group_index: int, group: TokenGroup, token_budget: int) -> Itera
 
     `Chunk.num_tokens` is an upper bound: in sorted order, a completion's longest shared prefix is with its predecessor.
     """
-    num_prompt = len(group.prompt_ids)
+    num_prompt_tokens = len(group.prompt_ids)
     read_ids = [tuple(completion[:-1]) for completion in group.completions]
     order = sorted(range(len(read_ids)), key=read_ids.__getitem__)
     indices = [order[0]]
-    num_tokens = num_prompt + len(read_ids[order[0]])
+    num_tokens = num_prompt_tokens + len(read_ids[order[0]])
     for predecessor, current in pairwise(order):
         num_new = len(read_ids[current]) - num_shared_tokens(read_ids[predecessor], read_ids[current])
         if num_tokens + num_new > token_budget:
             yield Chunk(group_index, indices, num_tokens)
             indices = []
-            num_tokens = num_prompt
+            num_tokens = num_prompt_tokens
             num_new = len(read_ids[current])
         indices.append(current)
         num_tokens += num_new

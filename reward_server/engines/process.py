@@ -7,7 +7,7 @@
 In one process, Python runs one thread at a time: each step of each layer would wait for a busy event loop. For the same
 reason, models on separate devices, which compute at the same time, get one process each. When a process is killed, the
 batch that it computes fails; the next batch starts a new process, which loads the models again. An engine process ends
-together with the server's process, in whatever way that ends.
+together with the server's process, even if that one is killed.
 """
 
 import atexit
@@ -16,17 +16,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from reward_server.engines import MODELS, Logprobs, ModelName, ScoringEngine, TokenGroup
+from reward_server.engines import MODEL_NAMES, Logprobs, ModelName, ScoringEngine, TokenGroup
 from reward_server.engines.allocator import keep_memory
-from reward_server.engines.loading import have_separate_devices, load_engines
+from reward_server.engines.loading import has_separate_devices, load_engines
 from reward_server.monitoring import log_to_stderr
 from winnow.errors import ModelError, WinnowError
 from winnow.import_path import inherited_environment
@@ -39,18 +38,18 @@ class EngineError(RuntimeError):
     """An engine failed in its process, or the process ended; the message has the cause."""
 
 
-def start_engines(config: ServeConfig) -> Callable[[], list[ScoringEngine]]:
-    """Begin to load the engines in other processes. Returns a function that waits for them and returns them.
+def start_engines(config: ServeConfig) -> list[ScoringEngine]:
+    """Load the engines in other processes and return them. Raises UsageError and ModelError, as `load_engines` does.
 
-    That function raises as `load_engines` does. vLLM has processes of its own.
+    Models on separate devices are loaded at the same time. vLLM has processes of its own.
     """
     if config.engine == "vllm":
-        return partial(load_engines, config)
-    if have_separate_devices(config):
-        processes = [EngineProcess(config, (name,)) for name in MODELS]
+        return load_engines(config)
+    if has_separate_devices(config):
+        processes = [EngineProcess(config, (name,)) for name in MODEL_NAMES]
     else:
-        processes = [EngineProcess(config, MODELS)]
-    return partial(_wait_for_engines, processes)
+        processes = [EngineProcess(config, MODEL_NAMES)]
+    return _wait_for_engines(processes)
 
 
 def _wait_for_engines(processes: "Sequence[EngineProcess]") -> list[ScoringEngine]:
@@ -87,7 +86,7 @@ class EngineInfo:
 class EngineProcess:
     """A process with engines of some of the pair's models, which it begins to load at once. One call at a time."""
 
-    def __init__(self, config: ServeConfig, models: Sequence[ModelName] = MODELS) -> None:
+    def __init__(self, config: ServeConfig, models: Sequence[ModelName] = MODEL_NAMES) -> None:
         self._config = config
         self._models = models
         self._lock = threading.Lock()
@@ -136,7 +135,7 @@ class EngineProcess:
         atexit.register(self.close)  # runs before multiprocessing's handler, which would wait for the process
 
     def _receive_infos(self) -> list[EngineInfo]:
-        """Wait until the models are loaded."""
+        """Wait until the models are loaded, and return their engines' properties. Raises the error of loading."""
         try:
             infos: list[EngineInfo] = self._receive()
         except EOFError:
@@ -199,6 +198,7 @@ def serve_engine(connection: Connection, config: ServeConfig, models: Sequence[M
 
 
 def _logprobs_or_error(engine: ScoringEngine, groups: Sequence[TokenGroup]) -> list[list[Logprobs]] | EngineError:
+    """Compute the log-probabilities, or return the error, so that the process survives a batch that fails."""
     try:
         return engine.logprobs(groups)
     except Exception as error:
@@ -207,6 +207,7 @@ def _logprobs_or_error(engine: ScoringEngine, groups: Sequence[TokenGroup]) -> l
 
 
 def _end_with_parent() -> None:
+    """End this process as soon as its parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from reward_server.engines import Logprobs, TokenGroup
-from reward_server.engines.attention import Layout, implementation
+from reward_server.engines.attention import Layout, attention_name
 from reward_server.engines.experts import BLOCKS
 from reward_server.engines.head import Head
 from reward_server.engines.packing import pack, plan_sequences
@@ -36,10 +36,11 @@ log = logging.getLogger(__name__)
 
 # Their frequencies depend on the longest position of the sequence, so that a long neighbour would change the score.
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
-ORIGINAL = "original_inv_freq"
+ORIGINAL_FREQUENCIES = "original_inv_freq"
 SHARED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 CPU_SEQUENCE_TOKENS = 3072
+"""Tokens of a packed sequence on a CPU, so that activations stay near its cache."""
 
 # Mean difference of a token's log-probability between two paths: above the rounding, below what a wrong mask causes.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
@@ -65,7 +66,7 @@ class TransformersEngine:
         self._ropes = [module for module in self.model.modules() if rope_prefixes(module)]
         if self._input_device.type == "cpu" and hasattr(self._config, "_experts_implementation"):
             self._config._experts_implementation = BLOCKS  # of models that have experts
-        self.is_shared = self._can_share(name)
+        self.has_shared_path = self._can_share(name)
         self._check(name)
 
     @classmethod
@@ -100,9 +101,9 @@ class TransformersEngine:
         """Compute the log-probabilities of each completion's tokens, as specified by `ScoringEngine`."""
         results: list[dict[int, Logprobs]] = [{} for _ in groups]
         for chunks in plan_sequences(groups, self.token_budget, self._target_tokens):
-            parts = [_select(groups[chunk.group_index], chunk.completion_indices) for chunk in chunks]
-            for chunk, part, values in zip(chunks, parts, self._score(parts), strict=True):
-                repaired = self._repair(part, values)
+            chunk_groups = [_select(groups[chunk.group_index], chunk.completion_indices) for chunk in chunks]
+            for chunk, group, values in zip(chunks, chunk_groups, self._score(chunk_groups), strict=True):
+                repaired = self._repair(group, values)
                 results[chunk.group_index].update(zip(chunk.completion_indices, repaired, strict=True))
         return [[result[index] for index in range(len(result))] for result in results]  # in the order of completions
 
@@ -110,7 +111,7 @@ class TransformersEngine:
         """Do nothing: the weights are freed with this process."""
 
     def _score(self, groups: Sequence[TokenGroup]) -> list[list[Logprobs]]:
-        if self.is_shared:
+        if self.has_shared_path:
             return self._score_shared(groups)
         return [self._score_plainly(group) for group in groups]
 
@@ -118,8 +119,11 @@ class TransformersEngine:
         return [self._plain_logprobs(group.prompt_ids, completion) for completion in group.completions]
 
     def _repair(self, group: TokenGroup, values: list[Logprobs]) -> list[Logprobs]:
-        """Recompute alone what is not finite: a neighbour's infinity times a weight of zero is NaN."""
-        if not self.is_shared:
+        """Recompute by itself each completion with a value that is not finite.
+
+        In a packed sequence, a neighbour's infinity times an attention weight of zero is NaN.
+        """
+        if not self.has_shared_path:
             return values
         repaired = []
         for completion, logprobs in zip(group.completions, values, strict=True):
@@ -134,7 +138,7 @@ class TransformersEngine:
         """Compute the log-probabilities of groups in one packed sequence."""
         sequence = pack(groups)
         layout = Layout.of(sequence, self._input_device)
-        self._set_attention(implementation(self._input_device.type))
+        self._set_attention(attention_name(self._input_device.type))
         hidden = self._hidden(sequence.token_ids, position_ids=layout.positions[None], layout=layout)
         # Of several GPUs, the last one holds the hidden states.
         predictors = self._tensor(sequence.predictors).to(hidden.device)
@@ -160,7 +164,7 @@ class TransformersEngine:
 
     @property
     def _target_tokens(self) -> int:
-        """Tokens of a packed sequence that suit the device: on a CPU few, so that activations stay near its cache."""
+        """Number of tokens of a packed sequence that suits the device."""
         if self._input_device.type == "cpu":
             return min(self.token_budget, CPU_SEQUENCE_TOKENS)
         return self.token_budget
@@ -174,7 +178,7 @@ class TransformersEngine:
         """Let the model read one sequence as it does outside winnow, without a memory of earlier sequences."""
         self._set_attention(self._plain_attention)
         for rope in self._ropes:
-            reset(rope)
+            reset_rope(rope)
 
     def _set_attention(self, name: str) -> None:
         if self._attention != name:
@@ -199,7 +203,7 @@ class TransformersEngine:
     def _check(self, name: str) -> None:
         """Compare both paths with the model's own logits. Raises ModelError where the plain one differs or fails."""
         group = check_group(self.vocab_size)
-        kind = self._config.model_type
+        architecture = self._config.model_type
         tolerance = TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
         try:
             reference = [self._reference_logprobs(group.prompt_ids, completion) for completion in group.completions]
@@ -207,20 +211,20 @@ class TransformersEngine:
         except Exception as error:  # an architecture may fail in any way
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(
-                f"{name}: the transformers engine cannot compute this architecture ({kind}): {reason}; take another "
-                "model, or engine: vllm"
+                f"{name}: the transformers engine cannot compute this architecture ({architecture}): {reason}; "
+                "take another model, or engine: vllm"
             ) from error
         if plain_difference > tolerance:
             raise ModelError(
-                f"{name}: this architecture ({kind}) changes its logits in a way that the transformers engine does not "
-                "know; take another model"
+                f"{name}: this architecture ({architecture}) changes its logits in a way that the transformers engine "
+                "does not know; take another model"
             )
         if mean_difference([reference[0][:CHECK_PREFIX]], [reference[1][:CHECK_PREFIX]]) > tolerance:
             raise ModelError(
-                f"{name}: this model ({kind}) reads the tokens after a token to predict it, so it is not a causal "
-                "language model; take one that is, or set is_decoder in its config.json if it was trained as one"
+                f"{name}: this model ({architecture}) reads the tokens after a token to predict it, so it is not a "
+                "causal language model; take one that is, or set is_decoder in its config.json if it was trained as one"
             )
-        if self.is_shared:
+        if self.has_shared_path:
             self._check_sharing(name, group, reference, tolerance)
 
     def _check_sharing(self, name: str, group: TokenGroup, reference: Sequence[Logprobs], tolerance: float) -> None:
@@ -230,11 +234,11 @@ class TransformersEngine:
             log.warning(
                 "%s: the shared path fails: %s: %s: %s", name, type(error).__name__, first_line(error), ONE_BY_ONE
             )
-            self.is_shared = False
+            self.has_shared_path = False
             return
         log.info("%s: self-check: shared and plain scores differ by %.2g a token", name, shared_difference)
-        self.is_shared = shared_difference <= tolerance
-        if not self.is_shared:
+        self.has_shared_path = shared_difference <= tolerance
+        if not self.has_shared_path:
             log.warning("%s: the shared path differs by more than %g: %s", name, tolerance, ONE_BY_ONE)
 
     @torch.inference_mode()
@@ -252,9 +256,9 @@ def _select(group: TokenGroup, indices: Sequence[int]) -> TokenGroup:
 
 
 def check_group(vocab_size: int) -> TokenGroup:
-    """Return the group of the self-check: two completions of equal length with a common prefix, and another one.
+    """Return the group of the self-check: two completions of equal length with a common prefix, and a third without it.
 
-    The tokens of the prefix have the same log-probabilities in both, unless the model looks ahead.
+    The prefix has the same log-probabilities in both completions, unless the model looks ahead.
     """
     ids = [(7919 * (i + 1)) % vocab_size for i in range(96)]
     prefix = ids[24 : 24 + CHECK_PREFIX]
@@ -262,7 +266,7 @@ def check_group(vocab_size: int) -> TokenGroup:
 
 
 def mean_difference(reference: Sequence[Logprobs], logprobs: Sequence[Logprobs]) -> float:
-    """Return the mean absolute difference per token; infinity where a token is finite in one of both only."""
+    """Return the mean absolute difference per token; infinity if a token's value is finite in only one of the two."""
     reference_values = np.concatenate(reference)
     values = np.concatenate(logprobs)
     is_finite = np.isfinite(reference_values)
@@ -274,7 +278,7 @@ def mean_difference(reference: Sequence[Logprobs], logprobs: Sequence[Logprobs])
 
 
 def rope_types(config: Any) -> set[str]:
-    """Return the kinds of rotary position encoding; some models name one for each type of layer."""
+    """Return the types of rotary position encoding; some configs name one for each type of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in parameters:
         return {str(parameters["rope_type"])}
@@ -283,30 +287,30 @@ def rope_types(config: Any) -> set[str]:
 
 
 def plain_attention(config: Any) -> str:
-    """Name the attention for a single sequence; sdpa would silently leave out a cap on attention scores."""
+    """Return the name of the attention for a single sequence; sdpa would silently ignore a cap on attention scores."""
     if getattr(config, "attn_logit_softcapping", None) is None:
         return "sdpa"
     return "eager"
 
 
 def rope_prefixes(module: torch.nn.Module) -> list[str]:
-    """Return the prefixes of a rotary encoding's frequencies ("" or like "full_attention_"), if these can grow.
+    """Return the name prefixes ("" or like "full_attention_") of a rotary encoding's frequencies that can change.
 
-    They grow with the longest sequence so far, which transformers remembers from one forward pass to the next.
+    They change with the longest sequence so far, which transformers remembers from one forward pass to the next.
     """
     if not hasattr(module, "original_max_seq_len"):
         return []
     names = [*vars(module), *(name for name, _ in module.named_buffers(recurse=False))]
-    return [name.removesuffix(ORIGINAL) for name in names if name.endswith(ORIGINAL)]
+    return [name.removesuffix(ORIGINAL_FREQUENCIES) for name in names if name.endswith(ORIGINAL_FREQUENCIES)]
 
 
-def reset(rope: Any) -> None:
-    """Restore the original frequencies of a rotary encoding that has grown."""
+def reset_rope(rope: Any) -> None:
+    """Restore the original frequencies of a rotary encoding if a long sequence has changed them."""
     original_length = rope.original_max_seq_len
     for prefix in rope_prefixes(rope):
         length_name = f"{prefix}max_seq_len_cached"
         frequencies_name = f"{prefix}inv_freq"
         if getattr(rope, length_name, original_length) != original_length:
             device = getattr(rope, frequencies_name).device
-            setattr(rope, frequencies_name, getattr(rope, prefix + ORIGINAL).to(device))
+            setattr(rope, frequencies_name, getattr(rope, prefix + ORIGINAL_FREQUENCIES).to(device))
             setattr(rope, length_name, original_length)

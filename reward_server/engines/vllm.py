@@ -30,7 +30,7 @@ from winnow.serve_config import ServeConfig, VllmConfig
 
 # The V1 runner makes float32 tensors [tokens of a step, vocabulary]: 0.5 GiB for a vocabulary of 32 000 at this size.
 MAX_STEP_TOKENS = 4096
-DEVICES = "CUDA_VISIBLE_DEVICES"
+DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 Request = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of one completion."""
@@ -102,10 +102,10 @@ class VllmEngine:
 
     def _request_logprobs(self, requests: Sequence[Request]) -> list[Logprobs]:
         """Compute the log-probabilities of each request; those that vLLM dropped are requested a second time."""
-        results = self._generate(requests, must_skip_cache=False)
+        results = self._generate(requests, should_skip_cache=False)
         dropped = [index for index, values in enumerate(results) if values is None]
         if dropped:
-            repeated = self._generate([requests[index] for index in dropped], must_skip_cache=True)
+            repeated = self._generate([requests[index] for index in dropped], should_skip_cache=True)
             for index, values in zip(dropped, repeated, strict=True):
                 results[index] = values
         logprobs = [values for values in results if values is not None]
@@ -113,21 +113,21 @@ class VllmEngine:
             raise RuntimeError("vLLM returned no log-probabilities for a request that asked for them, twice")
         return logprobs
 
-    def _generate(self, requests: Sequence[Request], *, must_skip_cache: bool) -> list[Logprobs | None]:
+    def _generate(self, requests: Sequence[Request], *, should_skip_cache: bool) -> list[Logprobs | None]:
         """Send the requests in one call. Returns their values in order; None where vLLM dropped them."""
         prompts = [TokensPrompt(prompt_token_ids=[*prompt, *completion]) for prompt, completion in requests]
-        params = [self._params(len(prompt), completion, must_skip_cache) for prompt, completion in requests]
+        params = [self._params(len(prompt), completion, should_skip_cache) for prompt, completion in requests]
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
         read_logprobs = flat_logprobs
         if self._can_choose_tokens:
             read_logprobs = chosen_logprobs
         return [read_logprobs(output, completion) for output, (_, completion) in zip(outputs, requests, strict=True)]
 
-    def _params(self, num_prompt: int, completion: Sequence[int], must_skip_cache: bool) -> SamplingParams:
+    def _params(self, num_prompt_tokens: int, completion: Sequence[int], should_skip_cache: bool) -> SamplingParams:
         logprobs_settings: dict[str, Any] = {"prompt_logprobs": 0, "flat_logprobs": True}
         if self._can_choose_tokens:
             logprobs_settings = {
-                "prompt_logprob_start": num_prompt - 1,
+                "prompt_logprob_start": num_prompt_tokens - 1,
                 "prompt_logprob_token_ids": [[token_id] for token_id in completion],
             }
         return SamplingParams(
@@ -136,7 +136,7 @@ class VllmEngine:
             ignore_eos=True,
             detokenize=False,
             # None is vLLM's default, which does not read the cache for such requests.
-            skip_reading_prefix_cache=must_skip_cache or None,
+            skip_reading_prefix_cache=should_skip_cache or None,
             **logprobs_settings,
         )
 
@@ -157,16 +157,16 @@ def open_engine(config: ServeConfig, name: ModelName) -> VllmEngine:
 def engine_arguments(
     model: str, config: VllmConfig, dtype: Dtype, token_budget: int, max_tokens: int | None
 ) -> dict[str, Any]:
-    """Return vLLM's settings for a model. dtype "auto" keeps the checkpoint's dtype; vLLM's own would lower float32."""
+    """Return vLLM's settings for a model. dtype "auto" is the checkpoint's; vLLM's "auto" would lower float32."""
     model_config = AutoConfig.from_pretrained(model)
     model_dtype: Any = dtype
     if dtype == "auto":
         model_dtype = model_config.dtype or "float32"
     # One token more than is scored, for the one that vLLM generates.
-    max_model_len = max_tokens and max_tokens + 1
-    limit = positions_of(model_config)
-    if max_model_len and limit:
-        max_model_len = min(max_model_len, limit)
+    max_model_len = None
+    if max_tokens is not None:
+        limit = positions_of(model_config) or max_tokens + 1
+        max_model_len = min(max_tokens + 1, limit)
     arguments: dict[str, Any] = {
         "model": model,
         "dtype": model_dtype,
@@ -185,21 +185,21 @@ def engine_arguments(
 
 @contextmanager
 def visible_devices(devices: str | None) -> Iterator[None]:
-    """Make only these GPUs visible to processes that start in the block; None: those that this process sees."""
-    before = os.environ.get(DEVICES)
+    """Make only these GPUs visible to processes that start in the block; with None, those that this process sees."""
+    before = os.environ.get(DEVICES_VARIABLE)
     if devices is not None:
-        os.environ[DEVICES] = devices
+        os.environ[DEVICES_VARIABLE] = devices
     try:
         yield
     finally:
         if before is None:
-            os.environ.pop(DEVICES, None)
+            os.environ.pop(DEVICES_VARIABLE, None)
         else:
-            os.environ[DEVICES] = before
+            os.environ[DEVICES_VARIABLE] = before
 
 
 def can_choose_tokens(llm: Any) -> bool:
-    """Tell whether vLLM scores chosen tokens from a chosen place on: a new enough version, with its V2 model runner."""
+    """Tell whether vLLM can score chosen tokens from a chosen position on: a new version with its V2 model runner."""
     is_new_enough = hasattr(SamplingParams, "prompt_logprob_token_ids")
     return is_new_enough and bool(getattr(llm.llm_engine.vllm_config, "use_v2_model_runner", False))
 

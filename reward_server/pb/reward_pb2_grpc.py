@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RewardServiceStub(object):
-    """Scores completions by how much likelier the instruct model finds them than the base model does.
+    """Scores completions by how much more likely they are under the instruct model than under the base model.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class RewardServiceStub(object):
 
 
 class RewardServiceServicer(object):
-    """Scores completions by how much likelier the instruct model finds them than the base model does.
+    """Scores completions by how much more likely they are under the instruct model than under the base model.
     """
 
     def Score(self, request, context):
@@ -71,11 +71,12 @@ class RewardServiceServicer(object):
     def ScoreStream(self, request_iterator, context):
         """Scores prompt after prompt over one stream: one response for each request, in the order of the requests.
 
-        It is for callers in other languages, which so keep the server busy without code for concurrency; the Python
-        clients make Score calls. A full queue is not an error here: the server reads the stream no further for a while.
+        It is for callers in other languages: one stream keeps the server busy without code for concurrency. The Python
+        clients make Score calls. A full queue is not an error here: the server reads no further requests until the queue
+        has capacity.
 
         A malformed request ends the stream with INVALID_ARGUMENT, which names its request_id, after the responses to the
-        requests before it. Requests after it get no response and can be sent again.
+        requests before it. The requests after it get no response and can be sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,7 +116,7 @@ def add_RewardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardService(object):
-    """Scores completions by how much likelier the instruct model finds them than the base model does.
+    """Scores completions by how much more likely they are under the instruct model than under the base model.
     """
 
     @staticmethod

@@ -1,6 +1,6 @@
 """The bounded queue of groups: deficit round robin decides which group is next, admission control which is refused.
 
-Pure: times are passed in and nothing runs here. A group costs its tokens, those of both models together.
+Pure: times are passed in and nothing runs here. The cost of a group is its number of tokens, both models together.
 
 Deficit round robin (Shreedhar and Varghese, 1995). Each client has a queue of its own, and the clients form a rotation.
 
@@ -75,12 +75,12 @@ class QueueFullError(Exception):
 
 
 class TooLateError(Exception):
-    """A group that cannot be computed by its deadline."""
+    """A refusal or a drop: the group cannot be computed by its deadline."""
 
 
 @dataclass(eq=False)
 class Ticket(Generic[Item]):
-    """A waiting group: its client, its cost in tokens, when it arrived, and its deadline (None: no deadline)."""
+    """A waiting group: its client, its cost in tokens, the time of its arrival, its deadline (None: no deadline)."""
 
     client: str
     num_tokens: int
@@ -139,9 +139,9 @@ def weighted_median(weighted_values: Iterable[tuple[float, int]]) -> float:
 
 
 class FairQueue(Generic[Item]):
-    """The bounded queue. Times are seconds of any clock, as long as it is always the same one.
+    """The bounded queue. All times are seconds of one clock, which may be any.
 
-    `num_tokens` and `num_groups` count what waits.
+    `num_tokens` and `num_groups` count the waiting groups.
     """
 
     def __init__(self, max_tokens: int, max_groups: int, quantum: int) -> None:
@@ -160,7 +160,7 @@ class FairQueue(Generic[Item]):
         self._is_full_for_all = False
 
     def is_full(self, client: str, num_coming_of_client: int = 0, num_coming: int = 0) -> bool:
-        """Return whether any group of this client would be refused, even one that costs a single token.
+        """Return whether every group of this client would be refused, even one that costs a single token.
 
         `num_coming` groups will be offered soon, `num_coming_of_client` of them by this client. They count as groups;
         their costs are not known yet.
@@ -180,7 +180,7 @@ class FairQueue(Generic[Item]):
     def offer(self, ticket: Ticket[Item], now: float) -> None:
         """Admit a group to the queue. Raises QueueFullError, TooLateError."""
         if ticket.deadline is not None and ticket.deadline <= now:
-            raise TooLateError("its deadline is over")
+            raise TooLateError("its deadline has passed")
         self._check_capacity(ticket)
         self._check_deadline(ticket, now)
         client_queue = self._client_queues.setdefault(ticket.client, ClientQueue())
@@ -196,15 +196,15 @@ class FairQueue(Generic[Item]):
         self._count(client_queue, ticket, -1)
         if not client_queue.tickets:
             del self._client_queues[ticket.client]
-        # There is capacity again: forget the refusals.
+        # There is capacity again: the queue no longer counts as full.
         self._is_full_for_all = False
         self._full_for_clients.clear()
         return True
 
     def take(self, budget: int, now: float) -> tuple[list[Ticket[Item]], list[Ticket[Item]]]:
-        """Remove the next batch from the queue, and the groups on the way that are too late for their deadlines.
+        """Remove the next batch from the queue, and the groups before its end that are too late for their deadlines.
 
-        Return both. The batch holds at most `budget` tokens, or one group that is larger.
+        Return both. The batch holds at most `budget` tokens, or a single larger group.
         """
         batch: list[Ticket[Item]] = []
         late: list[Ticket[Item]] = []
@@ -248,7 +248,7 @@ class FairQueue(Generic[Item]):
         return (num_computing + num_before + num_queued) / rate
 
     def retry_s(self) -> float:
-        """Return the seconds until half of the work will be done: then the queue has capacity and is not yet empty."""
+        """Return the seconds until half of the work is done: the queue then has capacity, and is not empty yet."""
         rate = self.throughput.tokens_per_s
         if not rate:
             return UNMEASURED_RETRY_S
@@ -256,7 +256,7 @@ class FairQueue(Generic[Item]):
         return min(max(half_s, MIN_RETRY_S), MAX_RETRY_S)
 
     def _check_capacity(self, ticket: Ticket[Item]) -> None:
-        """Raise QueueFullError if a group does not fit, and remember for whom the queue is now full."""
+        """Raise QueueFullError if a group does not fit, and record for which clients the queue is now full."""
         num_tokens = self._num_charged(ticket)
         num_free_tokens = self.max_tokens - self._num_charged_tokens
         num_free_groups = self.max_groups - self.num_groups
@@ -299,7 +299,7 @@ class FairQueue(Generic[Item]):
             return False
         rate = self.throughput.tokens_per_s
         compute_s = 0.0
-        # The last waiting group is tried whatever the estimate says, which corrects a wrong rate.
+        # The last waiting group is computed in spite of the estimate, which corrects a wrong rate.
         if rate and self.num_groups > 1:
             compute_s = ticket.num_tokens / rate
         return now + compute_s >= ticket.deadline

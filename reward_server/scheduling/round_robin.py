@@ -15,7 +15,10 @@ from contextlib import asynccontextmanager
 
 
 class RoundRobinLock:
-    """The lock. `num_requests` counts those that wait or hold it, `num_requests_of` those of each client."""
+    """A lock that clients get in rotation.
+
+    `num_requests` counts the requests that hold the lock or wait for it, `num_requests_of` does so for each client.
+    """
 
     def __init__(self) -> None:
         self.num_requests = 0

@@ -38,10 +38,10 @@ from reward_server.scoring.model_pair import Pair, RenderedGroup
 from reward_server.scoring.reward import CompletionResult
 from winnow.serve_config import QueueConfig
 
-# After so many batches in a row that failed completely, the engine is broken, not a group.
+# After so many batches in a row that failed completely, the fault is taken to be the engine's, not a group's.
 MAX_FAILED_BATCHES = 3
 
-# An idle server waits for more groups as long as one comes within each window, at most MAX_BATCHING_WINDOW_S in all.
+# An idle server waits for more groups as long as a group comes within each window, MAX_BATCHING_WINDOW_S at most.
 BATCHING_WINDOW_S = 0.003
 MAX_BATCHING_WINDOW_S = 0.012
 
@@ -50,9 +50,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """The client of a group, its deadline (on time.monotonic's clock), and what happens if the queue is full.
+    """The client of a group, and its deadline on time.monotonic's clock (None: no deadline).
 
-    With `should_wait_for_capacity` its groups wait until the queue has capacity; without it they are refused.
+    While the queue is full, its groups are refused, or wait if `should_wait_for_capacity`.
     """
 
     name: str
@@ -62,20 +62,20 @@ class Caller:
 
 @dataclass(frozen=True)
 class WaitingGroup:
-    """A group in the queue: its call, whose record it adds to, and the future of its results."""
+    """A group in the queue, the record of its call, and the future of its results."""
 
     group: RenderedGroup
     call: Call
     results: "asyncio.Future[list[CompletionResult]]"
 
     def fail(self, error: Exception) -> None:
-        """Give the caller an error instead of results, if it still waits."""
+        """Give the caller, if it still waits, an error instead of results."""
         if not self.results.done():
             self.results.set_exception(error)
 
 
 class Scheduler:
-    """Computes the groups of all callers on one pair of models. Belongs to the running event loop.
+    """The scheduler of all callers' groups on one pair of models. Belongs to the running event loop.
 
     `on_health` is called with False when the engine fails batch after batch, and with True when it computes again.
     """
@@ -136,7 +136,7 @@ class Scheduler:
             thread.shutdown(wait=False, cancel_futures=True)
 
     def _capacity_lock(self, caller: Caller) -> AbstractAsyncContextManager[object]:
-        """Return the lock of the client under which its groups wait for capacity, one at a time and in their order."""
+        """Return the lock under which the client's groups wait for capacity, one at a time and in their order."""
         if not caller.should_wait_for_capacity:
             return nullcontext()
         return self._capacity_locks.setdefault(caller.name, asyncio.Lock())
@@ -144,8 +144,8 @@ class Scheduler:
     async def _render(self, render: Callable[[], RenderedGroup], caller: Caller) -> RenderedGroup:
         """Render a group when its client is next in rotation. Raises QueueFullError if the queue is full.
 
-        The queue is checked before, because a refusal should cost little, and again under the lock, because the queue
-        may have become full meanwhile.
+        The queue is checked before the lock is taken, because a refusal should cost little, and again under the lock,
+        because the queue may be full by then.
         """
         try:
             while True:
@@ -166,7 +166,7 @@ class Scheduler:
             await self._wait_for_capacity()
 
     async def _offer(self, ticket: Ticket[WaitingGroup], caller: Caller) -> None:
-        """Put a group into the queue, if need be after a wait for capacity. Raises QueueFullError, TooLateError."""
+        """Put a group into the queue, after a wait for capacity if necessary. Raises QueueFullError, TooLateError."""
         while True:
             try:
                 self.queue.offer(ticket, time.monotonic())
@@ -177,12 +177,12 @@ class Scheduler:
             await self._wait_for_capacity()
 
     async def _wait_for_capacity(self) -> None:
-        """Wait until a group leaves the queue, or does not come after all."""
+        """Wait until a group leaves the queue, or is no longer being rendered."""
         self._capacity_freed.clear()
         await self._capacity_freed.wait()
 
     async def _run(self) -> None:
-        """Compute batch after batch."""
+        """Take and compute batches until the scheduler is closed."""
         while True:
             if not self._has_work.is_set():
                 await self._has_work.wait()
@@ -198,7 +198,7 @@ class Scheduler:
                 self._has_work.clear()
 
     async def _wait_for_batch(self) -> None:
-        """Wait for more groups (dynamic batching), until a window passes in which none came or is being rendered."""
+        """Wait for more groups (dynamic batching), until a window passes without a new group or one being rendered."""
         deadline = time.monotonic() + MAX_BATCHING_WINDOW_S
         num_seen = 0
         while self._render_lock.num_requests or self.queue.num_groups > num_seen:
@@ -232,7 +232,7 @@ class Scheduler:
                 waiting.results.set_result(completion_results)
 
     def _update_health(self, *, is_failed: bool) -> None:
-        """Count failed batches, and report when the engine breaks or computes again."""
+        """Count failed batches, and report when the engine breaks or works again."""
         was_healthy = self._num_failed_batches < MAX_FAILED_BATCHES
         if is_failed:
             self._num_failed_batches += 1
@@ -253,9 +253,9 @@ GroupResult = tuple[list[CompletionResult], int] | Exception
 
 
 def score_each(pair: Pair, groups: Sequence[RenderedGroup]) -> list[GroupResult]:
-    """Return the results of each group and how many of its completions were cached, or the error of the group.
+    """Return for each group its results and the number of its completions that were cached, or its error.
 
-    The groups are computed in one batch; if that fails, each is computed alone.
+    The groups are computed in one batch. If the batch fails, each group is computed alone.
     """
     try:
         results, num_cached = pair.score(groups)

@@ -1,4 +1,4 @@
-"""Hashes of weights and tokenizers, which a reward's definition names.
+"""Hashes that identify the models of a pair: of their weights and of their tokenizers.
 
 weights     sha256:...          config.json, and every byte of the weight files if they hold less than 1 GiB together
             sampled-sha256:...  config.json, and of each file its name, its size and 256 blocks of 64 KiB; of a
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from winnow.checkpoints import WEIGHT_PATTERNS
 from winnow.errors import ModelError
 
 FULL_HASH_BYTES = 1 << 30
@@ -27,7 +28,7 @@ TENSOR_BYTES = 1 << 14
 # Keys of config.json that describe its writer and not the model.
 WRITER_KEYS = ("_name_or_path", "transformers_version", "use_cache")
 
-# Spaces, digits, cases, accents, scripts, emoji with joiners, code: tokenizers of the same vocabulary differ there.
+# Spaces, digits, cases, accents, scripts, emoji with joiners, code: tokenizers of one vocabulary may differ on these.
 PROBE = (
     " leading space, trailing space \n\n\ttabs\r\n  two  spaces ",
     "1234567890 3.14159 1,000,000 2024-01-01 0x1F",
@@ -67,7 +68,7 @@ def weight_files(model: str) -> list[Path]:
     folder = Path(model)
     if not folder.is_dir():
         folder = Path(str(cached_file(model, "config.json"))).parent
-    for pattern in ("*.safetensors", "*.bin"):
+    for pattern in WEIGHT_PATTERNS:
         files = sorted(folder.glob(pattern))
         if files:
             return files
@@ -75,7 +76,7 @@ def weight_files(model: str) -> list[Path]:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Return the hash of a tokenizer: of its vocabulary, its special tokens and what it makes of PROBE."""
+    """Return the hash of a tokenizer's vocabulary, its special tokens and the token ids of PROBE."""
     special_tokens = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
     facts = [
         sorted(tokenizer.get_vocab().items()),

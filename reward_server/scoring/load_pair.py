@@ -9,7 +9,6 @@ does not fit, and the remedy.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from reward_server.engines import ScoringEngine
 from reward_server.engines.loading import load_engines
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 class PairChats:
     """The tokenizers of both models with their templates, and the tokenizers' hashes.
 
-    Models with equal tokenizers share the instruct model's, and with it the template that comes with it.
+    Models with equal tokenizers share the instruct model's tokenizer, and the template that comes with it.
     """
 
     instruct: Chat
@@ -52,9 +51,9 @@ def open_pair(config: ServeConfig) -> Pair:
 
 
 def check_models(config: ServeConfig) -> None:
-    """Raise UsageError or ModelError for faults of the models' files, which takes milliseconds.
+    """Raise UsageError or ModelError for faults of the models' files. Takes milliseconds.
 
-    Of a hub id, only the position limit of a local copy is checked.
+    For a hub id, only the position limit of a local copy is checked.
     """
     models = (config.instruct, config.base)
     for model in models:
@@ -62,11 +61,11 @@ def check_models(config: ServeConfig) -> None:
     for model in models:
         check_checkpoint(model)
     if config.max_tokens is not None:
-        max_tokens(config, [max_positions(model) for model in models])
+        resolve_max_tokens(config, [max_positions(model) for model in models])
 
 
 def load_chats(config: ServeConfig) -> PairChats:
-    """Load the tokenizers and templates of both models. Raises UsageError and ModelError for those that do not fit."""
+    """Load the tokenizers and templates of both models. Raises UsageError and ModelError if they do not fit."""
     instruct_tokenizer = load_tokenizer(config.instruct)
     base_tokenizer = load_tokenizer(config.base)
     instruct_hash = tokenizer_hash(instruct_tokenizer)
@@ -89,13 +88,16 @@ def load_chats(config: ServeConfig) -> PairChats:
 
 
 def make_pair(config: ServeConfig, chats: PairChats, engines: Sequence[ScoringEngine]) -> Pair:
-    """Put the pair together from the engines of the instruct and the base model. Raises UsageError and ModelError."""
+    """Put the pair together; `engines` are those of the instruct and the base model, in this order.
+
+    Raises UsageError and ModelError.
+    """
     instruct_engine, base_engine = engines
-    longest = max_tokens(config, [engine.max_tokens for engine in engines])
-    instruct_limits = Limits(instruct_engine.vocab_size, longest)
-    base_limits = Limits(base_engine.vocab_size, longest)
+    max_tokens = resolve_max_tokens(config, [engine.max_tokens for engine in engines])
+    instruct_limits = Limits(instruct_engine.vocab_size, max_tokens)
+    base_limits = Limits(base_engine.vocab_size, max_tokens)
     if chats.has_shared_tokenizer:
-        instruct_limits = Limits(min(instruct_engine.vocab_size, base_engine.vocab_size), longest)
+        instruct_limits = Limits(min(instruct_engine.vocab_size, base_engine.vocab_size), max_tokens)
         base_limits = instruct_limits
     instruct_renderer = Renderer(chats.instruct, instruct_limits)
     base_renderer = Renderer(chats.base, base_limits)
@@ -103,7 +105,7 @@ def make_pair(config: ServeConfig, chats: PairChats, engines: Sequence[ScoringEn
         base_renderer = instruct_renderer  # one renderer, because both models read the same tokens
     instruct_facts = _facts(config.instruct, instruct_renderer.chat, instruct_engine, chats.instruct_tokenizer_hash)
     base_facts = _facts(config.base, base_renderer.chat, base_engine, chats.base_tokenizer_hash)
-    check_weights(instruct_facts, base_facts)
+    warn_of_equal_weights(instruct_facts, base_facts)
     return Pair(
         instruct=ScoredModel("instruct", instruct_renderer, instruct_engine, instruct_facts),
         base=ScoredModel("base", base_renderer, base_engine, base_facts),
@@ -112,7 +114,7 @@ def make_pair(config: ServeConfig, chats: PairChats, engines: Sequence[ScoringEn
     )
 
 
-def check_weights(instruct: ModelFacts, base: ModelFacts) -> None:
+def warn_of_equal_weights(instruct: ModelFacts, base: ModelFacts) -> None:
     """Warn in the log if both models have the same weights."""
     if instruct.weight_hash == base.weight_hash:
         log.warning(
@@ -124,7 +126,7 @@ def check_weights(instruct: ModelFacts, base: ModelFacts) -> None:
 
 def check_template(chat: Chat) -> None:
     """Raise ModelError unless the template renders a conversation and closes an assistant turn with EOS."""
-    tokenizer: Any = chat.tokenizer
+    tokenizer = chat.tokenizer
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no EOS; set eos_token in its tokenizer_config.json"
@@ -156,10 +158,11 @@ def check_tokenizers(config: ServeConfig, instruct_hash: str, base_hash: str) ->
     log.warning("%s: EACH MODEL SCORES ITS OWN TOKENS; the rewards are not those of a shared tokenizer", difference)
 
 
-def max_tokens(config: ServeConfig, limits: Sequence[int | None]) -> int:
-    """Return the length limit of a conversation in tokens: the config's, else the smaller limit of both models.
+def resolve_max_tokens(config: ServeConfig, limits: Sequence[int | None]) -> int:
+    """Return the most tokens of a conversation: the config's limit, else the smaller one of the models' `limits`.
 
-    Raises UsageError for a config that exceeds the models' limits; None is an unknown limit.
+    A limit of None is unknown; if all are unknown, the config's `token_budget` is the limit. Raises UsageError for a
+    config that exceeds the models' limits.
     """
     model_limit = min((limit for limit in limits if limit), default=None)
     if config.max_tokens is not None and model_limit is not None and config.max_tokens > model_limit:
@@ -170,6 +173,7 @@ def max_tokens(config: ServeConfig, limits: Sequence[int | None]) -> int:
 
 
 def _facts(model: str, chat: Chat, engine: ScoringEngine, model_tokenizer_hash: str) -> ModelFacts:
+    """Return the description of a loaded model, and write it to the log."""
     facts = ModelFacts(
         name=model,
         weight_hash=weight_hash(model),

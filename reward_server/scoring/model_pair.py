@@ -1,6 +1,6 @@
 """The pair of models whose log-ratio is the reward: instruct and base, each with its renderer and engine.
 
-    group -> RenderedGroup -> log-probabilities of either model -> CompletionResult of each completion
+    group -> RenderedGroup -> log-probabilities under each model -> CompletionResult of each completion
 
 A completion that cannot be scored gets a result with a status of its own; the others are scored. Both models must have
 one tokenizer. With two, each model sums over its own tokens; the config must accept that explicitly.
@@ -23,9 +23,10 @@ from winnow.reward_options import RewardOptions
 
 @dataclass(frozen=True)
 class RenderedGroup:
-    """A rendered group, by the completions' indices: refused ones, and the instruct and the base side of all others.
+    """A rendered group. The keys of its dicts are the indices of completions.
 
-    `base` is empty where the reward is reference-free.
+    `refused` holds the results of completions that cannot be scored. `instruct` and `base` hold the tokens that each
+    model reads of the others; `base` is empty if the reward is reference-free.
     """
 
     options: RewardOptions
@@ -40,7 +41,7 @@ class RenderedGroup:
 
     @cached_property
     def base_groups(self) -> list[TokenGroup]:
-        """Input of the base model; empty where the reward is reference-free."""
+        """Input of the base model; empty if the reward is reference-free."""
         return _token_groups(self.base)
 
     @property
@@ -88,7 +89,7 @@ class ScoredModel:
             return []
         logprobs = self.engine.logprobs(groups)
         if [len(values) for values in logprobs] != [len(group.completions) for group in groups]:
-            raise RuntimeError("the engine returned results for other groups than it was given")
+            raise RuntimeError("the engine returned results for other groups than those of the call")
         return logprobs
 
 
@@ -102,11 +103,11 @@ class Pair:
     is_base_plain: bool
 
     def with_cache(self, cache: LogprobCache) -> "Pair":
-        """Return the pair with one cache for both models, which share its size and no entries."""
+        """Return the pair with one cache for both models, which share its size but not its entries."""
         return replace(self, instruct=replace(self.instruct, cache=cache), base=replace(self.base, cache=cache))
 
     def refusal(self, group: Group, options: RewardOptions) -> str:
-        """Return the reason why this pair can score no group of this kind, or an empty text."""
+        """Return the reason why this pair cannot score a group of this kind; an empty text if it can."""
         has_prompt_ids = is_token_ids(group.prompt)
         has_ids = has_prompt_ids or any(map(is_token_ids, group.completions))
         if has_ids and not self.has_shared_tokenizer:
@@ -158,7 +159,7 @@ class Pair:
         return results, num_cached
 
     def _render_for_both(self, group: Group, options: RewardOptions) -> tuple[list[Rendering], list[Rendering]]:
-        """Render each completion for the instruct model and for the base model; once where both read the same."""
+        """Render each completion for the instruct and for the base model; only once if both read the same tokens."""
         instruct_renderer = self.instruct.renderer
         if options.recipe == "rewardbench":
             renderings = instruct_renderer.render_rewardbench_group(group)
@@ -175,7 +176,7 @@ class Pair:
 
 
 def _token_groups(completions: dict[int, RenderedCompletion]) -> list[TokenGroup]:
-    """Group the completions in order: those that follow each other and have the same prompt share a group."""
+    """Group the completions in order: neighbours with the same prompt share a group."""
     groups: list[TokenGroup] = []
     scored_ids: list[list[int]] = []
     prompt_ids: list[int] | None = None

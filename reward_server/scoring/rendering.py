@@ -21,7 +21,7 @@ from winnow.errors import ChatError, ControlTokenError
 from winnow.records import Message
 from winnow.reward_options import EosPolicy
 
-# Rendering time grows with the square of the number of messages: this many take half a second, which all callers wait.
+# Rendering time grows with the square of the number of messages: this many take half a second, and all callers wait.
 MAX_MESSAGES = 512
 # Longest quotation of a caller's text in an error.
 MAX_QUOTED_CHARS = 40
@@ -38,7 +38,7 @@ class Limits:
 
 
 class Renderer:
-    """Renders groups for one model of the pair."""
+    """The renderer of groups for one model of the pair."""
 
     def __init__(self, chat: Chat, limits: Limits) -> None:
         self.chat = chat
@@ -69,9 +69,10 @@ class Renderer:
             return [UnscorableError(error.status, str(error))] * len(texts)
         renderings: list[Rendering] = []
         for result in results:
+            if isinstance(result, ChatError):
+                renderings.append(_completion_error(result))
+                continue
             try:
-                if isinstance(result, ChatError):
-                    raise _completion_error(result)
                 self._check_limits(result)
                 renderings.append(result)
             except UnscorableError as error:
@@ -106,7 +107,7 @@ class Renderer:
         empty_text_error = _empty_text_error(completion)
         if empty_text_error is not None:
             raise empty_text_error
-        eos = self.chat.eos_token_id
+        eos_token_id = self.chat.eos_token_id
         if isinstance(completion, str):
             completion = CompletionText(completion)
         if isinstance(completion, CompletionText):
@@ -117,15 +118,16 @@ class Renderer:
             is_finished = completion.is_finished
         else:
             completion_ids = list(completion)
-            is_finished = completion_ids[-1:] == [eos]
+            is_finished = completion_ids[-1:] == [eos_token_id]
         scored_ids, is_eos_scored = select_scored_ids(
-            completion_ids, eos, is_finished=is_finished, eos_policy=eos_policy
+            completion_ids, eos_token_id, is_finished=is_finished, eos_policy=eos_policy
         )
         rendered = RenderedCompletion(prompt_ids, scored_ids, is_eos_scored, is_truncated=not is_finished)
         self._check_limits(rendered)
         return rendered
 
     def _check_bos(self, prompt_ids: list[int]) -> None:
+        """Raise UnscorableError unless the prompt's ids hold exactly one BOS, at the start."""
         if not self.chat.has_one_bos(prompt_ids):
             bos = self.chat.tokenizer.bos_token_id
             raise UnscorableError(
@@ -135,6 +137,7 @@ class Renderer:
             )
 
     def _check_limits(self, rendered: RenderedCompletion) -> None:
+        """Raise UnscorableError for too many tokens, and for a token id outside of the vocabulary."""
         if rendered.num_tokens > self.limits.max_tokens:
             raise UnscorableError(
                 "too_long",
@@ -185,7 +188,7 @@ def _empty_text_error(completion: CompletionInput) -> UnscorableError | None:
 
 
 def _completion_error(error: ChatError) -> UnscorableError:
-    """Return the error of one completion of a valid prompt."""
+    """Return the error of a completion that cannot be rendered, although its prompt can."""
     if isinstance(error, ControlTokenError):
         return UnscorableError(error.status, str(error))
     return UnscorableError("unrenderable", str(error))

@@ -32,7 +32,7 @@ from winnow.reward_options import Normalization
 
 @dataclass(frozen=True)
 class CompletionResult:
-    """The result for one completion: `status` is "ok" and the numbers are set, or `error` says why they are not.
+    """The result for one completion: if `status` is not "ok", `error` gives the reason and there are no numbers.
 
     Natural logarithms: logps are sums over `num_tokens` tokens, logprobs are per token. Without the base model
     (reference-free), `base_logp`, `log_ratio` and `base_logprobs` are None.
@@ -60,8 +60,8 @@ def log_ratio_reward(
 ) -> CompletionResult:
     """Compute the reward of one completion from the log-probabilities of its tokens: one number per token.
 
-    Reference-free if `base_logprobs` is None. The status is "non_finite" where a number is not finite. `rendered`, the
-    completion's tokens, is stored in the result.
+    Reference-free if `base_logprobs` is None. The status is "non_finite" if a number is not finite. The result keeps
+    `rendered`, the completion's tokens.
 
     >>> log_ratio_reward([-1.0, -2.0], [-1.5, -3.0]).reward
     1.5

@@ -6,8 +6,8 @@
     scored_ids  = the rest of those ids + EOS
     logp        = sum over scored_ids of log p(token | the tokens before it)
 
-So BOS and EOS come twice if the template writes them too, and a header that the template writes before a completion is
-scored. If the last token of the prompt merges into the completion, that token is scored with it.
+BOS and EOS therefore appear twice if the template also writes them, and a header that the template writes before a
+completion is scored. If the last token of the prompt merges into the completion, that token is scored with it.
 
     prompt + the longest scored_ids of the request over 2048 tokens?    the last 128 tokens of the prompt are kept
     still over 2048 tokens?                                             the first 1920 tokens of scored_ids are kept
@@ -57,7 +57,7 @@ def render_rewardbench(
 
 
 def cut(rendered: RenderedCompletion, longest: int) -> RenderedCompletion:
-    """Shorten a completion as RewardBench does; `longest` is the largest number of scored tokens in its pair."""
+    """Shorten a completion as RewardBench does; `longest` is the largest number of scored tokens in its request."""
     if len(rendered.prompt_ids) + longest <= MAX_LENGTH:
         return rendered
     prompt_ids = rendered.prompt_ids[-MAX_PROMPT_LENGTH:]
@@ -82,7 +82,7 @@ def _render_uncut(chat: Chat, messages: Sequence[Message], completion: str) -> R
     token_ids = chat.encode(prompt + conversation.replace(prompt, ""))
     border = len(prompt_ids)
     if len(token_ids) < border:
-        raise ChatError("the prompt has more tokens than prompt and completion together; RewardBench has no answer")
+        raise ChatError("the prompt has more tokens than prompt and completion together; RewardBench cannot score it")
     if token_ids[:border] != prompt_ids:
         border -= 1
     eos = chat.eos_token_id

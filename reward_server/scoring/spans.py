@@ -9,7 +9,7 @@
     if_finished    scored if `is_finished`     nothing to leave out
 
 The prompt is never scored, its BOS and the assistant header included. A chat template closes every turn, also one that
-the policy did not finish: `if_finished` keeps the reward from paying for an EOS that was never emitted.
+the policy did not finish. With `if_finished`, an EOS that the policy did not emit has no part in the reward.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class UnscorableError(Exception):
 class RenderedCompletion:
     """A prompt and a completion as one model reads them: the completion's scored ids follow the prompt's ids.
 
-    `is_eos_scored` when the last scored id is the EOS that closes the turn. `is_truncated` when the policy did not end
-    the turn itself, or when a recipe cut something.
+    `is_eos_scored` is True if the last scored id is the EOS that closes the turn. `is_truncated` is True if the policy
+    did not end the turn itself, or if a recipe removed tokens.
     """
 
     prompt_ids: list[int]
@@ -55,11 +55,11 @@ def select_scored_ids(
     >>> select_scored_ids([5, 6, 2], eos_token_id=2, is_finished=False, eos_policy="if_finished")
     ([5, 6], False)
     """
-    content = list(completion_ids)
-    has_eos = content[-1:] == [eos_token_id]
+    scored_ids = list(completion_ids)
+    has_eos = scored_ids[-1:] == [eos_token_id]
     if has_eos:
-        content.pop()
-    if not content:
+        scored_ids.pop()
+    if not scored_ids:
         raise UnscorableError("empty_completion", "the completion is empty; there is nothing to score")
     if eos_policy == "include" and not has_eos:
         raise UnscorableError(
@@ -69,5 +69,5 @@ def select_scored_ids(
         )
     is_eos_scored = has_eos and (eos_policy == "include" or (eos_policy == "if_finished" and is_finished))
     if is_eos_scored:
-        content.append(eos_token_id)
-    return content, is_eos_scored
+        scored_ids.append(eos_token_id)
+    return scored_ids, is_eos_scored

@@ -1,11 +1,11 @@
 """Authentication of callers: TLS, client certificates, bearer tokens; and the check of the addresses to listen on.
 
     listen beyond loopback    needs mutual TLS, or a token file and TLS; else refused, unless allow_insecure
-    metrics beyond loopback   plain HTTP: refused, unless allow_insecure
+    metrics beyond loopback   refused, because they are plain HTTP, unless allow_insecure
 
-The name of a client is the first of these that exists: the name of its token; the common name of its certificate; its
-host with the name that it sends in the metadata `winnow-client`; its connection. The names separate clients in the fair
-queue (scheduling/fair_queue.py) and appear in the log.
+A client has the first of these names that exists: the name of its token; the common name of its certificate; its host
+with the name that it sends in the metadata `winnow-client`; its connection. The names separate clients in the fair
+queue (reward_server/scheduling/fair_queue.py) and appear in the log.
 """
 
 import hashlib
@@ -35,27 +35,27 @@ log = logging.getLogger(__name__)
 
 
 class BearerTokens:
-    """Bearer tokens and their names; only digests are kept."""
+    """Bearer tokens and their names, from (name, token) pairs; only digests of the tokens are kept."""
 
-    def __init__(self, named: Sequence[tuple[str, str]]) -> None:
-        self._named = [(name, _digest(token)) for name, token in named]
+    def __init__(self, named_tokens: Sequence[tuple[str, str]]) -> None:
+        self._named_digests = [(name, _digest(token)) for name, token in named_tokens]
 
     def name_of(self, metadata: Metadata) -> str | None:
         """Return the name of the token in `authorization: Bearer TOKEN`, or None if it is missing or unknown.
 
-        The digest is compared with every known one, each time in constant time. So the time that it takes does not
-        reveal how near a guess is.
+        The digest is compared with every known digest, in constant time each. So the duration does not reveal how
+        close a guess is.
         """
         digest = _digest(_bearer_token(metadata))
         name_of_digest = None
-        for name, known_digest in self._named:
+        for name, known_digest in self._named_digests:
             if hmac.compare_digest(known_digest, digest):
                 name_of_digest = name
         return name_of_digest
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
-    """Refuses every call without a known token, streams included. The health service stays open for probes."""
+    """An interceptor that refuses calls without a known token; the health service stays open for probes."""
 
     def __init__(self, tokens: BearerTokens, on_refused: Callable[[], None]) -> None:
         self._tokens = tokens
@@ -98,7 +98,7 @@ def read_bearer_tokens(path: str) -> BearerTokens:
 
 
 def tls_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
-    """Read the PEM files of a server. Raises UsageError if one is missing or malformed, or they do not fit together."""
+    """Read the PEM files of a server. Raises UsageError for a missing or malformed file, or a wrong key."""
     certificate, key = read_pair(tls.certificate, tls.key, ("tls.certificate", "tls.key"))
     if tls.client_ca is None:
         return grpc.ssl_server_credentials([(key, certificate)])
@@ -108,25 +108,21 @@ def tls_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
 
 @dataclass(frozen=True)
 class ServerAuth:
-    """Credentials of the server's port (None: plain text) and the bearer tokens of its callers (None: not needed)."""
+    """The credentials of the server's port (None: plain text), and its callers' bearer tokens (None: none needed)."""
 
     credentials: grpc.ServerCredentials | None
     tokens: BearerTokens | None
 
 
 def load_auth(config: ServeConfig) -> ServerAuth:
-    """Read the TLS and token files of a config. Raises UsageError for those that cannot be used."""
-    credentials = None
-    if config.tls is not None:
-        credentials = tls_credentials(config.tls)
-    tokens = None
-    if config.token_file is not None:
-        tokens = read_bearer_tokens(config.token_file)
+    """Read the TLS and token files of a config. Raises UsageError for a file that cannot be used."""
+    credentials = None if config.tls is None else tls_credentials(config.tls)
+    tokens = None if config.token_file is None else read_bearer_tokens(config.token_file)
     return ServerAuth(credentials, tokens)
 
 
 def check_exposure(config: ServeConfig) -> None:
-    """Raise UsageError if anyone on the network could call, or read tokens on their way, and this is not allowed."""
+    """Raise UsageError if anyone on the network could call or read tokens in transit; warn if the config allows it."""
     for problem in _problems(config):
         if not config.allow_insecure:
             raise UsageError(f"{problem}; or set allow_insecure: true, if the whole network is trusted")
@@ -152,7 +148,7 @@ def client_name(context: Any, tokens: BearerTokens | None) -> str:
 
 
 def _problems(config: ServeConfig) -> list[str]:
-    """Return a sentence for each address that is open to other machines without protection, with the remedy."""
+    """Return a problem and its remedy, as one text, for each address that is open to other machines unprotected."""
     has_mutual_tls = config.tls is not None and config.tls.client_ca is not None
     exposure = f"listen {config.listen} is open to other machines"
     problems = []
@@ -177,7 +173,7 @@ def _bearer_token(metadata: Metadata) -> str:
 
 
 def _metadata_text(metadata: Metadata, key: str) -> str | None:
-    """Return the first value of a key, or None."""
+    """Return the first value of a metadata key as text, or None."""
     for name, value in metadata:
         if name != key:
             continue

@@ -1,4 +1,4 @@
-"""A stream of requests to a stream of responses in the same order, with several requests in progress at once.
+"""A stream of requests -> a stream of responses in the same order, with several requests in progress at once.
 
 Example: `read_ahead` is 3, and the caller has taken no response. Requests 0, 1 and 2 are read and in progress; request
 3 is not read, so that gRPC's flow control makes the sender wait. When the caller takes response 0, request 3 is read.
@@ -13,11 +13,11 @@ Response = TypeVar("Response")
 
 
 class StoppingError(Exception):
-    """The stream was stopped: the requests after the responses so far are unanswered."""
+    """The stream was stopped: the requests that were not read get no response."""
 
 
 class OrderedStream(Generic[Request, Response]):
-    """Reads at most `read_ahead` requests beyond those whose responses were taken."""
+    """Responses in request order. At most `read_ahead` requests are read before the caller takes their responses."""
 
     def __init__(
         self, requests: AsyncIterable[Request], respond: Callable[[Request], Awaitable[Response]], read_ahead: int
@@ -25,13 +25,13 @@ class OrderedStream(Generic[Request, Response]):
         self._requests = requests
         self._respond = respond
         self._may_read = asyncio.Semaphore(read_ahead)
-        # Responses in progress, in the order of their requests; then how the stream ends: an error, or None.
+        # Responses in progress, in the order of their requests; then the end of the stream: its error, or None.
         self._pending: asyncio.Queue[asyncio.Future[Response] | BaseException | None] = asyncio.Queue()
         self._reader = asyncio.ensure_future(self._read())
         self._reader.add_done_callback(self._put_end)
 
     async def responses(self) -> AsyncIterator[Response]:
-        """Yield one response for each request. Raises what `respond` raises, and StoppingError."""
+        """Yield one response for each request. Raises StoppingError, and the errors of `respond` and the requests."""
         while True:
             pending = await self._pending.get()
             if pending is None:
@@ -46,7 +46,7 @@ class OrderedStream(Generic[Request, Response]):
             yield response
 
     def stop(self) -> None:
-        """Read no more requests; `responses` raises StoppingError after those that were read."""
+        """Read no more requests; `responses` raises StoppingError after the responses to the requests already read."""
         self._reader.cancel()
 
     def close(self) -> None:
@@ -70,14 +70,11 @@ class OrderedStream(Generic[Request, Response]):
             self._pending.put_nowait(pending)
 
     def _put_end(self, reader: "asyncio.Task[None]") -> None:
-        """Put how the stream ends after the last response: None, StoppingError, or why the connection broke."""
-        if reader.cancelled():
-            self._pending.put_nowait(StoppingError())
-        else:
-            self._pending.put_nowait(reader.exception())
+        """Put the end of the stream after the last response: None, StoppingError, or the error of the connection."""
+        self._pending.put_nowait(StoppingError() if reader.cancelled() else reader.exception())
 
 
 def _retrieve_error(done: "asyncio.Future[Response]") -> None:
-    """Mark the error of a response as seen; asyncio would log it if nobody takes the response any more."""
+    """Mark the error of a response as retrieved; asyncio would log it if nobody takes the response."""
     if not done.cancelled():
         done.exception()

@@ -1,4 +1,4 @@
-"""A reward server from start-up to its end: load the pair of models, listen, serve until a signal comes, drain.
+"""A reward server from start-up to its end: check the config, load the models, listen, serve until a signal, drain.
 
     stdout   listening on HOST:PORT     the only line; a parent process reads it
     stderr   the loaded models and their devices; an example call; then one JSON line for each call
@@ -37,7 +37,7 @@ from reward_server.serving.wire import server_info
 from winnow.addresses import listen_error, parse_listen_address
 from winnow.serve_config import ServeConfig
 
-# A caller whose host vanished is noticed after the sum of both, and its groups are dropped.
+# The server notices a caller whose host vanished after the sum of both, and drops its groups.
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 # Time for the last responses to reach their callers, after the last call ended.
@@ -64,15 +64,13 @@ class HealthReporter:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def report(self, *, is_healthy: bool) -> None:
-        """Report a status from now on, and send it to those who watch."""
-        status = HealthCheckResponse.NOT_SERVING
-        if is_healthy:
-            status = HealthCheckResponse.SERVING
+        """Report a status from now on, and send it to all watchers."""
+        status = HealthCheckResponse.SERVING if is_healthy else HealthCheckResponse.NOT_SERVING
         for name in ("", SERVICE_NAME):
             await self.servicer.set(name, status)
 
     def report_soon(self, is_healthy: bool) -> None:
-        """Do the same in a task: computing must not wait for those who watch."""
+        """Report a status in a task of its own, because the computation must not wait for watchers."""
         task = asyncio.ensure_future(self.report(is_healthy=is_healthy))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -96,7 +94,7 @@ class RunningServer:
         self._drain_s = drain_s
 
     async def start(self) -> None:
-        """Serve calls; health reports SERVING."""
+        """Begin to serve calls; health reports SERVING."""
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers((self.service.method_handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health_reporter.servicer, self._server)
@@ -105,7 +103,7 @@ class RunningServer:
         await self._server.start()
 
     async def drain(self, grace_s: float | None = None) -> None:
-        """Accept no more calls, let those in progress end, and stop. They have `grace_s` seconds (None: `drain_s`)."""
+        """Refuse new calls, let the calls in progress end within `grace_s` seconds (None: `drain_s`), and stop."""
         if grace_s is None:
             grace_s = self._drain_s
         await self._health_reporter.servicer.enter_graceful_shutdown()
@@ -121,17 +119,19 @@ class RunningServer:
 
 
 def serve(config: ServeConfig, *, stop_when_stdin_closes: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT, or until the parent process dies. Raises UsageError, ModelError at start-up."""
+    """Serve until SIGTERM or SIGINT. Raises UsageError and ModelError at start-up.
+
+    With `stop_when_stdin_closes` the server also stops when its parent process ends and so closes stdin.
+    """
     log_to_stderr()
     if stop_when_stdin_closes:
         threading.Thread(target=_terminate_at_end_of_stdin, daemon=True).start()
     checked = preflight(config)
-    wait_for_engines = start_engines(config)
-    pair = make_pair(config, checked.chats, wait_for_engines())
+    pair = make_pair(config, checked.chats, start_engines(config))
     asyncio.run(_serve(config, pair, checked.auth))
     for model in (pair.instruct, pair.base):
         model.engine.close()
-    # Engines' libraries may crash as the interpreter is torn down, after all work is done.
+    # Libraries of engines may crash while the interpreter shuts down, after all work is done.
     _exit_now(0)
 
 
@@ -154,7 +154,7 @@ async def _serve(config: ServeConfig, pair: Pair, auth: ServerAuth) -> None:
 def _stop(stopping: asyncio.Event) -> None:
     """Stop the server at the first signal, end the process at the second."""
     if stopping.is_set():
-        log.warning("told to stop again: ending the process now; calls in progress are lost")
+        log.warning("second signal: ending the process now; calls in progress are lost")
         _exit_now(1)
     stopping.set()
 
@@ -167,7 +167,7 @@ def _exit_now(code: int) -> NoReturn:
 
 
 def callable_address(address: str) -> str:
-    """Return the address for callers: with this machine's name, if the server listens on all its addresses."""
+    """Return the address for callers; it has this machine's name if the server listens on all its addresses."""
     host_port = parse_listen_address(address)
     if host_port.host in EVERY_HOST:
         return f"{socket.gethostname()}:{host_port.port}"
@@ -175,7 +175,7 @@ def callable_address(address: str) -> str:
 
 
 def _access_arguments(config: ServeConfig) -> str:
-    """Return the arguments of the example call besides the address."""
+    """Return the arguments for TLS and tokens of the example call."""
     arguments = ""
     if config.tls:
         arguments += ', tls_ca="ca.pem"'
@@ -187,7 +187,7 @@ def _access_arguments(config: ServeConfig) -> str:
 
 
 async def start(config: ServeConfig, pair: Pair, auth: ServerAuth) -> RunningServer:
-    """Listen and serve calls in the running event loop. Raises UsageError if an address cannot be listened on."""
+    """Listen and serve calls in the running event loop. Raises UsageError if the server cannot listen at an address."""
     metrics = Metrics()
     on_refused = metrics.refused.labels("unauthenticated").inc
     interceptors = []
@@ -211,7 +211,7 @@ async def start(config: ServeConfig, pair: Pair, auth: ServerAuth) -> RunningSer
 
 
 def channel_options(config: ServeConfig) -> list[tuple[str, Any]]:
-    """Return the options for gRPC: message sizes and how connections are kept alive."""
+    """Return gRPC's options: message sizes, and how connections are kept alive."""
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
@@ -228,7 +228,7 @@ def channel_options(config: ServeConfig) -> list[tuple[str, Any]]:
 
 
 def _bind(server: grpc.aio.Server, config: ServeConfig, auth: ServerAuth) -> int:
-    """Let the server listen at the address of the config, and return the port."""
+    """Listen at the address of the config, and return the port. Raises UsageError if that is impossible."""
     try:
         if auth.credentials is None:
             return int(server.add_insecure_port(config.listen))
@@ -238,7 +238,7 @@ def _bind(server: grpc.aio.Server, config: ServeConfig, auth: ServerAuth) -> int
 
 
 def _add_gauges(metrics: Metrics, scheduler: Scheduler, cache: LogprobCache) -> None:
-    """Add the metrics that are read from the queue and the cache whenever a collector reads them."""
+    """Add the gauges of the queue and the cache."""
     queue = scheduler.queue
     metrics.add_gauge("winnow_queue_tokens", "Tokens that wait, both models together.", lambda: queue.num_tokens)
     metrics.add_gauge("winnow_queue_groups", "Groups that wait.", lambda: queue.num_groups)
@@ -249,7 +249,7 @@ def _add_gauges(metrics: Metrics, scheduler: Scheduler, cache: LogprobCache) -> 
 
 
 def _serve_metrics(listen: str, metrics: Metrics) -> None:
-    """Serve the metrics over HTTP. Raises UsageError if the address cannot be listened on."""
+    """Serve the metrics over HTTP. Raises UsageError if the server cannot listen at the address."""
     address = parse_listen_address(listen, "metrics_listen")
     try:
         server, _ = start_http_server(address.port, address.host, metrics.registry)
@@ -259,7 +259,7 @@ def _serve_metrics(listen: str, metrics: Metrics) -> None:
 
 
 def _terminate_at_end_of_stdin() -> None:
-    """Wait until stdin closes, then send SIGTERM to this process. While it still loads models, that ends it."""
+    """Wait until stdin closes, then send SIGTERM to this process, which ends at once if it still loads models."""
     try:
         while os.read(sys.stdin.fileno(), 4096):
             pass

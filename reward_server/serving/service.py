@@ -1,11 +1,14 @@
 """The gRPC service: validate requests, schedule them, respond.
 
+    Score, ScoreStream -> _respond   parse_options -> Scheduler.score, which calls _render -> _response
+    error              -> _abort     status_of
+
     malformed request                   INVALID_ARGUMENT, with what to change
     full queue                          RESOURCE_EXHAUSTED, with grpc-retry-pushback-ms; a stream waits instead
     deadline that cannot be met         DEADLINE_EXCEEDED
     server that is stopping             UNAVAILABLE, on streams that are still open
     a completion that cannot be scored  a status of the completion; the other completions are scored
-    unexpected error                    INTERNAL; the traceback goes to the log
+    unexpected error                    INTERNAL; the traceback is in the log
 
 ScoreStream is for callers in other languages, who have no client with concurrency and retries; winnow's Python clients
 make concurrent Score calls. A stream has up to READ_AHEAD groups in progress at once and responds in the order of its
@@ -17,7 +20,7 @@ import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -42,6 +45,7 @@ from reward_server.serving.wire import (
 )
 from winnow.reward_options import RewardOptions
 
+# Groups of one stream that are in progress at once.
 READ_AHEAD = 16
 IDLE_POLL_S = 0.05
 
@@ -52,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 class GroupError(Exception):
-    """The failure of one group of a call; the reason is its cause (`__cause__`)."""
+    """The failure of one request of a call; its cause (`__cause__`) is the error."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(request_id)
@@ -60,7 +64,7 @@ class GroupError(Exception):
 
 
 class RewardService(RewardServiceServicer):
-    """Answers `winnow.v1.RewardService` from a pair of models. Belongs to the running event loop."""
+    """The methods of `winnow.v1.RewardService` on a pair of models. Belongs to the running event loop."""
 
     def __init__(
         self,
@@ -88,7 +92,6 @@ class RewardService(RewardServiceServicer):
                 return await self._respond(request, call, _caller(call, context, should_wait_for_capacity=False))
             except Exception as error:
                 await self._abort(context, call, error)
-        raise AssertionError("abort raises")
 
     async def ScoreStream(
         self, request_iterator: AsyncIterable[ReceivedRequest], context: Any
@@ -109,38 +112,8 @@ class RewardService(RewardServiceServicer):
                 self._streams.discard(stream)
                 stream.close()
 
-    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
-        """Return the loaded models and the limits of a request."""
-        with self._record_call("GetServerInfo", context):
-            return self.info
-
-    def stop_streams(self) -> None:
-        """Read no more requests from streams, current and future ones; each ends after the responses to those read."""
-        self._is_stopping = True
-        for stream in list(self._streams):
-            stream.stop()
-
-    async def wait_until_idle(self) -> None:
-        """Wait until no call is in progress."""
-        while self._num_calls:
-            await asyncio.sleep(IDLE_POLL_S)
-
-    def method_handlers(self) -> grpc.GenericRpcHandler:
-        """Return the methods for a gRPC server. Bytes that are not a ScoreRequest are refused by the method itself."""
-        score = {"request_deserializer": _deserialize, "response_serializer": pb.ScoreResponse.SerializeToString}
-        info = {
-            "request_deserializer": pb.GetServerInfoRequest.FromString,
-            "response_serializer": pb.GetServerInfoResponse.SerializeToString,
-        }
-        methods = {
-            "Score": grpc.unary_unary_rpc_method_handler(self.Score, **score),
-            "ScoreStream": grpc.stream_stream_rpc_method_handler(self.ScoreStream, **score),
-            "GetServerInfo": grpc.unary_unary_rpc_method_handler(self.GetServerInfo, **info),
-        }
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
-
     async def _respond(self, request: ReceivedRequest, call: Call, caller: Caller) -> pb.ScoreResponse:
-        """Score one request. Raises MalformedError, and GroupError from any later error."""
+        """Score one request. Raises MalformedError for bytes that are not a request, else GroupError with the cause."""
         if isinstance(request, DecodeError):
             raise MalformedError("the message is not a winnow.v1.ScoreRequest")
         try:
@@ -151,7 +124,7 @@ class RewardService(RewardServiceServicer):
         return self._response(request, options, results)
 
     def _render(self, request: pb.ScoreRequest, options: RewardOptions) -> RenderedGroup:
-        """Parse and render a request; runs in a thread. Raises MalformedError."""
+        """Parse and render a request, in the scheduler's render thread. Raises MalformedError."""
         group = parse_group(request, self.info.max_completions)
         refusal = self.pair.refusal(group, options)
         if refusal:
@@ -170,6 +143,36 @@ class RewardService(RewardServiceServicer):
             request_id=request.request_id, completions=scores, definition=reward_definition(self.pair, options)
         )
 
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
+        """Return the models that are loaded, and the limits of a request."""
+        with self._record_call("GetServerInfo", context):
+            return self.info
+
+    def stop_streams(self) -> None:
+        """Read no more requests from current and future streams; each ends after the responses to the requests read."""
+        self._is_stopping = True
+        for stream in list(self._streams):
+            stream.stop()
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no call is in progress."""
+        while self._num_calls:
+            await asyncio.sleep(IDLE_POLL_S)
+
+    def method_handlers(self) -> grpc.GenericRpcHandler:
+        """Return the methods for a gRPC server. The methods themselves refuse bytes that are not a ScoreRequest."""
+        score = {"request_deserializer": _deserialize, "response_serializer": pb.ScoreResponse.SerializeToString}
+        info = {
+            "request_deserializer": pb.GetServerInfoRequest.FromString,
+            "response_serializer": pb.GetServerInfoResponse.SerializeToString,
+        }
+        methods = {
+            "Score": grpc.unary_unary_rpc_method_handler(self.Score, **score),
+            "ScoreStream": grpc.stream_stream_rpc_method_handler(self.ScoreStream, **score),
+            "GetServerInfo": grpc.unary_unary_rpc_method_handler(self.GetServerInfo, **info),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
     @contextmanager
     def _record_call(self, method: str, context: Any) -> Iterator[Call]:
         """Record a call in the metrics and the log, however it ends."""
@@ -184,8 +187,8 @@ class RewardService(RewardServiceServicer):
             self._num_calls -= 1
             call.finish()
 
-    async def _abort(self, context: Any, call: Call, error: Exception) -> None:
-        """End a call with the status of an error."""
+    async def _abort(self, context: Any, call: Call, error: Exception) -> NoReturn:
+        """End a call with the status of an error. Raises gRPC's exception that ends the method."""
         if isinstance(error, GroupError) and isinstance(error.__cause__, Exception):
             call.request_id = error.request_id
             error = error.__cause__
@@ -200,6 +203,7 @@ class RewardService(RewardServiceServicer):
         if call.request_id:
             details = f"request {shorten(call.request_id, MAX_LOGGED_CHARS)!r}: {details}"
         await context.abort(code, details)
+        raise AssertionError("abort raises")
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
@@ -217,7 +221,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
 
 
 def _deserialize(data: bytes) -> ReceivedRequest:
-    """Return a request from its bytes, or the error: gRPC itself would write a traceback to the log."""
+    """Return a request from its bytes, or the error; if it were raised here, gRPC would log a traceback."""
     try:
         return pb.ScoreRequest.FromString(data)
     except DecodeError as error:
@@ -225,9 +229,7 @@ def _deserialize(data: bytes) -> ReceivedRequest:
 
 
 def _caller(call: Call, context: Any, *, should_wait_for_capacity: bool) -> Caller:
-    """Return the caller of a gRPC call, with its deadline."""
+    """Return the caller of a gRPC call, with its deadline on time.monotonic's clock."""
     remaining_s = context.time_remaining()
-    deadline = None
-    if remaining_s is not None:
-        deadline = time.monotonic() + remaining_s
+    deadline = None if remaining_s is None else time.monotonic() + remaining_s
     return Caller(call.client, deadline, should_wait_for_capacity)

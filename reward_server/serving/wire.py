@@ -17,7 +17,7 @@ from winnow.serve_config import ServeConfig
 
 # Longest error message in a response.
 MAX_ERROR_CHARS = 500
-# The first number of every enum.
+# The number of the value ..._UNSPECIFIED in every enum.
 UNSPECIFIED = 0
 
 
@@ -78,8 +78,8 @@ def _parse_choice(option: str, number: int, enum_name: str) -> str:
 def reward_definition(pair: Pair, options: RewardOptions) -> pb.RewardDefinition:
     """Return everything that decides a reward besides the prompt and the completion.
 
-    Fields that make no difference are empty: those of the base model where the reward is reference-free, and the scope
-    of an instruction where there is none.
+    Fields without an effect are empty: the base model's fields if the reward is reference-free, and the scope of the
+    instruction if there is none.
     """
     values = {option: getattr(options, option) for option in RewardSpec.model_fields}
     values["eos_policy"] = options.resolved_eos_policy
@@ -104,14 +104,14 @@ def reward_definition(pair: Pair, options: RewardOptions) -> pb.RewardDefinition
 
 
 def shorten(text: str, max_chars: int = MAX_ERROR_CHARS) -> str:
-    """Cut off a long text, such as an error that quotes the prompt: each completion of a group may carry it."""
+    """Cut a text to `max_chars`: an error may quote the prompt, and every completion of a group may repeat it."""
     if len(text) <= max_chars:
         return text
     return text[: max_chars - 3] + "..."
 
 
 def completion_score(result: CompletionResult, options: RewardOptions) -> pb.CompletionScore:
-    """Return the response for one completion."""
+    """Return the score of one completion as a message of the wire."""
     status = f"STATUS_{result.status.upper()}"
     if result.status != OK or result.rendered is None:
         return pb.CompletionScore(status=status, error=shorten(result.error))
@@ -134,7 +134,7 @@ def completion_score(result: CompletionResult, options: RewardOptions) -> pb.Com
 
 
 def server_info(pair: Pair, config: ServeConfig) -> pb.GetServerInfoResponse:
-    """Return the loaded models and the limits of a request."""
+    """Return the models that are loaded, and the limits of a request."""
     return pb.GetServerInfoResponse(
         winnow_version=__version__,
         instruct=_model_info(pair.instruct.facts),
@@ -164,7 +164,8 @@ def _model_info(facts: ModelFacts) -> pb.ModelInfo:
 def _parse_prompt(request: pb.ScoreRequest) -> tuple[Message, ...] | tuple[int, ...]:
     messages = request.messages.messages
     if messages:
-        # Not validated: an unknown role is a status of each completion, found by the renderer, not a malformed request.
+        # Not validated here: the renderer finds an unknown role, which is a status of each completion, not a malformed
+        # request.
         return tuple(
             Message.model_construct(role=cast("Role", message.role), content=message.content) for message in messages
         )

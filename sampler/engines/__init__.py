@@ -2,7 +2,7 @@
 
     {prompt_id: token_ids}  ->  SamplingEngine.sample  ->  {prompt_id: [Completion 0, ..., Completion N - 1]}
 
-`sample_conversations` also renders the prompts and turns those that cannot be completed into rows with a status.
+`sample_conversations` also renders the prompts; a prompt that cannot be completed gets rows with a status.
 """
 
 import math
@@ -19,7 +19,7 @@ from winnow.run_config import SamplingConfig
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Settings of one call; equal settings and prompts give equal completions. `temperature` 0: the likeliest token."""
+    """Settings of one call; equal settings and prompts give equal completions. Temperature 0 is greedy decoding."""
 
     num_completions: int
     temperature: float
@@ -52,7 +52,7 @@ class SamplingEngine(Protocol):
 
 
 def open_engine(config: SamplingConfig, model: str, chat: Chat, dtype: Dtype) -> SamplingEngine:
-    """Load a policy into the engine that the config names."""
+    """Load a policy into the engine that the config names. Raises ModelError for an unusable model."""
     if config.engine == "vllm":
         from sampler.engines.vllm import VllmSampler
 
@@ -93,9 +93,10 @@ def sample_conversations(
 def make_completions(
     prompt_id: str, generated: Sequence[list[int]], params: SamplingParams, chat: Chat
 ) -> list[Completion]:
-    """Decode one prompt's generated token ids, each cut at its first end-of-sequence token, which `text` leaves out.
+    """Decode the generated token ids of one prompt into its `num_completions` completions.
 
-    Fewer than `num_completions` generated ones (see `num_generated`) are repeated.
+    Each sequence is cut after its first end-of-sequence token; `text` leaves that token out. If fewer sequences were
+    generated (see `num_generated`), they are repeated.
     """
     completions = []
     for completion_id in range(params.num_completions):

@@ -1,6 +1,6 @@
 """Sampling through Hugging Face transformers: left-padded batches of prompts of similar length. Runs on a CPU.
 
-rows of a batch = prompts x num_generated, as many as fit into BATCH_TOKENS of rows x (prompt + max_new_tokens)
+prompts of a batch = as many as fit into BATCH_TOKENS; each counts num_completions x (longest prompt + max_new_tokens)
 A prompt is computed once; each of its completions continues from a copy of its keys and values.
 
 The noise comes from `SamplingParams.seed` alone, and the random state of the process is left unchanged. A checkpoint's
@@ -21,8 +21,9 @@ from winnow.config import Dtype
 from winnow.models import load_causal_lm
 from winnow.records import Completion
 
-# Rows x tokens of one batch, by device. CPU: 12,000 tokens of a model of 1.5 million parameters take 1.8 s of CPU time,
-# where 2048 takes 2.2 s (calls) and 65536 2.8 s (caches). GPU: 16 GiB of keys and values for a bfloat16 Mistral-7B.
+# Tokens of one batch, by device. On a CPU, sampling 12,000 tokens from a model of 1.5 million parameters takes 1.8 s of
+# CPU time with 8192, 2.2 s with 2048 (more calls) and 2.8 s with 65536 (larger caches). On a GPU, a bfloat16 Mistral-7B
+# has 16 GiB of keys and values for 131072 tokens.
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
 
 
@@ -101,13 +102,15 @@ class TransformersSampler:
         return config
 
 
-def batches(prompts: Mapping[str, list[int]], params: SamplingParams, budget: int) -> Iterator[dict[str, list[int]]]:
-    """Yield the prompts of each batch, longest prompts first: as many as `budget` tokens hold, but at least one."""
+def batches(
+    prompts: Mapping[str, list[int]], params: SamplingParams, token_budget: int
+) -> Iterator[dict[str, list[int]]]:
+    """Yield the prompts of each batch, longest first: as many as fit into `token_budget` tokens, but at least one."""
     by_length = sorted(prompts, key=lambda prompt_id: -len(prompts[prompt_id]))
     start = 0
     while start < len(by_length):
         tokens_per_prompt = params.num_completions * (len(prompts[by_length[start]]) + params.max_new_tokens)
-        end = start + max(1, budget // tokens_per_prompt)
+        end = start + max(1, token_budget // tokens_per_prompt)
         yield {prompt_id: prompts[prompt_id] for prompt_id in by_length[start:end]}
         start = end
 

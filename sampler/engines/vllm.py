@@ -68,7 +68,10 @@ class VllmSampler:
 
 
 def engine_arguments(config: SamplingConfig, model: str, dtype: Dtype) -> dict[str, Any]:
-    """Return vLLM's settings for a policy; `auto` keeps the checkpoint's dtype, where vLLM's would lower float32."""
+    """Return vLLM's settings for a policy.
+
+    `auto` keeps the checkpoint's dtype; vLLM's own `auto` would lower float32.
+    """
     arguments: dict[str, Any] = {
         "model": model,
         "dtype": dtype,
@@ -79,6 +82,6 @@ def engine_arguments(config: SamplingConfig, model: str, dtype: Dtype) -> dict[s
     if dtype == "auto":
         arguments["dtype"] = AutoConfig.from_pretrained(model).dtype or "float32"
     if current_platform.is_cpu():
-        # vLLM rewinds a seeded generator when a prompt is cut over two steps, which CPU generators cannot do (0.32).
+        # vLLM 0.32 rewinds a seeded generator when a prompt spans two steps, which CPU generators cannot do.
         return {**arguments, "enforce_eager": True, "enable_chunked_prefill": False}
     return {**arguments, "gpu_memory_utilization": config.gpu_memory_utilization}
