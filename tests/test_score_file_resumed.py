@@ -131,7 +131,7 @@ def test_resume_refuses_a_finished_output_that_lost_rows(tmp_path: Path) -> None
         whole = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "out.jsonl").write_text("".join(whole[:4]))
         result = winnow(*arguments(address, tmp_path, "--resume"))
-    assert (result.returncode, "out.jsonl exists with 4 rows, where" in result.stderr) == (2, True)
+    assert (result.returncode, "out.jsonl has 4 rows, but" in result.stderr) == (2, True)
 
 
 def test_a_full_disk_keeps_the_finished_rows(tmp_path: Path) -> None:
