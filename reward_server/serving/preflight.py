@@ -1,6 +1,6 @@
 """Checks of a server's config that find every cheap fault before weights are loaded, which may take minutes.
 
-    addresses -> exposure -> TLS and token files -> engine library -> model files -> devices -> tokenizers
+    addresses -> exposure -> TLS and token files -> engine library -> model files -> devices -> tokenizers, templates
 
 `winnow serve` runs them at start-up; `winnow run` runs them for its own server before the first stage.
 """
@@ -24,7 +24,7 @@ class Preflight:
 
 
 def preflight(config: ServeConfig) -> Preflight:
-    """Check the config of a server, and return what was read meanwhile. Downloads the tokenizers of hub ids.
+    """Check the config of a server, and return the contents of its files. Downloads the tokenizers of hub ids.
 
     Raises UsageError and ModelError with the remedy; ModuleNotFoundError if the engine's library is not installed.
     """
