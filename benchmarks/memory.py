@@ -5,8 +5,8 @@ libraries are loaded before, with a small group of the same kind; the activation
 only: the peak is the kernel's VmHWM.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from benchmarks.workloads import Workload, memory_workload
@@ -18,9 +18,12 @@ KIB_PER_MIB = 1024
 
 
 def main() -> None:
-    """Measure the model in the folder of the first argument, and print the result."""
+    """Measure a model, and print the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="a folder with a model and its tokenizer")
+    arguments = parser.parse_args()
     keep_memory()
-    engine = TransformersEngine.load(sys.argv[1], device_map="cpu")
+    engine = TransformersEngine.load(arguments.model_dir, device_map="cpu")
     workload = memory_workload()
     group = workload.groups[0]
     engine.logprobs([TokenGroup(group.prompt_ids, group.completions[:2])])
