@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from benchmarks.tiny_models import make_tokenizer
 from reward_server.engines.caching import LogprobCache
 from reward_server.groups import CompletionText, Group
-from reward_server.scoring.load_pair import check_models, open_pair
+from reward_server.scoring.load_pair import check_models
 from reward_server.scoring.model_pair import Pair
 from reward_server.scoring.reward import CompletionResult
 from tests.oracle import Oracle
+from tests.pairs import open_pair
 from tests.processes import wait_until
 from tests.served import HeldEngine
 from tests.tiny_models import FOREIGN_TEXTS, make_model

@@ -17,8 +17,8 @@ from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.protocol import SERVICE_NAME
 from reward_server.scheduling.scheduler import MAX_FAILED_BATCHES
-from reward_server.scoring.load_pair import open_pair
 from tests.oracle import Oracle
+from tests.pairs import open_pair
 from tests.processes import wait_until
 from tests.served import HeldServer, ServerThread, tiny_serve_config
 from winnow import __version__

@@ -7,9 +7,9 @@ import pytest
 
 from reward_server.groups import CompletionText, Group
 from reward_server.pb import reward_pb2 as pb
-from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
 from reward_server.serving.wire import MalformedError, parse_group, parse_options, reward_definition
+from tests.pairs import open_pair
 from tests.served import tiny_serve_config
 from winnow.records import Message
 from winnow.reward_options import RewardOptions, RewardSpec

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from reward_server.groups import CompletionText, Group
-from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
 from reward_server.scoring.rewardbench import MAX_LENGTH, cut
 from reward_server.scoring.spans import RenderedCompletion
 from tests.padded_pairs import PaddedPairs
+from tests.pairs import open_pair
 from tests.tiny_models import make_pair
 from winnow.chat import template_source
 from winnow.records import Message

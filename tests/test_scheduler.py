@@ -11,10 +11,10 @@ from reward_server.monitoring import Call, Metrics
 from reward_server.scheduling import scheduler as scheduler_module
 from reward_server.scheduling.fair_queue import QueueFullError
 from reward_server.scheduling.scheduler import Caller, Scheduler
-from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair, RenderedGroup
 from reward_server.scoring.reward import CompletionResult
 from reward_server.serving.wire import MalformedError, parse_group
+from tests.pairs import open_pair
 from tests.processes import async_wait_until
 from tests.served import TOKENS_OF_REQUEST, hold_engine, tiny_serve_config, token_request
 from winnow.reward_options import RewardOptions

@@ -14,13 +14,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from reward_server.client import RewardClient
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
-from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
 from reward_server.serving.auth import check_exposure, load_auth, read_bearer_tokens
 from reward_server.serving.server import serve
 from sampler.managed_server import reward_client
 from sampler.score import score_completions
 from tests.certificates import Authority
+from tests.pairs import open_pair
 from tests.served import ServerThread, tiny_serve_config
 from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError

@@ -16,10 +16,10 @@ import pytest
 from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.protocol import PUSHBACK_KEY, SERVICE_NAME
-from reward_server.scoring.load_pair import open_pair
 from reward_server.scoring.model_pair import Pair
 from reward_server.serving.auth import load_auth
 from reward_server.serving.server import start
+from tests.pairs import open_pair
 from tests.processes import wait_until
 from tests.served import TOKENS_OF_REQUEST, HeldServer, tiny_serve_config, token_request
 from winnow.serve_config import QueueConfig, ServeConfig

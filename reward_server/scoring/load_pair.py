@@ -1,6 +1,6 @@
-"""From the config to the pair: check the models' files, load tokenizers, templates and engines, and put them together.
+"""From the config to the pair: check the models' files, load tokenizers and templates, and add the engines.
 
-    check_models -> load_chats -> load_engines -> make_pair
+    check_models -> load_chats -> make_pair, with the engines that serving/server.py starts
 
 The checks that take milliseconds come first, because loading large weights takes minutes. An error names the model that
 does not fit, and the remedy.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward_server.engines import ScoringEngine
-from reward_server.engines.loading import load_engines
 from reward_server.scoring.fingerprint import tokenizer_hash, weight_hash
 from reward_server.scoring.model_pair import ModelFacts, Pair, ScoredModel
 from reward_server.scoring.rendering import Limits, Renderer
@@ -41,13 +40,6 @@ class PairChats:
     def has_shared_tokenizer(self) -> bool:
         """True if both models read the same token ids."""
         return self.instruct_tokenizer_hash == self.base_tokenizer_hash
-
-
-def open_pair(config: ServeConfig) -> Pair:
-    """Check and load both models in this process. Raises UsageError and ModelError with the remedy."""
-    check_models(config)
-    chats = load_chats(config)
-    return make_pair(config, chats, load_engines(config))
 
 
 def check_models(config: ServeConfig) -> None:
