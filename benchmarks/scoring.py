@@ -37,6 +37,7 @@ from reward_server.engines import TokenGroup
 from reward_server.engines.allocator import keep_memory
 from reward_server.engines.transformers import TransformersEngine
 from sampler.managed_server import running_server
+from winnow.config import Dtype
 from winnow.models import load_causal_lm
 from winnow.progress import progress
 from winnow.serve_config import ServeConfig
@@ -78,7 +79,7 @@ def main() -> None:
         print(table(report))
 
 
-def measure_kinds(dtype: str, num_runs: int, *, is_quick: bool) -> dict[str, Any]:
+def measure_kinds(dtype: Dtype, num_runs: int, *, is_quick: bool) -> dict[str, Any]:
     """Measure speed and memory of each kind of model; return the report."""
     kinds = ["mixtral"] if is_quick else ["mixtral", "mistral"]
     report: dict[str, Any] = {"threads": torch.get_num_threads(), "dtype": dtype, "workloads": [], "memory": []}
@@ -90,7 +91,7 @@ def measure_kinds(dtype: str, num_runs: int, *, is_quick: bool) -> dict[str, Any
     return report
 
 
-def measure(kind: str, folder: Path, dtype: str, num_runs: int, *, is_quick: bool) -> list[dict[str, Any]]:
+def measure(kind: str, folder: Path, dtype: Dtype, num_runs: int, *, is_quick: bool) -> list[dict[str, Any]]:
     """Score every workload with every scorer in each run; return the rows of one model. Run 0 only warms up."""
     workloads_by_run = [workloads(run, is_quick=is_quick) for run in range(num_runs + 1)]
     with ExitStack() as stack:
@@ -161,11 +162,13 @@ class Figures:
         }
 
 
-def open_scorers(folder: Path, dtype: str, stack: ExitStack, *, has_vllm: bool) -> tuple[dict[str, peers.Scorer], Any]:
+def open_scorers(
+    folder: Path, dtype: Dtype, stack: ExitStack, *, has_vllm: bool
+) -> tuple[dict[str, peers.Scorer], Any]:
     """Load every scorer; return scorers by name and the model's config. `stack` closes what has to be closed."""
     # Two copies, because TRL's scorer patches its model.
     padded, trl = (
-        load_causal_lm(str(folder), dtype="auto", device_map="cpu", attn_implementation="sdpa").eval() for _ in range(2)
+        load_causal_lm(str(folder), dtype=dtype, device_map="cpu", attn_implementation="sdpa").eval() for _ in range(2)
     )
     engine = TransformersEngine.load(str(folder), device_map="cpu")
     scorers: dict[str, peers.Scorer] = {"padded": peers.padded(padded), "trl": peers.trl(trl)}

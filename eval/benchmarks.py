@@ -57,7 +57,7 @@ def run_benchmarks(config: EvaluationConfig, model: str, chat: Chat, dtype: Dtyp
 
     with quiet(), isolated_random_state(0):
         tasks = load_tasks(config)
-        lm = open_lm(load_causal_lm(model, dtype=dtype).eval(), chat.tokenizer, config.batch_size)
+        lm = open_lm(load_causal_lm(model, dtype=dtype, use="evaluation").eval(), chat.tokenizer, config.batch_size)
         results: list[EvalResult] = []
         items: list[BenchmarkItem] = []
         for benchmark in config.benchmarks:

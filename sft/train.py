@@ -120,7 +120,7 @@ def load_for_training(model: str, chat: Chat, dtype: Dtype) -> tuple[Any, torch.
 
     Raises ModelError if it cannot be loaded, TrainingError if its precision cannot be trained on this machine.
     """
-    policy = load_causal_lm(model, dtype=dtype)
+    policy = load_causal_lm(model, dtype=dtype, use="training")
     if len(chat.tokenizer) > policy.get_input_embeddings().weight.shape[0]:
         policy.resize_token_embeddings(len(chat.tokenizer))  # the config adds special tokens to the tokenizer for SFT
     stored_dtype = policy.dtype

@@ -13,10 +13,18 @@ from winnow.errors import ModelError
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 # Every tokenizer has some of these files: tokenizer.json, tokenizer_config.json, tokenizer.model, vocab.json, ...
 TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "vocab*", "tekken.json")
+# Openings of the names of weights that turn a language model into a reward model or a classifier.
+HEAD_PREFIXES = ("score.", "v_head.", "value_head.", "reward_head.", "classifier.", "regression_head.")
+NO_HEAD = "give a folder that holds a causal language model, or take the head out and save the model without it"
+# Names in a safetensors header -> names of dtypes, of weights that are computed with as they are.
+FLOAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 def check_checkpoint(model: str) -> None:
-    """Raise ModelError for a folder with a missing or truncated checkpoint file; a hub id passes."""
+    """Raise ModelError for a folder with a missing or truncated checkpoint file, or with a reward or value head.
+
+    A hub id passes.
+    """
     folder = Path(model)
     if not folder.is_dir():
         return
@@ -31,6 +39,11 @@ def check_checkpoint(model: str) -> None:
             raise ModelError(f"{failure} its weight file {name} is missing; copy the checkpoint whole")
         if path.suffix == ".safetensors" and not _is_complete(path):
             raise ModelError(f"{failure} its {name} is cut short or damaged; copy or save it again")
+    heads = [name for name in _tensor_names(folder) if name.startswith(HEAD_PREFIXES)]
+    if heads:
+        raise ModelError(
+            f"{failure} it holds {len(heads)} weights of a reward model or classifier, like {heads[0]}; {NO_HEAD}"
+        )
     if not has_tokenizer(folder):
         raise ModelError(
             f"no tokenizer could be loaded from {model!r}: it holds none (tokenizer.json or tokenizer.model); copy its "
@@ -41,6 +54,29 @@ def check_checkpoint(model: str) -> None:
 def has_tokenizer(folder: Path) -> bool:
     """Tell whether a folder holds a tokenizer's file."""
     return _has_any(folder, TOKENIZER_PATTERNS)
+
+
+def stored_dtype(model: str, model_config: Any) -> str | None:
+    """Return the dtype of a checkpoint, like "bfloat16", from its transformers config, else from its first weights.
+
+    None if neither names it, as for a hub id without a dtype in its config.
+    """
+    named = model_config.dtype or model_config.get_text_config().dtype
+    if named is not None:
+        return str(named).removeprefix("torch.")
+    for name in _weight_names(Path(model)):
+        path = Path(model) / name
+        if path.suffix == ".safetensors" and path.is_file():
+            return _first_float(_header(path) or {})
+    return None
+
+
+def _first_float(header: dict[str, Any]) -> str | None:
+    """Return the dtype of the first tensor in a safetensors header that is computed with as it is."""
+    for entry in header.values():
+        if isinstance(entry, dict) and entry.get("dtype") in FLOAT_NAMES:
+            return FLOAT_NAMES[entry["dtype"]]
+    return None
 
 
 def positions_of(model_config: Any) -> int | None:
@@ -87,24 +123,50 @@ def _weight_names(folder: Path) -> list[str]:
     """Return the names of the weight files that make up the model, as its index lists them."""
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
+    return sorted(set(_weight_map(folder).values()))
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Return the file of each tensor from the index of a model in several files; empty if it has none."""
     for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
         try:
-            return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+            return {name: str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # it does not exist, or loading reports what is wrong with it
-    return []
+    return {}
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    """Return the sorted names of the model's tensors, as its index or its only safetensors file lists them."""
+    path = folder / "model.safetensors"
+    if path.is_file():
+        return sorted(_header(path) or {})
+    return sorted(_weight_map(folder))
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """Return the description of each tensor of a safetensors file; None for a damaged one."""
+    with path.open("rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        if header_length > path.stat().st_size - 8:
+            return None
+        try:
+            header: dict[str, Any] = json.loads(file.read(header_length))
+            header.pop("__metadata__", None)
+        except (ValueError, AttributeError, TypeError):
+            return None
+    return header
 
 
 def _is_complete(path: Path) -> bool:
     """Tell whether a safetensors file has the size that its header implies: 8 bytes, the header, the tensors."""
+    header = _header(path)
+    if header is None:
+        return False
     with path.open("rb") as file:
-        num_bytes = path.stat().st_size
         header_length = int.from_bytes(file.read(8), "little")
-        if header_length > num_bytes - 8:
-            return False
-        try:
-            header = json.loads(file.read(header_length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            return num_bytes == 8 + header_length + int(max(ends, default=0))
-        except (ValueError, AttributeError, LookupError, TypeError):
-            return False
+    try:
+        num_tensor_bytes = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        return path.stat().st_size == 8 + header_length + int(num_tensor_bytes)
+    except (ValueError, AttributeError, LookupError, TypeError):
+        return False

@@ -6,8 +6,10 @@ Importing this module imports no torch; calling `load_causal_lm` does.
 from pathlib import Path
 from typing import Any
 
+from winnow.checkpoints import NO_HEAD, stored_dtype
 from winnow.config import Dtype
 from winnow.errors import ModelError, UsageError, first_line
+from winnow.precision import Use, choose_dtype, torch_machine
 
 # Part of the message of a loading error -> the remedy.
 REMEDIES = {
@@ -21,20 +23,25 @@ REMEDIES = {
 }
 
 
-def load_causal_lm(model: str, *, dtype: Dtype, device_map: str = "auto", **arguments: Any) -> Any:
+def load_causal_lm(
+    model: str, *, dtype: Dtype, device_map: str = "auto", use: Use = "scoring", **arguments: Any
+) -> Any:
     """Load the model of a folder or hub id. Device map `auto` spreads it over this machine's GPUs, or uses the CPU.
 
-    Raises UsageError for a missing folder, ModelError for one that does not hold a complete causal language model.
+    Dtype `auto` is the checkpoint's, or what winnow.precision chooses where the machine has no bfloat16 units.
+    Raises UsageError for a missing folder, ModelError for one that does not hold exactly a causal language model.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     check_model_path(model)
     logging.disable_progress_bar()  # winnow.progress reports long work instead
     try:
+        checkpoint_dtype = stored_dtype(model, AutoConfig.from_pretrained(model))
+        chosen = choose_dtype(dtype, checkpoint_dtype, torch_machine(device_map), use)
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, device_map=_placement(device_map), output_loading_info=True, **arguments
+            model, dtype=chosen, device_map=_placement(device_map), output_loading_info=True, **arguments
         )
     except (OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
         raise ModelError(f"no model could be loaded from {model!r}: {load_failure(model, error)}") from error
@@ -43,6 +50,11 @@ def load_causal_lm(model: str, *, dtype: Dtype, device_map: str = "auto", **argu
         raise ModelError(
             f"{model!r} lacks {len(missing)} weights of its model, like {missing[0]}; save it whole, or give a folder "
             "that holds a causal language model"
+        )
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
+        raise ModelError(
+            f"{model!r} holds {len(unexpected)} weights that its language model lacks, like {unexpected[0]}; {NO_HEAD}"
         )
     return loaded
 

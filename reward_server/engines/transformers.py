@@ -74,7 +74,7 @@ class TransformersEngine:
         cls, model: str, *, dtype: Dtype = "auto", device_map: str = "auto", token_budget: int = 16384
     ) -> "TransformersEngine":
         """Load the engine of a folder or hub id. Raises UsageError and ModelError with a remedy."""
-        loaded = load_causal_lm(model, dtype=dtype, device_map=device_map, attn_implementation="sdpa")
+        loaded = load_causal_lm(model, dtype=dtype, device_map=device_map, use="scoring", attn_implementation="sdpa")
         return cls(loaded, model, token_budget=token_budget)
 
     @property

@@ -22,10 +22,11 @@ from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.platforms import current_platform
 
 from reward_server.engines import Logprobs, ModelName, TokenGroup
-from winnow.checkpoints import positions_of
+from winnow.checkpoints import positions_of, stored_dtype
 from winnow.config import Dtype
 from winnow.errors import ModelError, first_line
 from winnow.models import check_model_path
+from winnow.precision import choose_dtype, vllm_machine
 from winnow.serve_config import ServeConfig, VllmConfig
 
 # The V1 runner makes float32 tensors [tokens of a step, vocabulary]: 0.5 GiB for a vocabulary of 32 000 at this size.
@@ -157,10 +158,13 @@ def open_engine(config: ServeConfig, name: ModelName) -> VllmEngine:
 def engine_arguments(
     model: str, config: VllmConfig, dtype: Dtype, token_budget: int, max_tokens: int | None
 ) -> dict[str, Any]:
-    """Return vLLM's settings for a model. dtype "auto" is the checkpoint's; vLLM's "auto" would lower float32."""
+    """Return vLLM's settings for a model.
+
+    dtype "auto" is the checkpoint's, unless this machine has no bfloat16 units; vLLM's "auto" would lower float32.
+    """
     model_config = AutoConfig.from_pretrained(model)
-    model_dtype: Any = dtype
-    if dtype == "auto":
+    model_dtype: Any = choose_dtype(dtype, stored_dtype(model, model_config), vllm_machine(), "scoring")
+    if model_dtype == "auto":
         model_dtype = model_config.dtype or "float32"
     # One token more than is scored, for the one that vLLM generates.
     max_model_len = None

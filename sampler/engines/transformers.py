@@ -32,7 +32,7 @@ class TransformersSampler:
 
     def __init__(self, model: str, chat: Chat, dtype: Dtype) -> None:
         self.chat = chat
-        self.model = load_causal_lm(model, dtype=dtype).eval()
+        self.model = load_causal_lm(model, dtype=dtype, use="sampling").eval()
         self.model.generation_config = GenerationConfig()
         self.pad_token_id = chat.eos_token_id
         if chat.tokenizer.pad_token_id is not None:

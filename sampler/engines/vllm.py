@@ -16,9 +16,11 @@ from vllm.platforms import current_platform
 
 from sampler.engines import SamplingParams, make_completions
 from winnow.chat import Chat
+from winnow.checkpoints import check_checkpoint, stored_dtype
 from winnow.config import Dtype
 from winnow.errors import ModelError, first_line
 from winnow.models import check_model_path
+from winnow.precision import choose_dtype, vllm_machine
 from winnow.records import Completion, seed_from
 from winnow.run_config import SamplingConfig
 
@@ -31,6 +33,7 @@ class VllmSampler:
 
     def __init__(self, config: SamplingConfig, model: str, chat: Chat, dtype: Dtype) -> None:
         check_model_path(model)
+        check_checkpoint(model)
         self.chat = chat
         try:
             self.llm = vllm.LLM(**engine_arguments(config, model, dtype))
@@ -70,17 +73,20 @@ class VllmSampler:
 def engine_arguments(config: SamplingConfig, model: str, dtype: Dtype) -> dict[str, Any]:
     """Return vLLM's settings for a policy.
 
-    `auto` keeps the checkpoint's dtype; vLLM's own `auto` would lower float32.
+    `auto` keeps the checkpoint's dtype, unless this machine has no bfloat16 units; vLLM's own `auto` would lower
+    float32.
     """
+    model_config = AutoConfig.from_pretrained(model)
+    model_dtype: Any = choose_dtype(dtype, stored_dtype(model, model_config), vllm_machine(), "sampling")
+    if model_dtype == "auto":
+        model_dtype = model_config.dtype or "float32"
     arguments: dict[str, Any] = {
         "model": model,
-        "dtype": dtype,
+        "dtype": model_dtype,
         "max_model_len": config.max_model_len,
         "tensor_parallel_size": config.tensor_parallel_size,
         "generation_config": "vllm",
     }
-    if dtype == "auto":
-        arguments["dtype"] = AutoConfig.from_pretrained(model).dtype or "float32"
     if current_platform.is_cpu():
         # vLLM 0.32 rewinds a seeded generator when a prompt spans two steps, which CPU generators cannot do.
         return {**arguments, "enforce_eager": True, "enable_chunked_prefill": False}
