@@ -251,6 +251,18 @@ def test_an_unreachable_endpoint_is_an_error_with_its_key(prompts: str) -> None:
         judge.judge(question(), ["fish"], None)
 
 
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_judge_on_loopback_is_called_without_a_proxy(
+    prompts: str, monkeypatch: pytest.MonkeyPatch, name: str, host: str
+) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with endpoint(["[[8]]"]) as (address, _), llm(prompts, address.replace("127.0.0.1", host)) as judge:
+        assert judge.judge(question(), ["fish"], None).score == 8.0
+
+
 def test_math_without_a_reference_is_an_error(prompts: str) -> None:
     with (
         endpoint([]) as (address, _),

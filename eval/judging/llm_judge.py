@@ -15,16 +15,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from eval.judging.judges import Verdict
 from eval.judging.questions import NUM_TURNS, Question, parse_rows
+from winnow.addresses import is_loopback
 from winnow.errors import InputError, ServerError, UsageError, first_line
 from winnow.run_config import JudgeConfig
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import DefaultHttpxClient, OpenAI
     from openai.types.chat import ChatCompletionMessageParam
 
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
@@ -78,8 +80,27 @@ def open_llm_judge(config: JudgeConfig) -> Iterator["LlmJudge"]:
     if key is None and config.base_url is None:
         raise UsageError("judge kind llm needs judge.base_url, or OPENAI_API_KEY in the environment for OpenAI's own")
     prompts = read_judge_prompts(config.prompts)
-    with OpenAI(base_url=config.base_url, api_key=key or "none") as client:
+    base_url = config.base_url or os.environ.get("OPENAI_BASE_URL")
+    with OpenAI(base_url=base_url, api_key=key or "none", http_client=_direct_client(base_url)) as client:
         yield LlmJudge(client, config.model, prompts)
+
+
+def _direct_client(base_url: str | None) -> "DefaultHttpxClient | None":
+    """Return an HTTP client without proxy for a judge on this machine; None, openai's default, for any other judge."""
+    from openai import DefaultHttpxClient
+
+    if base_url is None:
+        return None
+    try:
+        host = urlsplit(base_url).hostname
+    except ValueError:  # openai refuses the URL with its own message
+        return None
+    if host is None or not is_loopback(host):
+        return None
+    pattern = f"all://{host}"
+    if ":" in host:
+        pattern = f"all://[{host}]"
+    return DefaultHttpxClient(mounts={pattern: None})
 
 
 class LlmJudge:

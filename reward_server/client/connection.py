@@ -16,6 +16,7 @@ import grpc
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from reward_server.certificates import FilePath, read_authorities, read_file, read_pair
+from reward_server.client.proxies import must_skip_proxy
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from winnow.addresses import parse_address
 from winnow.errors import UsageError
@@ -155,12 +156,20 @@ def open_stubs(
     """Return the stubs of each server; `grpc_module` is grpc or grpc.aio. The channels connect at the first call."""
     stubs = []
     for address in settings.addresses:
+        options = channel_options(address)
         if credentials is None:
-            channel = grpc_module.insecure_channel(address, options=CHANNEL_OPTIONS)
+            channel = grpc_module.insecure_channel(address, options=options)
         else:
-            channel = grpc_module.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+            channel = grpc_module.secure_channel(address, credentials, options=options)
         stubs.append(ServerStubs(channel))
     return stubs
+
+
+def channel_options(address: str) -> tuple[tuple[str, int | str], ...]:
+    """Return the settings of the channel to an address. A channel to this machine never goes through a proxy."""
+    if must_skip_proxy(address):
+        return (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
+    return CHANNEL_OPTIONS
 
 
 def read_token(path: FilePath) -> str:

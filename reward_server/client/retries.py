@@ -1,4 +1,4 @@
-"""Retries of a call: which server gets it, which failures are retried, and after which pause. Nothing here does I/O.
+"""Retries of a call: which server gets it, which failures are retried, and after which pause. No call is made here.
 
     UNAVAILABLE, CANCELLED              retried: the server was not reached, or stopped before it responded
     RESOURCE_EXHAUSTED with push-back   retried after the push-back, until the deadline: the server's queue was full
@@ -27,6 +27,7 @@ from typing import Any
 
 import grpc
 
+from reward_server.client.proxies import proxy_setting
 from reward_server.protocol import PUSHBACK_KEY
 from winnow.errors import AuthError, DeadlineError, ServerBusyError, ServerError, UsageError, WinnowError
 
@@ -141,9 +142,17 @@ def error_of(failure: Failure, address: str, timeout_s: float) -> WinnowError:
         return ServerError(
             f"no reward server answers at {address} ({details}); start one with `winnow serve --instruct DIR "
             "--base DIR --listen HOST:PORT`, or check the address, and whether both sides use TLS and take "
-            "each other's certificate"
+            f"each other's certificate{_proxy_remedy(address)}"
         )
     return ServerError(f"the reward server at {address} failed: {code.name}: {details}")
+
+
+def _proxy_remedy(address: str) -> str:
+    """Return the end of an error's message that names the proxy, or an empty text without one."""
+    setting = proxy_setting(address)
+    if setting is None:
+        return ""
+    return f"; the connection goes through the proxy of {setting}: if it should not, add the host to no_proxy"
 
 
 class LoadBalancer:

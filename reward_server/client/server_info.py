@@ -14,8 +14,8 @@ class ModelInfo:
 
     name             folder or hub id, as configured
     weight_hash      hash of config.json and the weight files
-    tokenizer_hash   hash of the vocabulary, the special tokens and the ids of a probe text
-    template_hash    hash of the chat template, its system prompt, BOS and EOS
+    tokenizer_hash   hash of all that turns a text into token ids
+    template_hash    hash of the chat template, its system prompt, BOS, EOS and date
     chat_template    name or path of the chat template
     dtype            precision of the weights, like "bfloat16"
     device           devices that hold the weights, like "cpu" or "cuda:0, cuda:1"
