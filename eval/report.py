@@ -1,7 +1,8 @@
 """The content of peak.json: the results of every round and the chosen peak.
 
     {"round", "checkpoint", "batch_reward", "judge_score", "ties", "rule", "dropped": [{"round", "reason"}],
-     "rounds": [{"round", "batch_reward", "random_control_reward", "judge_score": {"mean", "min", "max"},
+     "rounds": [{"round", "batch_reward", "random_control_reward",
+                 "judge_score": {"mean", "min", "max", "num_unanswered"},
                  "benchmarks": {task: {"value", "stderr", "n", "metric"}}}]}
 
 `batch_reward` and `judge_score` next to `round` and `checkpoint` belong to the peak. Values can be null: round 0 has no
@@ -18,11 +19,12 @@ from winnow.records import EvalResult, Row
 
 
 class ScoreRange(Row):
-    """A judged score over runs, on the scale 1 to 10."""
+    """A judged score over runs, on the scale 1 to 10; turns without an answer are counted, not scored."""
 
     mean: float
     min: float
     max: float
+    num_unanswered: int = 0
 
 
 class BenchmarkScore(Row):
@@ -88,7 +90,7 @@ def round_report(
     """Build the report of one round from its results and its reward metrics (empty for round 0)."""
     judge_score = None
     if judged is not None:
-        judge_score = ScoreRange(mean=judged.mean, min=judged.min, max=judged.max)
+        judge_score = ScoreRange(mean=judged.mean, min=judged.min, max=judged.max, num_unanswered=judged.num_unanswered)
     return RoundReport(
         round=round_number,
         batch_reward=metrics.get("batch_reward"),

@@ -11,7 +11,7 @@ import gc
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from eval.chart import draw_chart
 from eval.judging.judged_scores import JudgedScore, summarize
 from eval.judging.judges import Judge
 from eval.judging.llm_judge import open_llm_judge
-from eval.judging.mt_bench import answer_questions, judge_answers
+from eval.judging.mt_bench import Answer, answer_questions, check_answered, check_questions, judge_answers
 from eval.judging.questions import Question, References, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
 from eval.peak import Candidate, Rule, choose_peak
@@ -55,10 +55,12 @@ def evaluate(run: Run, round_number: int) -> None:
         return
     config = run.config.evaluation
     model = run.policy_path(round_number)
-    # The questions are read before any model is loaded, so that a malformed line is reported at once.
+    # The questions are read and rendered before any model is loaded: a line or a template at fault is reported at once.
     question_set = _read_question_set(config.questions)
+    chat = load_chat(run.config.policy, model)
+    if question_set is not None:
+        check_questions(chat, question_set[0])
     with run.ledger.record(piece, inputs) as facts, atomic_folder(run.eval_dir(round_number)) as folder:
-        chat = load_chat(run.config.policy, model)
         benchmarks = run_benchmarks(config, model, chat, run.config.policy.dtype, f"round {round_number}")
         _free_memory()
         write_jsonl(folder / "benchmark_items.jsonl", benchmarks.items)
@@ -144,14 +146,28 @@ def _judged_score(run: Run, round_number: int, chat: Chat, question_set: Questio
     engine = open_engine(run.config.sampling, run.policy_path(round_number), chat, run.config.policy.dtype)
     answers = answer_questions(engine, chat, questions, config, seed_from(run.config.seed, "evaluate"), label)
     write_jsonl(folder / "answers.jsonl", [answer.row(model) for answer in answers])
+    check_answered(answers)
     with open_judge(config.judge) as judge:
         judgments = judge_answers(judge, questions, references, answers, model, label)
     write_jsonl(folder / "judgments.jsonl", [judgment.model_dump(mode="json") for judgment in judgments])
     categories = {question.question_id: question.category for question in questions}
     answer_chars: list[int] = []
     for answer in answers:
-        answer_chars += [len(text) for text in answer.turns]
-    return summarize(judgments, categories, answer_chars)
+        answer_chars += [len(text) for text in answer.texts]
+    return summarize(judgments, categories, answer_chars, _report_unanswered(answers, label))
+
+
+def _report_unanswered(answers: Sequence[Answer], label: str) -> int:
+    """Count the turns without an answer; warn on stderr if there are any."""
+    num_unanswered = sum(answer.num_unanswered for answer in answers)
+    if num_unanswered:
+        num_turns = sum(len(answer.turns) for answer in answers)
+        print(
+            f"warning: {label}: {num_unanswered} of {num_turns} turns have no answer and no judged score; "
+            'see "errors" in answers.jsonl',
+            file=sys.stderr,
+        )
+    return num_unanswered
 
 
 def _read_question_set(config: QuestionsConfig | None) -> QuestionSet | None:

@@ -65,10 +65,18 @@ def explanation(report: PeakReport) -> Iterator[str]:
         yield f"Ties: none; 1 of {num_kept} rounds leads."
     for dropped in report.dropped:
         yield f"Dropped: round {dropped.round}: {dropped.reason}."
+    yield from _unanswered(report)
     yield f"Rule: {report.rule}."
     agreement = report.rank_agreement
     value = "not defined (too few rounds, or no spread)" if agreement is None else f"{agreement:+.2f}"
     yield f"Spearman of batch reward against judged score over rounds: {value}."
+
+
+def _unanswered(report: PeakReport) -> Iterator[str]:
+    for round_report in report.rounds:
+        score = round_report.judge_score
+        if score is not None and score.num_unanswered:
+            yield f"Unanswered: round {round_report.round}: {score.num_unanswered} turns have no answer and no score."
 
 
 def _reason(report: PeakReport) -> str:

@@ -18,7 +18,7 @@ SCORES = (5.9, 7.9, 7.85, 7.6)
 FIVE_TASKS = ("arc_challenge", "hellaswag", "mmlu", "winogrande", "gsm8k")
 
 
-def judged(mean: float) -> JudgedScore:
+def judged(mean: float, num_unanswered: int = 0) -> JudgedScore:
     return JudgedScore(
         judge="reference-judge",
         mean=mean,
@@ -31,6 +31,7 @@ def judged(mean: float) -> JudgedScore:
         num_judgments=40,
         num_unparsable=0,
         mean_answer_chars=12.0,
+        num_unanswered=num_unanswered,
     )
 
 
@@ -71,13 +72,13 @@ def test_peak_report_has_exactly_the_documented_keys() -> None:
     }
     assert (content["round"], content["checkpoint"]) == (2, "runs/tiny/round-02/checkpoint")
     assert content["batch_reward"] == 1.77
-    assert content["judge_score"] == {"mean": 7.85, "min": 7.85 - 0.2, "max": 7.85 + 0.1}
+    assert content["judge_score"] == {"mean": 7.85, "min": 7.85 - 0.2, "max": 7.85 + 0.1, "num_unanswered": 0}
     assert content["dropped"] == [{"round": 3, "reason": "facts is 16.0 points below round 0 (p = 0.0004)"}]
     assert content["rounds"][0] == {
         "round": 0,
         "batch_reward": None,
         "random_control_reward": None,
-        "judge_score": {"mean": 5.9, "min": 5.9 - 0.2, "max": 5.9 + 0.1},
+        "judge_score": {"mean": 5.9, "min": 5.9 - 0.2, "max": 5.9 + 0.1, "num_unanswered": 0},
         "benchmarks": {
             task: {"value": 0.715, "stderr": 0.029, "n": 240, "metric": "acc,none"} for task in ("facts", "sums")
         },
@@ -106,6 +107,14 @@ def test_print_closing_explains_the_peak_the_ties_and_the_dropped_rounds() -> No
     assert "Ties: 2 of 3 rounds are indistinguishable by judged score: 1, 2." in text
     assert "Dropped: round 3: facts is 16.0 points below round 0 (p = 0.0004)." in text
     assert "Spearman of batch reward against judged score over rounds: -1.00." in text
+
+
+def test_print_closing_counts_the_turns_without_an_answer() -> None:
+    assert "Unanswered" not in printed(report())
+    flawed = [*rounds()[:2], round_report(2, [], judged(7.85, num_unanswered=3), {})]
+    text = printed(report().model_copy(update={"rounds": tuple(flawed)}))
+    assert "Unanswered: round 2: 3 turns have no answer and no score." in text
+    assert text.count("Unanswered") == 1
 
 
 @pytest.mark.parametrize("tasks", [("facts", "sums", "endings"), FIVE_TASKS])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tiny_models import make_tokenizer
 from eval.stages import Results, evaluate, pick_peak, read_results
 from tests.processes import ROOT
 from tests.tiny_models import make_model
@@ -121,6 +122,62 @@ def test_a_malformed_question_stops_evaluate_before_it_writes_anything(run: Run,
     with pytest.raises(InputError, match=r"question\.jsonl line 2"):
         evaluate(run, 0)
     assert not run.eval_dir(0).exists()
+    assert run.ledger.entries() == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "complaint"),
+    [
+        ("messages[0]['role'] == 'system'", "not supported"),
+        (
+            "messages|length > 3",
+            r"question_id 1 .* turn 2: .*not supported.*\(2 of 2 .*chat_template.*unset policy\.system_prompt",
+        ),
+    ],
+)
+def test_a_template_that_refuses_a_question_stops_evaluate_before_a_model_is_loaded(
+    run: Run, tmp_path: Path, condition: str, complaint: str
+) -> None:
+    model = tmp_path / "tokenizer_only"
+    make_tokenizer(model)
+    template = tmp_path / "refusing.jinja"
+    refusal = f"{{% if {condition} %}}{{{{ raise_exception('not supported') }}}}{{% endif %}}"
+    template.write_text(refusal + (ROOT / "winnow" / "templates" / "lab.jinja").read_text())
+    changes = {"model": str(model), "chat_template": str(template), "system_prompt": "Be brief."}
+    policy = run.config.policy.model_copy(update=changes)
+    refused = Run(run.root, run.config.model_copy(update={"policy": policy}))
+    with pytest.raises(WinnowError, match=complaint):
+        evaluate(refused, 0)
+    assert not refused.eval_dir(0).exists()
+    assert refused.ledger.entries() == []
+
+
+def test_turns_without_an_answer_are_counted_shown_and_not_judged(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"question_id": 2, "category": "writing", "turns": ["A colour?", "Why? " * 4000]}
+    write_jsonl(tmp_path / "data" / "question.jsonl", [QUESTIONS[0], long])
+    evaluate(run, 0)
+    assert "warning: round 0: 2 of 8 turns have no answer" in capsys.readouterr().err
+    score = read_results(run, 0).judge
+    assert score is not None
+    assert (score.num_judgments, score.num_unanswered) == (6, 2)
+    answers = read_jsonl_files([run.eval_dir(0) / "answers.jsonl"])
+    assert [row["question_id"] for row in answers if "errors" in row] == [2, 2]
+    texts = [answer["choices"][0]["turns"] for answer in answers]
+    made = [*texts[0], texts[1][0], *texts[2], texts[3][0]]
+    assert score.mean_answer_chars == pytest.approx(sum(map(len, made)) / 6)
+    judgments = read_jsonl_files([run.eval_dir(0) / "judgments.jsonl"])
+    assert (2, 2) not in [(row["question_id"], row["turn"]) for row in judgments]
+    pick_peak(run, 0)
+    assert "Unanswered: round 0: 2 turns" in capsys.readouterr().out
+
+
+def test_evaluate_stops_if_no_question_has_an_answer(run: Run, tmp_path: Path) -> None:
+    long = {"question_id": 2, "category": "writing", "turns": ["Why? " * 4000, "Really?"]}
+    write_jsonl(tmp_path / "data" / "question.jsonl", [long])
+    with pytest.raises(WinnowError, match=r"run 0 .* no answer to judge; question_id 2: the prompt has .* tokens"):
+        evaluate(run, 0)
     assert run.ledger.entries() == []
 
 

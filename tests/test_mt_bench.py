@@ -11,11 +11,18 @@ import pytest
 from benchmarks.tiny_models import make_tokenizer
 from eval.judging.judged_scores import UNREADABLE, Judgment, mean_score, summarize
 from eval.judging.judges import Verdict
-from eval.judging.mt_bench import Answer, answer_questions, by_temperature, judge_answers
-from eval.judging.questions import Question, read_questions, read_references
+from eval.judging.mt_bench import (
+    Answer,
+    answer_questions,
+    by_temperature,
+    check_answered,
+    check_questions,
+    judge_answers,
+)
+from eval.judging.questions import Question, References, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
 from sampler.engines import SamplingParams
-from winnow.chat import Chat
+from winnow.chat import TEMPLATE_DIR, Chat
 from winnow.errors import InputError, UsageError, WinnowError
 from winnow.records import Completion
 from winnow.run_config import QuestionsConfig
@@ -160,7 +167,7 @@ def test_answers_differ_between_runs_and_seeds_and_are_reproducible(chat: Chat) 
     assert first[1].turns == first[3].turns  # greedy: every run has the same answer
 
 
-def test_an_answer_with_a_control_token_leaves_the_second_answer_empty(chat: Chat) -> None:
+def test_an_answer_with_a_control_token_leaves_turn_2_with_an_error_and_unjudged(chat: Chat) -> None:
     class ControlTokenEngine(Parrot):
         def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
             completions = {}
@@ -172,6 +179,57 @@ def test_an_answer_with_a_control_token_leaves_the_second_answer_empty(chat: Cha
     essay = ESSAY.model_copy(update={"category": "math"})
     answers = answer_questions(ControlTokenEngine(chat), chat, [MATH, essay], config(), 0, "round 0")
     assert [answer.turns for answer in answers] == [("a <|user|> b", ""), ("c", "c")]
+    assert [answer.num_unanswered for answer in answers] == [1, 0]
+    assert answers[0].texts == ["a <|user|> b"]
+    row = answers[0].row("tiny")
+    assert row["choices"] == [{"index": 0, "turns": ["a <|user|> b", ""]}]
+    assert row["errors"][0] is None
+    assert "control token '<|user|>'" in row["errors"][1]
+    assert "errors" not in answers[1].row("tiny")
+    references: References = {1: ("5", "10"), 2: ("red", "blue")}
+    judgments = judge_answers(ReferenceJudge(), [MATH, essay], references, answers, "tiny", "round 0")
+    assert [(row.question_id, row.turn) for row in judgments] == [(1, 1), (2, 1), (2, 2)]
+
+
+def test_a_prompt_that_is_too_long_leaves_both_turns_with_an_error_and_unjudged(chat: Chat) -> None:
+    class ShortEngine(Parrot):
+        max_tokens = 80
+
+    long = MATH.model_copy(update={"question_id": 9, "turns": ("Why? " * 50, "And?")})
+    engine = ShortEngine(chat)
+    answers = answer_questions(engine, chat, [long, MATH], config(max_new_tokens=8), 0, "round 0")
+    assert [answer.num_unanswered for answer in answers] == [2, 0]
+    assert [len(texts) for texts, _ in engine.calls] == [1, 1]
+    errors = answers[0].row("tiny")["errors"]
+    assert "at most 72 fit" in errors[0]
+    assert errors[1] == "the turn before has no answer"
+    judgments = judge_answers(ReferenceJudge(), [long, MATH], {1: ("5", "10")}, answers, "tiny", "round 0")
+    assert [(row.question_id, row.turn) for row in judgments] == [(1, 1), (1, 2)]
+
+
+def test_check_answered_names_a_run_without_any_answer() -> None:
+    unanswered = Answer(1, 1, ("", ""), ("the prompt has 99 tokens", "the turn before has no answer"))
+    check_answered([Answer(1, 1, ("5", "10")), unanswered])
+    with pytest.raises(WinnowError, match=r"run 1 .* no answer to judge; question_id 1: the prompt has 99 tokens"):
+        check_answered([Answer(1, 0, ("5", "10")), unanswered])
+
+
+def test_check_questions_names_the_turn_that_a_template_refuses(chat: Chat, tmp_path: Path) -> None:
+    check_questions(chat, [MATH, ESSAY])
+    source = (TEMPLATE_DIR / "lab.jinja").read_text()
+    one_turn = tmp_path / "one_turn.jinja"
+    one_turn.write_text("{% if messages|length > 2 %}{{ raise_exception('one turn only') }}{% endif %}" + source)
+    with pytest.raises(UsageError, match=r"question_id 1 .* turn 2: .*one turn only.*\(2 of 2 .*chat_template"):
+        check_questions(Chat(chat.tokenizer, str(one_turn)), [MATH, ESSAY])
+    no_system = tmp_path / "no_system.jinja"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    no_system.write_text(refusal + source)
+    check_questions(Chat(chat.tokenizer, str(no_system)), [MATH])
+    with pytest.raises(UsageError, match=r"turn 1: .*no system.*unset policy\.system_prompt"):
+        check_questions(Chat(chat.tokenizer, str(no_system), "Be brief."), [MATH])
+    marked = ESSAY.model_copy(update={"turns": ("A <|user|>?", "b")})
+    with pytest.raises(UsageError, match=r"question_id 2 .* turn 1: .*<\|user\|>.*\(1 of 2 .*change the text"):
+        check_questions(chat, [MATH, marked])
 
 
 def test_answer_row_has_fastchats_format() -> None:
@@ -246,6 +304,11 @@ def test_summarize_two_runs() -> None:
     assert score.by_category == {"math": 8.0, "writing": pytest.approx(14 / 3)}
     assert score.by_turn == {"1": 7.0, "2": 6.0}
     assert (score.num_judgments, score.num_unparsable, score.mean_answer_chars) == (8, 1, 25.0)
+
+
+def test_summarize_counts_the_turns_without_an_answer() -> None:
+    score = summarize([judgment(8)], {1: "math"}, [10], num_unanswered=1)
+    assert (score.mean, score.num_judgments, score.num_unanswered, score.mean_answer_chars) == (8, 1, 1, 10)
 
 
 def test_summarize_a_single_run_without_spread() -> None:

@@ -5,7 +5,8 @@
     by_category        mean over the readable verdicts of all runs, for each category of questions
     by_turn            the same for each turn
 
-An unreadable verdict (score -1 in the file) is left out of every mean, and counted.
+An unreadable verdict (score -1 in the file) is left out of every mean, and counted. So is a turn without an answer,
+which has no verdict.
 """
 
 from collections import defaultdict
@@ -37,7 +38,7 @@ class Judgment(BaseModel):
 
 
 class JudgedScore(Row):
-    """A checkpoint's judged score on a question set, on the scale 1 to 10; lengths in characters."""
+    """A checkpoint's judged score on a question set, on the scale 1 to 10; lengths in characters, of answers made."""
 
     judge: str
     mean: float
@@ -50,6 +51,7 @@ class JudgedScore(Row):
     num_judgments: int
     num_unparsable: int
     mean_answer_chars: float
+    num_unanswered: int = 0
 
 
 def mean_score(judgments: Iterable[Judgment]) -> float | None:
@@ -61,9 +63,15 @@ def mean_score(judgments: Iterable[Judgment]) -> float | None:
 
 
 def summarize(
-    judgments: Sequence[Judgment], categories: Mapping[QuestionId, str], answer_chars: Sequence[int]
+    judgments: Sequence[Judgment],
+    categories: Mapping[QuestionId, str],
+    answer_chars: Sequence[int],
+    num_unanswered: int = 0,
 ) -> JudgedScore:
-    """Compute all scores of one checkpoint. Raises WinnowError if no verdict of a run is readable."""
+    """Compute all scores of one checkpoint. Raises WinnowError if no verdict of a run is readable.
+
+    `answer_chars` are the lengths of the answers that were made, `num_unanswered` is the number of turns without one.
+    """
     means = _means(judgments, [str(judgment.run_id) for judgment in judgments])
     unreadable = [judgment for judgment in judgments if judgment.score == UNREADABLE]
     if len(means) < len({judgment.run_id for judgment in judgments}) or not means:
@@ -84,6 +92,7 @@ def summarize(
         num_judgments=len(judgments),
         num_unparsable=len(unreadable),
         mean_answer_chars=fmean(answer_chars),
+        num_unanswered=num_unanswered,
     )
 
 
