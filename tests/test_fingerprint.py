@@ -1,14 +1,19 @@
-"""weight_hash and tokenizer_hash: equal for equal models, different for every difference that changes a score."""
+"""weight_hash and tokenizer_hash: equal for equal models, different for what changes a score."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.tiny_models import make_tokenizer
 from reward_server.scoring import fingerprint
-from reward_server.scoring.fingerprint import tokenizer_hash, weight_hash
+from reward_server.scoring.fingerprint import tokenizer_difference, tokenizer_hash, weight_hash
 from tests.tiny_models import FOREIGN_TEXTS, make_model
 from winnow.chat import load_tokenizer
 from winnow.errors import ModelError
@@ -76,13 +81,76 @@ def test_weight_hash_refuses_a_folder_without_weight_files(tmp_path: Path) -> No
         weight_hash(str(tmp_path))
 
 
-def test_tokenizer_hash_covers_vocabulary_merges_and_special_tokens(tmp_path: Path) -> None:
+def test_tokenizer_hash_covers_the_vocabulary(tmp_path: Path) -> None:
     make_tokenizer(tmp_path / "first")
     make_tokenizer(tmp_path / "copy")
     make_tokenizer(tmp_path / "foreign", FOREIGN_TEXTS)
-    first = tokenizer_hash(load_tokenizer(str(tmp_path / "first")))
-    assert tokenizer_hash(load_tokenizer(str(tmp_path / "copy"))) == first
-    assert tokenizer_hash(load_tokenizer(str(tmp_path / "foreign"))) != first
-    with_another_eos = load_tokenizer(str(tmp_path / "copy"))
-    with_another_eos.eos_token = "<|pad|>"
-    assert tokenizer_hash(with_another_eos) != first
+    first = load_tokenizer(str(tmp_path / "first"))
+    copy = load_tokenizer(str(tmp_path / "copy"))
+    foreign = load_tokenizer(str(tmp_path / "foreign"))
+    assert tokenizer_hash(copy) == tokenizer_hash(first)
+    assert tokenizer_difference(first, copy) == ""
+    assert tokenizer_hash(foreign) != tokenizer_hash(first)
+    assert f"have {len(first)} (instruct) and {len(foreign)} (base) tokens" in tokenizer_difference(first, foreign)
+
+
+def test_tokenizer_hash_ignores_settings(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    first = load_tokenizer(str(tmp_path))
+    copy = load_tokenizer(str(tmp_path))
+    copy.eos_token = "<|pad|>"
+    copy.bos_token = "<|user|>"
+    copy.pad_token = "<|endoftext|>"
+    copy.padding_side = "left"
+    copy.chat_template = "{{ messages }}"
+    copy.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", None, [("<s>", 0)])
+    assert copy("a")["input_ids"] != first("a")["input_ids"]
+    assert tokenizer_hash(copy) == tokenizer_hash(first)
+    assert tokenizer_difference(first, copy) == ""
+
+
+def swap_last_merges(parts: dict[str, Any]) -> None:
+    merges = parts["model"]["merges"]
+    merges[-1], merges[-2] = merges[-2:]
+
+
+def lower_case(parts: dict[str, Any]) -> None:
+    parts["normalizer"] = {"type": "Lowercase"}
+
+
+def add_a_leading_space(parts: dict[str, Any]) -> None:
+    parts["pre_tokenizer"]["add_prefix_space"] = True
+
+
+def set_flag(parts: dict[str, Any], flag: str) -> None:
+    token = parts["added_tokens"][5]
+    token[flag] = not token[flag]
+
+
+def add_token(parts: dict[str, Any]) -> None:
+    parts["added_tokens"].append({**parts["added_tokens"][5], "id": 384, "content": "<|tool|>"})
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (swap_last_merges, "the merges differ"),
+        (lower_case, "the normalizers differ"),
+        (add_a_leading_space, "the pre-tokenizers differ"),
+        (partial(set_flag, flag="special"), "'<|assistant|>' is special in the instruct model's tokenizer only"),
+        (partial(set_flag, flag="lstrip"), "'<|assistant|>' has the flags"),
+        (add_token, "'<|tool|>' is an added token in the base model's tokenizer only"),
+        (add_token, "'<|tool|>' has no id in the first, id 384 in the second"),
+    ],
+)
+def test_tokenizer_difference_names_all_that_changes_token_ids(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], difference: str
+) -> None:
+    make_tokenizer(tmp_path)
+    first = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    parts = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(parts)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    changed = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert difference in tokenizer_difference(first, changed)
+    assert tokenizer_hash(first) != tokenizer_hash(changed)

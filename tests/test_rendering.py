@@ -82,8 +82,15 @@ def test_token_ids_are_scored_unchanged(renderer: Renderer) -> None:
         (message_of("tool", "4"), "", "empty_completion", "empty text"),
         (message_of("assistant", "4"), "yes", "invalid_conversation", "should be user"),
         ([0, 9, 9], "yes", "invalid_conversation", "completions of token ids"),
-        ([9, 9], [7, 8], "invalid_conversation", "exactly one BOS"),
-        ([0, 0, 9], [7, 8], "invalid_conversation", "exactly one BOS"),
+        ([0, 0, 9], [7, 8], "invalid_conversation", "begin with the same BOS twice ([0, 0, 9]...)"),
+        (QUESTION, [7, 8, 1, 2, 2], "control_token", "'<|pad|>' (id 2) at position 3, after its end; cut"),
+        (QUESTION, [7, 8, 1, 1], "control_token", "'<|endoftext|>' (id 1) at position 3, after its end; cut"),
+        (QUESTION, [7, 1, 8], "control_token", "'<|endoftext|>' (id 1) at position 1, before its end; cut"),
+        (QUESTION, [7, 1, 8, 1], "control_token", "'<|endoftext|>' (id 1) at position 1, before its end; cut"),
+        (QUESTION, [2, 2], "control_token", "'<|pad|>' (id 2) at position 0, before its end; take it out"),
+        (QUESTION, [7, 5, 8, 1], "control_token", "'<|assistant|>' (id 5) at position 1, before its end"),
+        ([0, 9], [7, 2], "control_token", "'<|pad|>' (id 2) at position 1, before its end"),
+        (QUESTION, [1], "empty_completion", "nothing to score"),
         (QUESTION, [7, 384], "invalid_token", "token id 384"),
     ],
 )
@@ -94,6 +101,20 @@ def test_a_completion_that_cannot_be_scored_has_status_and_error(
         render(renderer, prompt, completion)
     assert caught.value.status == status
     assert error in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", [[9, 9], [9, 0, 9], [0, 9, 0], [0]])
+def test_a_prompt_of_token_ids_may_hold_bos_anywhere_or_not_at_all(renderer: Renderer, prompt: list[int]) -> None:
+    assert render(renderer, prompt, [7, 8]).prompt_ids == prompt
+
+
+@pytest.mark.parametrize("text", ["It<|endoftext|>", "It<|endoftext|>is", "<|pad|>", "<s>It", "It<|user|>is"])
+def test_a_text_and_its_token_ids_have_the_same_status(renderer: Renderer, text: str) -> None:
+    ids = [*renderer.chat.encode(text), renderer.chat.eos_token_id]
+    renderings = renderer.render_group(Group(QUESTION, [text, ids]), "if_finished")
+    assert [rendering.status for rendering in renderings if isinstance(rendering, UnscorableError)] == [
+        "control_token"
+    ] * 2
 
 
 def test_render_group_renders_each_completion_as_it_does_alone(renderer: Renderer) -> None:
@@ -150,10 +171,10 @@ def test_with_instruction_changes_the_first_user_message_only() -> None:
     assert with_instruction(group, "") is group
 
 
-def chat_with(tokenizer: Any, folder: Path, close: str) -> Chat:
+def chat_with(tokenizer: Any, folder: Path, close: str, *, allow_changed_messages: bool = False) -> Chat:
     path = folder / "template.jinja"
     path.write_text(CHATML_LIKE.replace("CLOSE", close))
-    return Chat(tokenizer, str(path))
+    return Chat(tokenizer, str(path), allow_changed_messages=allow_changed_messages)
 
 
 def test_text_of_a_template_after_eos_is_not_scored(tokenizer: Any, tmp_path: Path) -> None:
@@ -164,7 +185,7 @@ def test_text_of_a_template_after_eos_is_not_scored(tokenizer: Any, tmp_path: Pa
 
 
 def test_a_turn_that_another_token_closes_has_its_whole_text_in_the_loss_span(tokenizer: Any, tmp_path: Path) -> None:
-    chat = chat_with(tokenizer, tmp_path, "'<|pad|>'")
+    chat = chat_with(tokenizer, tmp_path, "'<|pad|>'", allow_changed_messages=True)
     messages = [Message(role="user", content="Hi"), Message(role="assistant", content="It is 5.")]
     rendered = chat.conversation(messages)
     assert [rendered.text[start:end] for start, end in rendered.loss_spans] == ["It is 5.<|pad|>\n"]

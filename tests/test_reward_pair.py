@@ -31,6 +31,8 @@ from winnow.records import Message
 from winnow.reward_options import InstructionScope, RewardOptions
 from winnow.serve_config import ServeConfig
 
+EOS = 1  # ids of the tiny tokenizer
+PAD = 2
 QUESTION = (Message(role="user", content="What is 2 + 3?"),)
 GROUP = Group(QUESTION, (CompletionText("It is 5."), CompletionText("It is", is_finished=False)))
 
@@ -276,11 +278,60 @@ def test_a_template_that_does_not_close_the_assistant_turn_is_refused(folders: d
         open_pair(config_of(folders, chat_template=str(path)))
 
 
-def test_a_template_without_bos_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_template_that_repeats_bos_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "headless.jinja"
-    path.write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
-    with pytest.raises(ModelError, match="exactly one BOS"):
+    turns = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    path.write_text(turns)
+    open_pair(config_of(folders, chat_template=str(path)))
+    path.write_text("{{ bos_token }}{{ bos_token }}" + turns)
+    with pytest.raises(ModelError, match="BOS twice"):
         open_pair(config_of(folders, chat_template=str(path)))
+
+
+def test_padded_token_ids_have_a_status_and_not_a_reward(folders: dict[str, Path]) -> None:
+    answer = load_tokenizer(str(folders["instruct"]))("It is 5.", add_special_tokens=False)["input_ids"]
+    group = Group(QUESTION, ([*answer, EOS], [*answer, EOS, PAD, PAD, PAD], CompletionText("It is 5.")))
+    results = score(open_pair(config_of(folders)), group, RewardOptions())
+    assert [result.status for result in results] == ["ok", "control_token", "ok"]
+    assert results[1].reward is None
+    assert results[0].reward == results[2].reward
+
+
+@pytest.mark.parametrize("base_prompt", ["same", "plain"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token": "<|pad|>"},
+        {"bos_token": "<|user|>"},
+        {"chat_template": "{{ 'another' }}"},
+        {"pad_token": "<|endoftext|>"},
+        {"padding_side": "left"},
+    ],
+)
+def test_a_base_model_of_other_tokenizer_settings_reads_those_of_the_instruct_model(
+    folders: dict[str, Path], tmp_path: Path, settings: dict[str, str], base_prompt: str
+) -> None:
+    shutil.copytree(folders["base"], tmp_path / "base")
+    path = tmp_path / "base" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    saved = load_tokenizer(str(tmp_path / "base"))
+    assert {key: getattr(saved, key) for key in settings} == settings
+    changed = open_pair(config_of({**folders, "base": tmp_path / "base"}, base_prompt=base_prompt))
+    assert changed.has_shared_tokenizer
+    assert changed.base.renderer.chat.eos_token_id == EOS
+    unchanged = open_pair(config_of(folders, base_prompt=base_prompt))
+    assert score(changed, GROUP, RewardOptions()) == score(unchanged, GROUP, RewardOptions())
+
+
+def test_tokenizers_whose_special_tokens_differ_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["base"], tmp_path / "base")
+    tokenizer = load_tokenizer(str(tmp_path / "base"))
+    tokenizer.add_tokens(["<|tool|>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(
+        ModelError, match=r"differ: the vocabularies .* '<\|tool\|>' is an added token in the base model"
+    ):
+        open_pair(config_of({**folders, "base": tmp_path / "base"}))
 
 
 def test_a_base_model_without_a_template_uses_that_of_the_instruct_model(

@@ -69,7 +69,7 @@ def test_the_error_for_no_rows_left_counts_the_reasons(chat: Chat) -> None:
 
 def test_a_row_without_loss_stops_the_job(chat: Chat, tmp_path: Path) -> None:
     (tmp_path / "mute.jinja").write_text("{{ bos_token + eos_token + messages[0].content }}")
-    mute = Chat(chat.tokenizer, str(tmp_path / "mute.jinja"))
+    mute = Chat(chat.tokenizer, str(tmp_path / "mute.jinja"), allow_changed_messages=True)
     with pytest.raises(TrainingError, match="row 1 has no token that carries loss"):
         encode([row("Name a sea.", "Salt.")], mute, 60)
 

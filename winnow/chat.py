@@ -1,6 +1,6 @@
 """Messages -> text and token ids, with the spans that carry loss or score. The only place that renders a conversation.
 
-    text       = template(messages)                        jinja: lab, mixtral, mixtral-hf, plain, tokenizer, or a file
+    text       = template(messages)           jinja: lab, mixtral, mixtral-hf, plain, tokenizer[:NAME], or a file
     token_ids  = ids(prompt) + ids(assistant turn) + ...   a prompt's ids are a prefix of every continuation's ids
     loss_mask  = True on an assistant turn's text through its EOS, False elsewhere
 
@@ -27,10 +27,12 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from winnow.chat_config import DEFAULT_TEMPLATE_DATE
 from winnow.checkpoints import has_tokenizer
 from winnow.errors import ChatError, ControlTokenError, ModelError, UsageError, first_line
 from winnow.models import check_model_path, load_failure
@@ -57,15 +59,11 @@ class RenderedConversation:
 def template_source(name: str, tokenizer: Any) -> str:
     """Return the jinja text of a template: a built-in name, "tokenizer" for the tokenizer's own, or a path to a file.
 
-    Raises UsageError for an unknown name, ModelError for a tokenizer without a template.
+    Some tokenizers come with several templates: "tokenizer" is their "default", "tokenizer:NAME" any of them. Raises
+    UsageError for an unknown name, ModelError for a tokenizer without a template.
     """
-    if name == "tokenizer":
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"chat_template is tokenizer, but {tokenizer.name_or_path} has no template; "
-                f"name one of {', '.join(built_in_templates())} or a .jinja file"
-            )
-        return str(tokenizer.chat_template)
+    if name == "tokenizer" or name.startswith("tokenizer:"):
+        return _tokenizer_template(tokenizer, name.partition(":")[2])
     path = Path(name)
     if name in built_in_templates():
         path = TEMPLATE_DIR / f"{name}.jinja"
@@ -74,6 +72,25 @@ def template_source(name: str, tokenizer: Any) -> str:
             f"chat_template {name!r} is neither a file nor one of {', '.join(built_in_templates())}, tokenizer"
         )
     return path.read_text()
+
+
+def _tokenizer_template(tokenizer: Any, name: str) -> str:
+    """Return the template that comes with a tokenizer, or the named one of several; an empty name is "default"."""
+    templates = tokenizer.chat_template
+    if not templates:
+        raise ModelError(
+            f"chat_template is tokenizer, but {tokenizer.name_or_path} has no template; "
+            f"name one of {', '.join(built_in_templates())} or a .jinja file"
+        )
+    if isinstance(templates, list):  # the form of tokenizer_config.json
+        templates = {entry["name"]: entry["template"] for entry in templates}
+    if isinstance(templates, str):
+        templates = {"default": templates}
+    wanted = name or "default"
+    if wanted not in templates:
+        names = ", ".join(f"tokenizer:{known}" for known in sorted(templates))
+        raise UsageError(f"{tokenizer.name_or_path} has no template named {wanted!r}; set chat_template to {names}")
+    return str(templates[wanted])
 
 
 def built_in_templates() -> list[str]:
@@ -99,21 +116,34 @@ def check_messages(messages: Sequence[Message], last_role: str) -> None:
 class Chat:
     """A tokenizer with a template, which renders every conversation.
 
-    `system_prompt` is put before a conversation that has no system message.
+    `system_prompt` is put before a conversation that has no system message. `template_date` is the date for a template
+    that writes today's. With `allow_changed_messages`, a template may leave out, add or change text of a conversation,
+    but not of a completion that is scored.
     """
 
-    def __init__(self, tokenizer: Any, template: str = "lab", system_prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str = "lab",
+        system_prompt: str | None = None,
+        *,
+        template_date: date = DEFAULT_TEMPLATE_DATE,
+        allow_changed_messages: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.system_prompt = system_prompt
+        self.template_date = template_date
+        self.allow_changed_messages = allow_changed_messages
         self._source = template_source(template, tokenizer)
         self._is_segmented = template in SEGMENTED_TEMPLATES
 
     @cached_property
     def template_hash(self) -> str:
-        """Sixteen hex digits of the SHA-256 of the template: name, text, system prompt, BOS and EOS."""
+        """Sixteen hex digits of the SHA-256 of the template: name, text, system prompt, BOS, EOS and date."""
         special = [str(self.tokenizer.bos_token), str(self.tokenizer.eos_token)]
-        identity = "\0".join([self.template, self._source, self.system_prompt or "", *special])
+        settings = [self.system_prompt or "", *special, self.template_date.isoformat()]
+        identity = "\0".join([self.template, self._source, *settings])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property
@@ -127,7 +157,7 @@ class Chat:
         return self._render_text(self._with_system(messages), add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Encode `prompt_text`, with exactly one BOS if the tokenizer has one. Raises ChatError."""
+        """Encode `prompt_text`. Raises ChatError."""
         check_messages(messages, last_role="user")
         return self._render_tokens(self._with_system(messages), add_generation_prompt=True).token_ids
 
@@ -156,21 +186,63 @@ class Chat:
         messages = self._with_system(messages)
         prompt = self._render_tokens(messages, add_generation_prompt=True)
         results: dict[int, list[int] | ChatError] = {}
-        turns: dict[int, tuple[str, str]] = {}
+        turns: dict[int, str] = {}
         for index, completion in enumerate(completions):
             try:
                 turns[index] = self._render_turn(messages, prompt.text, completion)
             except ChatError as error:
                 results[index] = error
-        results.update(zip(turns, self._encode_turns(prompt, list(turns.values())), strict=True))
+        results.update(zip(turns, self._encode_after(prompt, list(turns.values())), strict=True))
         return prompt.token_ids, [results[index] for index in range(len(completions))]
 
-    def has_one_bos(self, token_ids: Sequence[int]) -> bool:
-        """Tell whether the ids hold exactly one BOS, at the start; True if the tokenizer has no BOS of its own."""
+    def has_repeated_bos(self, token_ids: Sequence[int]) -> bool:
+        """Tell whether the ids begin with the same BOS twice, as when both template and tokenizer add it.
+
+        Nothing else about BOS is a fault: some templates never write it, others open every turn with it.
+        """
         bos = self.tokenizer.bos_token_id
-        if bos is None or bos == self.tokenizer.eos_token_id:
-            return True
-        return list(token_ids[:1]) == [bos] and bos not in token_ids[1:]
+        return bos is not None and list(token_ids[:2]) == [bos, bos]
+
+    def check_end_of_turn(self) -> None:
+        """Raise ModelError unless the template closes an assistant turn with the tokenizer's EOS.
+
+        Otherwise a policy would never learn to write the token at which its sampling stops, and no completion of it
+        would be finished. Example: Gemma's template closes a turn with <end_of_turn>, its EOS is <eos>.
+        """
+        name = self.tokenizer.name_or_path
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(f"the tokenizer of {name!r} has no EOS; set eos_token to the token that closes a turn")
+        question = Message(role="user", content="a")
+        messages = [question, Message(role="assistant", content="b")]
+        try:
+            written = self._token_after_turn(messages)
+            if written == self.tokenizer.eos_token:
+                self.conversation(messages)
+                return
+        except ChatError as error:
+            remedy = "take a template that accepts it"
+            if self.system_prompt:
+                remedy += ", or unset system_prompt if the template refuses system messages"
+            raise ModelError(f"chat_template {self.template} does not fit {name!r}: {error}; {remedy}") from error
+        remedy = "take a template that writes it"
+        if written is not None:
+            remedy = f"set eos_token: {written!r}, which the template writes there, or {remedy}"
+        raise ModelError(
+            f"chat_template {self.template} does not close an assistant turn with the EOS of {name!r}, "
+            f"{self.tokenizer.eos_token}; {remedy}"
+        )
+
+    def _token_after_turn(self, messages: Sequence[Message]) -> str | None:
+        """Return the first control token that the template writes after the last message's text; None without one."""
+        prompt = self._render_text(messages[:-1], add_generation_prompt=True)
+        text = self._render_text(messages, add_generation_prompt=False)
+        if not text.startswith(prompt):
+            raise self._unstable_beginning_error()
+        start = text.find(messages[-1].content, len(prompt))
+        match = self._control_tokens.search(text, start)
+        if match is None:
+            return None
+        return match[0]
 
     def unchecked_text(self, messages: Sequence[Message]) -> str:
         """Apply the template to messages without checks, default system prompt and generation prompt.
@@ -204,6 +276,8 @@ class Chat:
                 chat_template=self._source,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
+                strftime_now=self.template_date.strftime,
+                date_string=self.template_date.strftime("%d %b %Y"),
             )
         except TemplateError as error:
             raise ChatError(f"template {self.template} does not take this conversation: {first_line(error)}") from error
@@ -220,13 +294,40 @@ class Chat:
             end = self._turn_end(through_turn, len(prompt))
             if not (text.startswith(prompt) and text.startswith(through_turn[:end])):
                 raise self._unstable_beginning_error()
+            if not self.allow_changed_messages:
+                self._check_is_unchanged(text[len(prompt) : end], message)
             spans.append((len(prompt), end))
         return spans
 
-    def _render_turn(self, messages: Sequence[Message], prompt: str, completion: str) -> tuple[str, str]:
-        """Render a completion after its prompt's messages, whose text is `prompt`.
+    def _check_is_unchanged(self, turn_text: str, message: Message) -> None:
+        """Raise ChatError if an assistant turn, rendered through its EOS, is another text than its message."""
+        body = turn_text.removesuffix(self.tokenizer.eos_token)
+        if body.strip() != message.content.strip():  # many templates trim the white space around a completion
+            raise ChatError(
+                f"template {self.template} changes an assistant message (some add reasoning, or take it out); use a "
+                ".jinja template that leaves messages as they are, or set allow_changed_messages: true to accept it"
+            )
 
-        Returns the text through the EOS of the completion's turn, and the text that the template writes after that.
+    def _check_holds_messages(self, messages: Sequence[Message], text: str) -> None:
+        """Raise ChatError unless the text holds every message: the turns in order, a system message anywhere.
+
+        Some templates put a system message into the last user turn, others trim white space around messages.
+        """
+        position = 0
+        for message in messages:
+            content = message.content.strip()
+            start = text.find(content, 0 if message.role == "system" else position)
+            if start < 0:
+                raise ChatError(
+                    f"template {self.template} leaves out or changes the {message.role} message; use a template that "
+                    "writes it, or set allow_changed_messages: true to accept it"
+                )
+            if message.role != "system":
+                position = start + len(content)
+
+    def _render_turn(self, messages: Sequence[Message], prompt: str, completion: str) -> str:
+        """Render a completion after its prompt's messages, whose text is `prompt`, through the EOS of its turn.
+
         Raises ChatError, also if the template changes the completion.
         """
         turn = Message(role="assistant", content=completion)
@@ -241,7 +342,7 @@ class Chat:
                 f"template {self.template} changes the completion (some add reasoning, or take it out); send token "
                 "ids, or use a .jinja template that leaves completions as they are"
             )
-        return text[:end], text[end:]
+        return text[:end]
 
     def _turn_end(self, text: str, start: int) -> int:
         """Return the end of a text's last assistant turn, which begins at `start`: after its EOS, or the text's end."""
@@ -261,6 +362,8 @@ class Chat:
     def _render_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> RenderedConversation:
         """Render messages and encode the text segment by segment, cut at the borders of the assistant turns."""
         text = self._render_text(messages, add_generation_prompt=add_generation_prompt)
+        if not self.allow_changed_messages:
+            self._check_holds_messages(messages, text)
         spans = self._assistant_spans(messages, text)
         borders = sorted({0, len(text), *itertools.chain.from_iterable(spans)})
         token_ids: list[int] = []
@@ -288,25 +391,6 @@ class Chat:
         if start == 0 and bos and text.startswith(bos):
             return [int(self.tokenizer.bos_token_id), *self.encode(self._dummy_prefix + text[len(bos) : end])]
         return self.encode(self._dummy_prefix + text[start:end])
-
-    def _encode_turns(
-        self, prompt: RenderedConversation, turns: Sequence[tuple[str, str]]
-    ) -> list[list[int] | ChatError]:
-        """Encode turns of `_render_turn` that follow a prompt, all in one call, to the ids that `_render_tokens` gives.
-
-        A ChatError stands in the place of a turn that breaks the rule of exactly one BOS.
-        """
-        turn_ids = self._encode_after(prompt, [text for text, _ in turns])
-        closings = list({closing for _, closing in turns})
-        closing_ids = dict(zip(closings, self._encode_all(closings), strict=True))
-        results: list[list[int] | ChatError] = []
-        for (_, closing), completion_ids in zip(turns, turn_ids, strict=True):
-            try:
-                self._check_bos([*prompt.token_ids, *completion_ids, *closing_ids[closing]])
-                results.append(completion_ids)
-            except ChatError as error:
-                results.append(error)
-        return results
 
     def _encode_after(self, prompt: RenderedConversation, texts: Sequence[str]) -> list[list[int]]:
         """Encode the rest of each text, which begins with the prompt's text, to the ids that `_encode_segment` gives.
@@ -362,9 +446,10 @@ class Chat:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def _check_bos(self, token_ids: list[int]) -> None:
-        if not self.has_one_bos(token_ids):
+        if self.has_repeated_bos(token_ids):
             raise ChatError(
-                f"template {self.template} should give exactly one BOS, at the start; it gives {token_ids[:4]}..."
+                f"template {self.template} begins a conversation with the same BOS twice ({token_ids[:4]}...); take "
+                "one of them out of the template"
             )
 
     # Special tokens.
@@ -420,9 +505,20 @@ def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Seque
 
 
 def load_chat(policy: PolicyConfig, model: str) -> Chat:
-    """Return the renderer of a policy's conversations, with the tokenizer of one of its checkpoints."""
+    """Return the renderer of a policy's conversations, with the tokenizer of one of its checkpoints.
+
+    Raises ModelError if its template does not close a turn with the token at which sampling stops.
+    """
     tokenizer = load_tokenizer(model, policy.eos_token, policy.added_tokens)
-    return Chat(tokenizer, policy.chat_template, policy.system_prompt)
+    chat = Chat(
+        tokenizer,
+        policy.chat_template,
+        policy.system_prompt,
+        template_date=policy.template_date,
+        allow_changed_messages=policy.allow_changed_messages,
+    )
+    chat.check_end_of_turn()
+    return chat
 
 
 def _tokenizer_failure(model: str, error: Exception) -> str:

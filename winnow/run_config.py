@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from winnow.chat_config import ChatConfig
 from winnow.config import Dtype, Fraction, Positive, Seconds, Section
 from winnow.reward_options import RewardSpec
 from winnow.serve_config import ServeConfig
@@ -46,13 +47,13 @@ class RewardConfig(RewardSpec, Section):
         return self
 
 
-class PolicyConfig(Section):
+class PolicyConfig(ChatConfig):
     """The model that is trained."""
 
     model: str
     """Folder or hub id of the model that LAB SFT starts from, or round 1 if there is no LAB SFT."""
     chat_template: str = "lab"
-    """Chat template of its conversations: a name in winnow/templates, `tokenizer`, or a .jinja file."""
+    """A name in winnow/templates, `tokenizer`, `tokenizer:NAME` for one of several, or a .jinja file."""
     system_prompt: str | None = None
     """System message of conversations without one; each model performs best with its own."""
     eos_token: str | None = None

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from winnow.chat_config import ChatConfig
 from winnow.config import Dtype, Fraction, NonNegative, Positive, Seconds, Section
 
 
@@ -44,7 +45,7 @@ class QueueConfig(Section):
     """Most groups that wait."""
 
 
-class ServeConfig(Section):
+class ServeConfig(ChatConfig):
     """A reward server: the pair of models whose log-ratio is the reward, and how it serves them."""
 
     instruct: str
@@ -52,7 +53,7 @@ class ServeConfig(Section):
     base: str
     """Folder or hub id of the base model; it must share the instruct model's tokenizer."""
     chat_template: str = "mixtral"
-    """Chat template of conversations: a name in winnow/templates, `tokenizer`, or a .jinja file."""
+    """A name in winnow/templates, `tokenizer`, `tokenizer:NAME` for one of several, or a .jinja file."""
     base_prompt: Literal["same", "plain"] = "same"
     """Prompt of the base model: the instruct rendering (as in RewardBench), or the turns as plain paragraphs."""
     allow_different_tokenizers: bool = False

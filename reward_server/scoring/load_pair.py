@@ -9,16 +9,16 @@ does not fit, and the remedy.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reward_server.engines import ScoringEngine
-from reward_server.scoring.fingerprint import tokenizer_hash, weight_hash
+from reward_server.scoring.fingerprint import tokenizer_difference, tokenizer_hash, weight_hash
 from reward_server.scoring.model_pair import ModelFacts, Pair, ScoredModel
 from reward_server.scoring.rendering import Limits, Renderer
 from winnow.chat import Chat, load_tokenizer
 from winnow.checkpoints import check_checkpoint, max_positions
-from winnow.errors import ChatError, ModelError, UsageError
+from winnow.errors import ModelError, UsageError
 from winnow.models import check_model_path
-from winnow.records import Message
 from winnow.serve_config import ServeConfig
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 class PairChats:
     """The tokenizers of both models with their templates, and the tokenizers' hashes.
 
-    Models with equal tokenizers share the instruct model's tokenizer, and the template that comes with it.
+    Models with equal tokenizers share the instruct model's tokenizer, with its EOS and the template that comes with it:
+    the base model's may name another EOS, or have no template.
     """
 
     instruct: Chat
@@ -58,25 +59,46 @@ def check_models(config: ServeConfig) -> None:
 
 def load_chats(config: ServeConfig) -> PairChats:
     """Load the tokenizers and templates of both models. Raises UsageError and ModelError if they do not fit."""
-    instruct_tokenizer = load_tokenizer(config.instruct)
-    base_tokenizer = load_tokenizer(config.base)
+    instruct_tokenizer = _load_tokenizer(config, config.instruct)
+    base_tokenizer = _load_tokenizer(config, config.base)
     instruct_hash = tokenizer_hash(instruct_tokenizer)
     base_hash = tokenizer_hash(base_tokenizer)
-    check_tokenizers(config, instruct_hash, base_hash)
     if instruct_hash == base_hash:
         base_tokenizer = instruct_tokenizer
+    else:
+        refuse_different_tokenizers(config, tokenizer_difference(instruct_tokenizer, base_tokenizer))
     base_template = config.chat_template
     if config.base_prompt == "plain":
         base_template = "plain"
     chats = PairChats(
-        instruct=Chat(instruct_tokenizer, config.chat_template),
-        base=Chat(base_tokenizer, base_template),
+        instruct=_make_chat(config, instruct_tokenizer, config.chat_template),
+        base=_make_chat(config, base_tokenizer, base_template),
         instruct_tokenizer_hash=instruct_hash,
         base_tokenizer_hash=base_hash,
     )
-    check_template(chats.instruct)
-    check_template(chats.base)
+    chats.instruct.check_end_of_turn()
+    chats.base.check_end_of_turn()
     return chats
+
+
+def _load_tokenizer(config: ServeConfig, model: str) -> Any:
+    """Load a model's tokenizer, with the config's `eos_token`. Raises ModelError if it lacks that token."""
+    tokenizer = load_tokenizer(model)
+    if config.eos_token is None:
+        return tokenizer
+    if config.eos_token not in tokenizer.get_vocab():
+        raise ModelError(f"eos_token {config.eos_token!r} is not a token of {model!r}; name the one that closes a turn")
+    tokenizer.eos_token = config.eos_token
+    return tokenizer
+
+
+def _make_chat(config: ServeConfig, tokenizer: Any, template: str) -> Chat:
+    return Chat(
+        tokenizer,
+        template,
+        template_date=config.template_date,
+        allow_changed_messages=config.allow_changed_messages,
+    )
 
 
 def make_pair(config: ServeConfig, chats: PairChats, engines: Sequence[ScoringEngine]) -> Pair:
@@ -116,38 +138,15 @@ def warn_of_equal_weights(instruct: ModelFacts, base: ModelFacts) -> None:
         )
 
 
-def check_template(chat: Chat) -> None:
-    """Raise ModelError unless the template renders a conversation and closes an assistant turn with EOS."""
-    tokenizer = chat.tokenizer
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no EOS; set eos_token in its tokenizer_config.json"
-        )
-    try:
-        _, completion_ids = chat.encode_completion([Message(role="user", content="a")], "b")
-    except ChatError as error:
-        raise ModelError(f"chat_template {chat.template} does not fit {tokenizer.name_or_path!r}: {error}") from error
-    if completion_ids[-1:] != [chat.eos_token_id]:
-        raise ModelError(
-            f"chat_template {chat.template} does not close an assistant turn with the EOS of "
-            f"{tokenizer.name_or_path!r}, {tokenizer.eos_token}; set eos_token in its tokenizer_config.json, or take "
-            "another template"
-        )
-
-
-def check_tokenizers(config: ServeConfig, instruct_hash: str, base_hash: str) -> None:
-    """Raise ModelError for tokenizers that differ; if the config accepts that, warn in the log instead."""
-    if instruct_hash == base_hash:
-        return
-    difference = (
-        f"the tokenizers of {config.instruct!r} ({instruct_hash[:12]}) and {config.base!r} ({base_hash[:12]}) differ"
-    )
+def refuse_different_tokenizers(config: ServeConfig, difference: str) -> None:
+    """Raise ModelError for tokenizers with this difference; if the config accepts that, warn in the log instead."""
+    error = f"the tokenizers of {config.instruct!r} and {config.base!r} differ: {difference}"
     if not config.allow_different_tokenizers:
         raise ModelError(
-            f"{difference}; give a base model with the instruct model's tokenizer, or set allow_different_tokenizers: "
+            f"{error}; give a base model with the instruct model's tokenizer, or set allow_different_tokenizers: "
             "true, and each model sums over its own tokens"
         )
-    log.warning("%s: EACH MODEL SCORES ITS OWN TOKENS; the rewards are not those of a shared tokenizer", difference)
+    log.warning("%s: EACH MODEL SCORES ITS OWN TOKENS; the rewards are not those of a shared tokenizer", error)
 
 
 def resolve_max_tokens(config: ServeConfig, limits: Sequence[int | None]) -> int:

@@ -3,18 +3,26 @@
 prompt      completion
 messages    text        rendered by the model's own chat template
 messages    token ids   the rendered prompt, then the completion's ids as they are
-token ids   token ids   both as they are; the prompt with its BOS
+token ids   token ids   both as they are; the prompt with its BOS, if the model reads one
+
+A completion's ids may hold no control token but the EOS that closes it.
 
 The prompt is rendered once for all its completions. An `UnscorableError` stands in the place of a completion that
 cannot be rendered. Nothing is cut, repaired or guessed; only recipe rewardbench (rewardbench.py) cuts.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from reward_server.groups import CompletionInput, CompletionText, Group, Prompt, is_token_ids
 from reward_server.scoring.rewardbench import render_rewardbench
-from reward_server.scoring.spans import RenderedCompletion, UnscorableError, select_scored_ids
+from reward_server.scoring.spans import (
+    RenderedCompletion,
+    UnscorableError,
+    refuse_control_tokens,
+    select_scored_ids,
+)
 from winnow.chat import Chat
 from winnow.conversations import ROLES
 from winnow.errors import ChatError, ControlTokenError
@@ -118,6 +126,7 @@ class Renderer:
             is_finished = completion.is_finished
         else:
             completion_ids = list(completion)
+            refuse_control_tokens(completion_ids, eos_token_id, self._control_tokens)
             is_finished = completion_ids[-1:] == [eos_token_id]
         scored_ids, is_eos_scored = select_scored_ids(
             completion_ids, eos_token_id, is_finished=is_finished, eos_policy=eos_policy
@@ -126,14 +135,21 @@ class Renderer:
         self._check_limits(rendered)
         return rendered
 
+    @cached_property
+    def _control_tokens(self) -> dict[int, str]:
+        """The tokenizer's control tokens by id, those that a text may not hold either."""
+        tokenizer = self.chat.tokenizer
+        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        added = {token_id: token for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return {**special, **{token_id: token.content for token_id, token in added.items()}}
+
     def _check_bos(self, prompt_ids: list[int]) -> None:
-        """Raise UnscorableError unless the prompt's ids hold exactly one BOS, at the start."""
-        if not self.chat.has_one_bos(prompt_ids):
-            bos = self.chat.tokenizer.bos_token_id
+        """Raise UnscorableError for a prompt that begins with the same BOS twice."""
+        if self.chat.has_repeated_bos(prompt_ids):
             raise UnscorableError(
                 "invalid_conversation",
-                f"the prompt's token ids should hold exactly one BOS (id {bos}), at the start; they begin "
-                f"{prompt_ids[:4]} and hold {prompt_ids.count(bos)}",
+                f"the prompt's token ids begin with the same BOS twice ({prompt_ids[:4]}...); take out the first of "
+                "them, which a tokenizer added to a template's",
             )
 
     def _check_limits(self, rendered: RenderedCompletion) -> None:

@@ -10,9 +10,16 @@
 
 The prompt is never scored, its BOS and the assistant header included. A chat template closes every turn, also one that
 the policy did not finish. With `if_finished`, an EOS that the policy did not emit has no part in the reward.
+
+Token ids of a caller may hold one control token, the closing EOS. All others get status control_token, as in a text:
+
+    answer EOS          scored
+    answer EOS pad      control_token, after its end
+    answer EOS more     control_token, before its end
+    pad                 control_token, before its end
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from winnow.reward_options import EosPolicy
@@ -71,3 +78,25 @@ def select_scored_ids(
     if is_eos_scored:
         scored_ids.append(eos_token_id)
     return scored_ids, is_eos_scored
+
+
+def refuse_control_tokens(completion_ids: Sequence[int], eos_token_id: int, control_tokens: Mapping[int, str]) -> None:
+    """Raise UnscorableError (control_token) for a control token in a caller's ids, except an EOS at their end.
+
+    `control_tokens` holds the tokenizer's control tokens by id.
+    """
+    last = len(completion_ids) - 1
+    position = next((index for index, token_id in enumerate(completion_ids) if token_id in control_tokens), last + 1)
+    if position > last or (position == last and completion_ids[position] == eos_token_id):
+        return
+    end = "before its end; take it out, or send the ids before it"
+    if completion_ids[position] == eos_token_id:
+        end = "before its end; cut the ids after it"
+        if completion_ids[position + 1] in control_tokens:
+            position += 1
+            end = "after its end; cut the ids after the first EOS"
+    token_id = completion_ids[position]
+    raise UnscorableError(
+        "control_token",
+        f"the completion's token ids hold {control_tokens[token_id]!r} (id {token_id}) at position {position}, {end}",
+    )
