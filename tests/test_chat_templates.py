@@ -56,13 +56,16 @@ def test_ids_begin_as_the_template_begins_them(tokenizer: Any, tmp_path: Path, o
 
 def test_bos_may_open_every_turn(tokenizer: Any, tmp_path: Path) -> None:
     """SmolLM2's BOS is <|im_start|>; Llama-2 writes BOS before each pair of turns."""
-    template = make_template(tmp_path, "", "eos_token", TURNS.replace("'<|'", "bos_token + '<|'"))
-    chat = Chat(tokenizer, template)
+    turns = TURNS.replace("'<|'", "bos_token + '<|'")
+    path = tmp_path / "template.jinja"
+    path.write_text(
+        turns.replace("CLOSING", "eos_token") + GENERATION_PROMPT.replace("'<|assistant", "bos_token + '<|assistant")
+    )
+    template = str(path)
     messages = [QUESTION, ANSWER, QUESTION, ANSWER]
-    rendered = Chat(tokenizer, template, allow_changed_messages=True).unchecked_text(messages)
-    assert rendered.count(tokenizer.bos_token) == 4
-    assert chat.unchecked_text(messages) == rendered
-    assert not chat.has_repeated_bos(whole_ids(tokenizer, template, messages))
+    rendered = Chat(tokenizer, template).conversation(messages)
+    assert rendered.token_ids == whole_ids(tokenizer, template, messages)
+    assert rendered.token_ids.count(tokenizer.bos_token_id) == 4
 
 
 def test_the_same_bos_twice_at_the_start_is_refused(tokenizer: Any, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ class Chat:
         if not text.startswith(prompt):
             raise self._unstable_beginning_error()
         start = text.find(messages[-1].content, len(prompt))
-        match = self._control_tokens.search(text, start)
+        match = self._control_pattern.search(text, start)
         if match is None:
             return None
         return match[0]
@@ -301,12 +301,15 @@ class Chat:
 
     def _check_is_unchanged(self, turn_text: str, message: Message) -> None:
         """Raise ChatError if an assistant turn, rendered through its EOS, is another text than its message."""
-        body = turn_text.removesuffix(self.tokenizer.eos_token)
-        if body.strip() != message.content.strip():  # many templates trim the white space around a completion
+        if not self._is_same_text(turn_text, message.content):
             raise ChatError(
                 f"template {self.template} changes an assistant message (some add reasoning, or take it out); use a "
                 ".jinja template that leaves messages as they are, or set allow_changed_messages: true to accept it"
             )
+
+    def _is_same_text(self, turn_text: str, content: str) -> bool:
+        """Tell whether a rendered turn is its message's text with EOS; many templates trim white space around it."""
+        return turn_text.removesuffix(self.tokenizer.eos_token).strip() == content.strip()
 
     def _check_holds_messages(self, messages: Sequence[Message], text: str) -> None:
         """Raise ChatError unless the text holds every message: the turns in order, a system message anywhere.
@@ -336,8 +339,7 @@ class Chat:
         if not text.startswith(prompt):
             raise self._unstable_beginning_error()
         end = self._turn_end(text, len(prompt))
-        body = text[len(prompt) : end].removesuffix(self.tokenizer.eos_token)
-        if body.strip() != completion.strip():  # many templates trim the white space around a completion
+        if not self._is_same_text(text[len(prompt) : end], completion):
             raise ChatError(
                 f"template {self.template} changes the completion (some add reasoning, or take it out); send token "
                 "ids, or use a .jinja template that leaves completions as they are"
@@ -455,9 +457,17 @@ class Chat:
     # Special tokens.
 
     @cached_property
-    def _control_tokens(self) -> re.Pattern[str]:
-        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return _any_of(added.union(self.tokenizer.all_special_tokens))
+    def control_tokens(self) -> dict[int, str]:
+        """The tokenizer's control tokens by id, which neither a message nor a completion may hold."""
+        tokens = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
+        for token_id, token in self.tokenizer.added_tokens_decoder.items():
+            if token.special:
+                tokens[token_id] = token.content
+        return tokens
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        return _any_of(self.control_tokens.values())
 
     @cached_property
     def _split_tokens(self) -> re.Pattern[str]:
@@ -471,7 +481,7 @@ class Chat:
 
     def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            match = self._control_tokens.search(message.content)
+            match = self._control_pattern.search(message.content)
             if match:
                 raise ControlTokenError(
                     f"the {message.role} message holds the control token {match[0]!r}; take it out of the text"

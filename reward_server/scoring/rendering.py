@@ -12,7 +12,6 @@ cannot be rendered. Nothing is cut, repaired or guessed; only recipe rewardbench
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from reward_server.groups import CompletionInput, CompletionText, Group, Prompt, is_token_ids
@@ -126,7 +125,7 @@ class Renderer:
             is_finished = completion.is_finished
         else:
             completion_ids = list(completion)
-            refuse_control_tokens(completion_ids, eos_token_id, self._control_tokens)
+            refuse_control_tokens(completion_ids, eos_token_id, self.chat.control_tokens)
             is_finished = completion_ids[-1:] == [eos_token_id]
         scored_ids, is_eos_scored = select_scored_ids(
             completion_ids, eos_token_id, is_finished=is_finished, eos_policy=eos_policy
@@ -134,14 +133,6 @@ class Renderer:
         rendered = RenderedCompletion(prompt_ids, scored_ids, is_eos_scored, is_truncated=not is_finished)
         self._check_limits(rendered)
         return rendered
-
-    @cached_property
-    def _control_tokens(self) -> dict[int, str]:
-        """The tokenizer's control tokens by id, those that a text may not hold either."""
-        tokenizer = self.chat.tokenizer
-        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        added = {token_id: token for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        return {**special, **{token_id: token.content for token_id, token in added.items()}}
 
     def _check_bos(self, prompt_ids: list[int]) -> None:
         """Raise UnscorableError for a prompt that begins with the same BOS twice."""
