@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.tiny_models import BOS, EOS, HEADERS, PAD, TEXTS, make_tokenizer
-from winnow.chat import Chat, built_in_templates, load_tokenizer
+from winnow.chat import Chat, load_tokenizer
+from winnow.chat.templates import built_in_templates
 from winnow.errors import ChatError, ModelError, UsageError
 from winnow.records import Message
 
@@ -123,7 +124,7 @@ def test_a_prompt_is_a_prefix_of_every_continuation(tokenizer: Any, template: st
     full = chat.conversation([*messages, Message(role="assistant", content=answer)])
     assert ids_before_completion == prompt_ids
     assert full.token_ids == prompt_ids + completion_ids
-    assert completion_ids[-1] == chat.eos_token_id
+    assert completion_ids[-1] == chat.end_of_turn_id
     assert tokenizer.decode(completion_ids[:-1], clean_up_tokenization_spaces=False) == answer
 
 
@@ -173,14 +174,14 @@ def test_encode_completions_equals_each_conversation_rendered_alone(
 
 def test_a_long_prompt_is_encoded_once_for_all_its_completions(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = Chat(tokenizer, "lab")
-    encode_all = chat._encode_all
+    encode_all = chat._encoder.encode_all
     characters: list[int] = []
 
     def counting(texts: Sequence[str]) -> list[list[int]]:
         characters.extend(map(len, texts))
         return encode_all(texts)
 
-    monkeypatch.setattr(chat, "_encode_all", counting)
+    monkeypatch.setattr(chat._encoder, "encode_all", counting)
     chat.encode_completions([Message(role="user", content="word " * 2000)], [f"It is {i}." for i in range(16)])
     assert sum(characters) < 3 * 2000 * len("word ") + 16 * 100
 
@@ -193,7 +194,7 @@ def test_a_template_that_refuses_a_conversation_is_a_chat_error(tokenizer: Any, 
 
 
 def test_a_merge_is_cut_where_it_would_cross_into_the_completion(tmp_path: Path) -> None:
-    """The example at the top of winnow/chat.py, and that of `Chat._encode_after`."""
+    """The example at the top of winnow/chat/encoding.py, and that of `TextEncoder.encode_after`."""
     make_tokenizer(tmp_path, ("\n\n",))
     chat = Chat(load_tokenizer(str(tmp_path)), "lab")
     messages = [Message(role="user", content="Hi")]
@@ -205,7 +206,7 @@ def test_a_merge_is_cut_where_it_would_cross_into_the_completion(tmp_path: Path)
     assert chat.encode(prompt + "\n\n5") == [0, 4, 204, 45, 78, 204, 5, 262, 204, 26]
     assert chat.encode("<|assistant|>\n5") == [5, 204, 26]
     assert chat.encode("<|assistant|>\n\n\n5") == [5, 262, 204, 26]
-    end = [chat.eos_token_id]
+    end = [chat.end_of_turn_id]
     assert chat.encode_completions(messages, ["5", "\n\n5"]) == (prompt_ids, [[26, *end], [204, 204, 26, *end]])
 
 

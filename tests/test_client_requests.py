@@ -223,7 +223,14 @@ def test_scored_group_is_an_immutable_sequence_that_keeps_its_definition(client:
 
 def test_server_info_is_typed(client: Any, service: ScriptedService) -> None:
     model = ModelInfo(
-        name="", weight_hash="sha256:one", tokenizer_hash="", template_hash="", chat_template="", dtype="", device=""
+        name="",
+        weight_hash="sha256:one",
+        tokenizer_hash="",
+        template_hash="",
+        chat_template="",
+        dtype="",
+        device="",
+        end_of_turn_id=None,
     )
     assert client.server_info() == ServerInfo(
         winnow_version="",

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.tiny_models import make_tokenizer
 from reward_server.scoring import fingerprint
-from reward_server.scoring.fingerprint import tokenizer_difference, tokenizer_hash, weight_hash
+from reward_server.scoring.fingerprint import weight_hash
 from tests.tiny_models import FOREIGN_TEXTS, make_model
 from winnow.chat import load_tokenizer
+from winnow.chat.tokenizer_hash import tokenizer_difference, tokenizer_hash
 from winnow.errors import ModelError
 
 

@@ -22,7 +22,8 @@ from eval.judging.mt_bench import (
 from eval.judging.questions import Question, References, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
 from sampler.engines import SamplingParams
-from winnow.chat import TEMPLATE_DIR, Chat
+from winnow.chat import Chat
+from winnow.chat.templates import TEMPLATE_DIR
 from winnow.errors import InputError, UsageError, WinnowError
 from winnow.records import Completion
 from winnow.run_config import QuestionsConfig

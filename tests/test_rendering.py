@@ -110,7 +110,7 @@ def test_a_prompt_of_token_ids_may_hold_bos_anywhere_or_not_at_all(renderer: Ren
 
 @pytest.mark.parametrize("text", ["It<|endoftext|>", "It<|endoftext|>is", "<|pad|>", "<s>It", "It<|user|>is"])
 def test_a_text_and_its_token_ids_have_the_same_status(renderer: Renderer, text: str) -> None:
-    ids = [*renderer.chat.encode(text), renderer.chat.eos_token_id]
+    ids = [*renderer.chat.encode(text), renderer.chat.end_of_turn_id]
     renderings = renderer.render_group(Group(QUESTION, [text, ids]), "if_finished")
     assert [rendering.status for rendering in renderings if isinstance(rendering, UnscorableError)] == [
         "control_token"
@@ -181,11 +181,11 @@ def test_text_of_a_template_after_eos_is_not_scored(tokenizer: Any, tmp_path: Pa
     chat = chat_with(tokenizer, tmp_path, "eos_token")
     _, completion_ids = chat.encode_completion([Message(role="user", content="Hi")], "It is 5.")
     assert tokenizer.decode(completion_ids) == "It is 5.<|endoftext|>"
-    assert completion_ids[-1] == chat.eos_token_id
+    assert completion_ids[-1] == chat.end_of_turn_id
 
 
 def test_a_turn_that_another_token_closes_has_its_whole_text_in_the_loss_span(tokenizer: Any, tmp_path: Path) -> None:
     chat = chat_with(tokenizer, tmp_path, "'<|pad|>'", allow_changed_messages=True)
     messages = [Message(role="user", content="Hi"), Message(role="assistant", content="It is 5.")]
     rendered = chat.conversation(messages)
-    assert [rendered.text[start:end] for start, end in rendered.loss_spans] == ["It is 5.<|pad|>\n"]
+    assert [rendered.text[start:end] for start, end in rendered.loss_spans] == ["It is 5.<|pad|>"]

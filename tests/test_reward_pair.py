@@ -318,7 +318,7 @@ def test_a_base_model_of_other_tokenizer_settings_reads_those_of_the_instruct_mo
     assert {key: getattr(saved, key) for key in settings} == settings
     changed = open_pair(config_of({**folders, "base": tmp_path / "base"}, base_prompt=base_prompt))
     assert changed.has_shared_tokenizer
-    assert changed.base.renderer.chat.eos_token_id == EOS
+    assert changed.base.renderer.chat.end_of_turn_id == EOS
     unchanged = open_pair(config_of(folders, base_prompt=base_prompt))
     assert score(changed, GROUP, RewardOptions()) == score(unchanged, GROUP, RewardOptions())
 

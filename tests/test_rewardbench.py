@@ -12,7 +12,7 @@ from reward_server.scoring.spans import RenderedCompletion
 from tests.padded_pairs import PaddedPairs
 from tests.pairs import open_pair
 from tests.tiny_models import make_pair
-from winnow.chat import template_source
+from winnow.chat.templates import template_source
 from winnow.records import Message
 from winnow.reward_options import RewardOptions
 from winnow.serve_config import ServeConfig
@@ -87,7 +87,7 @@ def test_tokens_equal_those_of_padded_pairs(pair: Pair, padded: PaddedPairs, nam
         rendered = group.instruct[index]
         assert group.base[index] is rendered
         assert (rendered.prompt_ids, rendered.scored_ids) == (encoded.prompt_ids, encoded.scored_ids)
-        assert rendered.is_eos_scored == (rendered.scored_ids[-1] == pair.instruct.renderer.chat.eos_token_id)
+        assert rendered.is_eos_scored == (rendered.scored_ids[-1] == pair.instruct.renderer.chat.end_of_turn_id)
         assert rendered.num_tokens <= MAX_LENGTH
 
 

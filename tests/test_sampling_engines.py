@@ -57,7 +57,7 @@ def greedy_text(engine: TransformersSampler, prompt: list[int], max_new_tokens: 
     token_ids = list(prompt)
     for _ in range(max_new_tokens):
         token_ids.append(int(engine.model(torch.tensor([token_ids])).logits[0, -1].argmax()))
-        if token_ids[-1] == engine.chat.eos_token_id:
+        if token_ids[-1] == engine.chat.end_of_turn_id:
             break
     return str(engine.chat.tokenizer.decode(token_ids[len(prompt) :], skip_special_tokens=True))
 

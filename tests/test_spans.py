@@ -25,7 +25,7 @@ EOS = 2
 def test_the_eos_policy_decides_on_the_closing_token_alone(
     completion_ids: list[int], is_finished: bool, policy: EosPolicy, scored_ids: list[int], is_eos_scored: bool
 ) -> None:
-    selected = select_scored_ids(completion_ids, EOS, is_finished=is_finished, eos_policy=policy)
+    selected = select_scored_ids(completion_ids, {EOS}, is_finished=is_finished, eos_policy=policy)
     assert selected == (scored_ids, is_eos_scored)
 
 
@@ -33,11 +33,11 @@ def test_the_eos_policy_decides_on_the_closing_token_alone(
 @pytest.mark.parametrize("completion_ids", [[], [EOS]])
 def test_nothing_before_eos_is_an_empty_completion(completion_ids: list[int], policy: EosPolicy) -> None:
     with pytest.raises(UnscorableError, match="empty") as caught:
-        select_scored_ids(completion_ids, EOS, is_finished=True, eos_policy=policy)
+        select_scored_ids(completion_ids, {EOS}, is_finished=True, eos_policy=policy)
     assert caught.value.status == "empty_completion"
 
 
 def test_eos_policy_include_refuses_token_ids_without_eos() -> None:
     with pytest.raises(UnscorableError, match="end it in EOS") as caught:
-        select_scored_ids([5, 6], EOS, is_finished=True, eos_policy="include")
+        select_scored_ids([5, 6], {EOS}, is_finished=True, eos_policy="include")
     assert caught.value.status == "missing_eos"

@@ -2,6 +2,7 @@
 
 check_checkpoint("models/mixtral")   raises ModelError unless weights and tokenizer are complete
 max_positions("models/mixtral")      -> 32768
+generation_eos_ids("models/llama-3") -> [128001, 128008, 128009]
 """
 
 import json
@@ -90,7 +91,7 @@ def max_positions(model: str) -> int | None:
 
     None if the file does not name it, or is not on this machine yet.
     """
-    path = _config_path(model)
+    path = _local_file(model, "config.json")
     if path is None:
         return None
     try:
@@ -103,17 +104,37 @@ def max_positions(model: str) -> int | None:
     return None
 
 
+def generation_eos_ids(model: str) -> list[int]:
+    """Return the ids at which a model's generation stops, from its generation_config.json, else its config.json.
+
+    Empty if neither names any, or is on this machine.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = _local_file(model, name)
+        if path is None:
+            continue
+        try:
+            eos_ids = json.loads(path.read_text()).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue  # loading reports what is wrong with it
+        if isinstance(eos_ids, int):
+            return [eos_ids]
+        if isinstance(eos_ids, list):
+            return [token_id for token_id in eos_ids if isinstance(token_id, int)]
+    return []
+
+
 def _has_any(folder: Path, patterns: tuple[str, ...]) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in patterns)
 
 
-def _config_path(model: str) -> Path | None:
-    """Return a model's config.json: in its folder, or the local copy of a hub id's file if there is one."""
+def _local_file(model: str, name: str) -> Path | None:
+    """Return a file of a model: in its folder, or the local copy of a hub id's file if there is one."""
     if Path(model).is_dir():
-        return Path(model) / "config.json"
+        return Path(model) / name
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(model, "config.json")
+    cached = try_to_load_from_cache(model, name)
     if isinstance(cached, str):
         return Path(cached)
     return None

@@ -15,10 +15,11 @@ class ModelInfo:
     name             folder or hub id, as configured
     weight_hash      hash of config.json and the weight files
     tokenizer_hash   hash of all that turns a text into token ids
-    template_hash    hash of the chat template, its system prompt, BOS, EOS and date
+    template_hash    hash of the chat template, its system prompt, BOS, end of turn, date and variables
     chat_template    name or path of the chat template
     dtype            precision of the weights, like "bfloat16"
     device           devices that hold the weights, like "cpu" or "cuda:0, cuda:1"
+    end_of_turn_id   id of the token that closes an assistant turn; None if an older server does not state it
     """
 
     name: str
@@ -28,6 +29,7 @@ class ModelInfo:
     chat_template: str
     dtype: str
     device: str
+    end_of_turn_id: int | None
 
 
 @dataclass(frozen=True)
@@ -75,4 +77,7 @@ def parse_server_info(response: pb.GetServerInfoResponse) -> ServerInfo:
 
 
 def _model_info(model: pb.ModelInfo) -> ModelInfo:
-    return ModelInfo(**{field.name: getattr(model, field.name) for field in fields(ModelInfo)})
+    values = {field.name: getattr(model, field.name) for field in fields(ModelInfo)}
+    if not model.HasField("end_of_turn_id"):
+        values["end_of_turn_id"] = None
+    return ModelInfo(**values)

@@ -235,7 +235,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, winnow_version: _Optional[str] = ..., instruct: _Optional[_Union[ModelInfo, _Mapping]] = ..., base: _Optional[_Union[ModelInfo, _Mapping]] = ..., base_prompt: _Optional[str] = ..., has_shared_tokenizer: bool = ..., max_tokens: _Optional[int] = ..., max_completions: _Optional[int] = ..., token_budget: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "weight_hash", "tokenizer_hash", "template_hash", "chat_template", "dtype", "device")
+    __slots__ = ("name", "weight_hash", "tokenizer_hash", "template_hash", "chat_template", "dtype", "device", "end_of_turn_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_HASH_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +243,7 @@ class ModelInfo(_message.Message):
     CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    END_OF_TURN_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     weight_hash: str
     tokenizer_hash: str
@@ -250,4 +251,5 @@ class ModelInfo(_message.Message):
     chat_template: str
     dtype: str
     device: str
-    def __init__(self, name: _Optional[str] = ..., weight_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., template_hash: _Optional[str] = ..., chat_template: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    end_of_turn_id: int
+    def __init__(self, name: _Optional[str] = ..., weight_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., template_hash: _Optional[str] = ..., chat_template: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., end_of_turn_id: _Optional[int] = ...) -> None: ...

@@ -6,16 +6,18 @@ The checks that take milliseconds come first, because loading large weights take
 does not fit, and the remedy.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reward_server.engines import ScoringEngine
-from reward_server.scoring.fingerprint import tokenizer_difference, tokenizer_hash, weight_hash
+from reward_server.scoring.fingerprint import weight_hash
 from reward_server.scoring.model_pair import ModelFacts, Pair, ScoredModel
 from reward_server.scoring.rendering import Limits, Renderer
-from winnow.chat import Chat, load_tokenizer
+from winnow.chat import Chat, load_tokenizer, make_chat
+from winnow.chat.tokenizer_hash import tokenizer_difference, tokenizer_hash
 from winnow.checkpoints import check_checkpoint, max_positions
 from winnow.errors import ModelError, UsageError
 from winnow.models import check_model_path
@@ -28,8 +30,8 @@ log = logging.getLogger(__name__)
 class PairChats:
     """The tokenizers of both models with their templates, and the tokenizers' hashes.
 
-    Models with equal tokenizers share the instruct model's tokenizer, with its EOS and the template that comes with it:
-    the base model's may name another EOS, or have no template.
+    Models with equal tokenizers share the instruct model's tokenizer, with its end of turn and the template that comes
+    with it: the base model's may name another EOS, or have no template.
     """
 
     instruct: Chat
@@ -63,22 +65,30 @@ def load_chats(config: ServeConfig) -> PairChats:
     base_tokenizer = _load_tokenizer(config, config.base)
     instruct_hash = tokenizer_hash(instruct_tokenizer)
     base_hash = tokenizer_hash(base_tokenizer)
+    instruct = make_chat(config, instruct_tokenizer, config.instruct)
+    instruct.check_end_of_turn()
+    base_settings = config.base
     if instruct_hash == base_hash:
-        base_tokenizer = instruct_tokenizer
+        base_tokenizer = _with_eos(instruct_tokenizer, instruct.end_of_turn)
+        base_settings = config.instruct
     else:
         refuse_different_tokenizers(config, tokenizer_difference(instruct_tokenizer, base_tokenizer))
-    base_template = config.chat_template
+    base = instruct
     if config.base_prompt == "plain":
-        base_template = "plain"
-    chats = PairChats(
-        instruct=_make_chat(config, instruct_tokenizer, config.chat_template),
-        base=_make_chat(config, base_tokenizer, base_template),
-        instruct_tokenizer_hash=instruct_hash,
-        base_tokenizer_hash=base_hash,
-    )
-    chats.instruct.check_end_of_turn()
-    chats.base.check_end_of_turn()
-    return chats
+        base = make_chat(config, base_tokenizer, base_settings, template="plain")
+    elif instruct_hash != base_hash:
+        base = make_chat(config, base_tokenizer, base_settings)
+    base.check_end_of_turn()
+    return PairChats(instruct, base, instruct_hash, base_hash)
+
+
+def _with_eos(tokenizer: Any, eos_token: str) -> Any:
+    """Return the tokenizer with this EOS, which template `plain` writes at the end of a turn."""
+    if tokenizer.eos_token == eos_token:
+        return tokenizer
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.eos_token = eos_token
+    return tokenizer
 
 
 def _load_tokenizer(config: ServeConfig, model: str) -> Any:
@@ -88,17 +98,7 @@ def _load_tokenizer(config: ServeConfig, model: str) -> Any:
         return tokenizer
     if config.eos_token not in tokenizer.get_vocab():
         raise ModelError(f"eos_token {config.eos_token!r} is not a token of {model!r}; name the one that closes a turn")
-    tokenizer.eos_token = config.eos_token
-    return tokenizer
-
-
-def _make_chat(config: ServeConfig, tokenizer: Any, template: str) -> Chat:
-    return Chat(
-        tokenizer,
-        template,
-        template_date=config.template_date,
-        allow_changed_messages=config.allow_changed_messages,
-    )
+    return _with_eos(tokenizer, config.eos_token)
 
 
 def make_pair(config: ServeConfig, chats: PairChats, engines: Sequence[ScoringEngine]) -> Pair:
@@ -170,6 +170,7 @@ def _facts(model: str, chat: Chat, engine: ScoringEngine, model_tokenizer_hash: 
         weight_hash=weight_hash(model),
         tokenizer_hash=model_tokenizer_hash,
         template_hash=chat.template_hash,
+        end_of_turn_id=chat.end_of_turn_id,
         chat_template=chat.template,
         dtype=engine.dtype,
         device=engine.device,

@@ -61,6 +61,7 @@ class ModelFacts:
     weight_hash: str
     tokenizer_hash: str
     template_hash: str
+    end_of_turn_id: int
     chat_template: str
     dtype: str
     device: str

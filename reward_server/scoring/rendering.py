@@ -114,7 +114,7 @@ class Renderer:
         empty_text_error = _empty_text_error(completion)
         if empty_text_error is not None:
             raise empty_text_error
-        eos_token_id = self.chat.eos_token_id
+        stop_ids = self.chat.stop_ids
         if isinstance(completion, str):
             completion = CompletionText(completion)
         if isinstance(completion, CompletionText):
@@ -125,10 +125,10 @@ class Renderer:
             is_finished = completion.is_finished
         else:
             completion_ids = list(completion)
-            refuse_control_tokens(completion_ids, eos_token_id, self.chat.control_tokens)
-            is_finished = completion_ids[-1:] == [eos_token_id]
+            refuse_control_tokens(completion_ids, stop_ids, self.chat.control_tokens)
+            is_finished = bool(completion_ids) and completion_ids[-1] in stop_ids
         scored_ids, is_eos_scored = select_scored_ids(
-            completion_ids, eos_token_id, is_finished=is_finished, eos_policy=eos_policy
+            completion_ids, stop_ids, is_finished=is_finished, eos_policy=eos_policy
         )
         rendered = RenderedCompletion(prompt_ids, scored_ids, is_eos_scored, is_truncated=not is_finished)
         self._check_limits(rendered)

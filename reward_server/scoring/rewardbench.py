@@ -85,7 +85,7 @@ def _render_uncut(chat: Chat, messages: Sequence[Message], completion: str) -> R
         raise ChatError("the prompt has more tokens than prompt and completion together; RewardBench cannot score it")
     if token_ids[:border] != prompt_ids:
         border -= 1
-    eos = chat.eos_token_id
+    eos = chat.end_of_turn_id
     bos = chat.tokenizer.bos_token_id
     if bos is None:
         bos = eos

@@ -8,6 +8,7 @@
     exclude        not scored                  nothing to leave out
     if_finished    scored if `is_finished`     nothing to leave out
 
+EOS is any id at which the model stops, like the three of Llama 3; a text is rendered with the template's end of turn.
 The prompt is never scored, its BOS and the assistant header included. A chat template closes every turn, also one that
 the policy did not finish. With `if_finished`, an EOS that the policy did not emit has no part in the reward.
 
@@ -19,7 +20,7 @@ Token ids of a caller may hold one control token, the closing EOS. All others ge
     pad                 control_token, before its end
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from winnow.reward_options import EosPolicy
@@ -53,44 +54,47 @@ class RenderedCompletion:
 
 
 def select_scored_ids(
-    completion_ids: Sequence[int], eos_token_id: int, *, is_finished: bool, eos_policy: EosPolicy
+    completion_ids: Sequence[int], stop_ids: Collection[int], *, is_finished: bool, eos_policy: EosPolicy
 ) -> tuple[list[int], bool]:
-    """Return the scored ids of a completion, and whether its closing EOS is the last of them.
+    """Return the scored ids of a completion, and whether its closing EOS, one of `stop_ids`, is the last of them.
 
     Raises UnscorableError: empty_completion, missing_eos.
 
-    >>> select_scored_ids([5, 6, 2], eos_token_id=2, is_finished=False, eos_policy="if_finished")
+    >>> select_scored_ids([5, 6, 2], stop_ids={2}, is_finished=False, eos_policy="if_finished")
     ([5, 6], False)
     """
     scored_ids = list(completion_ids)
-    has_eos = scored_ids[-1:] == [eos_token_id]
-    if has_eos:
+    closing_ids = [token_id for token_id in scored_ids[-1:] if token_id in stop_ids]
+    if closing_ids:
         scored_ids.pop()
     if not scored_ids:
         raise UnscorableError("empty_completion", "the completion is empty; there is nothing to score")
-    if eos_policy == "include" and not has_eos:
+    if eos_policy == "include" and not closing_ids:
+        ids = " or ".join(map(str, sorted(stop_ids)))
         raise UnscorableError(
             "missing_eos",
-            f"eos_policy include, but the completion does not end in EOS (id {eos_token_id}); "
-            "end it in EOS, or take if_finished or exclude",
+            f"eos_policy include, but the completion does not end in EOS (id {ids}); end it in EOS, or take "
+            "if_finished or exclude",
         )
-    is_eos_scored = has_eos and (eos_policy == "include" or (eos_policy == "if_finished" and is_finished))
+    is_eos_scored = bool(closing_ids) and (eos_policy == "include" or (eos_policy == "if_finished" and is_finished))
     if is_eos_scored:
-        scored_ids.append(eos_token_id)
+        scored_ids += closing_ids
     return scored_ids, is_eos_scored
 
 
-def refuse_control_tokens(completion_ids: Sequence[int], eos_token_id: int, control_tokens: Mapping[int, str]) -> None:
+def refuse_control_tokens(
+    completion_ids: Sequence[int], stop_ids: Collection[int], control_tokens: Mapping[int, str]
+) -> None:
     """Raise UnscorableError (control_token) for a control token in a caller's ids, except an EOS at their end.
 
-    `control_tokens` holds the tokenizer's control tokens by id.
+    `stop_ids` may close a turn, and `control_tokens` holds the tokenizer's control tokens by id.
     """
     last = len(completion_ids) - 1
     position = next((index for index, token_id in enumerate(completion_ids) if token_id in control_tokens), last + 1)
-    if position > last or (position == last and completion_ids[position] == eos_token_id):
+    if position > last or (position == last and completion_ids[position] in stop_ids):
         return
     end = "before its end; take it out, or send the ids before it"
-    if completion_ids[position] == eos_token_id:
+    if completion_ids[position] in stop_ids:
         end = "before its end; cut the ids after it"
         if completion_ids[position + 1] in control_tokens:
             position += 1

@@ -158,6 +158,7 @@ def _model_info(facts: ModelFacts) -> pb.ModelInfo:
         chat_template=facts.chat_template,
         dtype=facts.dtype,
         device=facts.device,
+        end_of_turn_id=facts.end_of_turn_id,
     )
 
 

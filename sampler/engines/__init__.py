@@ -95,21 +95,21 @@ def make_completions(
 ) -> list[Completion]:
     """Decode the generated token ids of one prompt into its `num_completions` completions.
 
-    Each sequence is cut after its first end-of-sequence token; `text` leaves that token out. If fewer sequences were
+    Each sequence is cut after its first stop id; `text` leaves that token out. If fewer sequences were
     generated (see `num_generated`), they are repeated.
     """
     completions = []
     for completion_id in range(params.num_completions):
         token_ids = generated[completion_id % len(generated)]
-        is_finished = chat.eos_token_id in token_ids
-        if is_finished:
-            token_ids = token_ids[: token_ids.index(chat.eos_token_id) + 1]
+        stop = next((index for index, token_id in enumerate(token_ids) if token_id in chat.stop_ids), None)
+        if stop is not None:
+            token_ids = token_ids[: stop + 1]
         completion = Completion(
             prompt_id=prompt_id,
             completion_id=completion_id,
             text=chat.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
             num_tokens=len(token_ids),
-            is_finished=is_finished,
+            is_finished=stop is not None,
         )
         completions.append(completion)
     return completions

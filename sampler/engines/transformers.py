@@ -4,7 +4,7 @@ prompts of a batch = as many as fit into BATCH_TOKENS; each counts num_completio
 A prompt is computed once; each of its completions continues from a copy of its keys and values.
 
 The noise comes from `SamplingParams.seed` alone, and the random state of the process is left unchanged. A checkpoint's
-generation_config.json is ignored: no top-k, no repetition penalty, no second end-of-sequence token.
+generation_config.json is ignored, except its list of end-of-sequence ids: no top-k, no repetition penalty.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class TransformersSampler:
         self.chat = chat
         self.model = load_causal_lm(model, dtype=dtype, use="sampling").eval()
         self.model.generation_config = GenerationConfig()
-        self.pad_token_id = chat.eos_token_id
+        self.pad_token_id = chat.end_of_turn_id
         if chat.tokenizer.pad_token_id is not None:
             self.pad_token_id = int(chat.tokenizer.pad_token_id)
 
@@ -93,7 +93,7 @@ class TransformersSampler:
     def _generation_config(self, params: SamplingParams) -> GenerationConfig:
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
-            eos_token_id=self.chat.eos_token_id,
+            eos_token_id=sorted(self.chat.stop_ids),
             pad_token_id=self.pad_token_id,
             do_sample=params.temperature > 0,
         )

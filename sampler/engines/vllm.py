@@ -64,7 +64,7 @@ class VllmSampler:
             top_p=params.top_p,
             max_tokens=params.max_new_tokens,
             seed=seed_from(params.seed, index),
-            stop_token_ids=[self.chat.eos_token_id],
+            stop_token_ids=sorted(self.chat.stop_ids),
             ignore_eos=True,
             detokenize=False,
         )
