@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 
 from benchmarks.tiny_models import make_tokenizer
+from reward_server.groups import Group
 from reward_server.scoring.load_pair import load_chats
+from reward_server.scoring.rendering import Limits, Renderer
+from reward_server.scoring.spans import RenderedCompletion
 from winnow.chat import Chat, load_chat, load_tokenizer
 from winnow.chat.tokenizer import pattern_of
 from winnow.chat.turns import Closers, find_turn
 from winnow.config import parse_config
 from winnow.errors import ChatError, ConfigError, ModelError
 from winnow.records import Message
+from winnow.reward_options import EosPolicy
 from winnow.run_config import PolicyConfig, RunConfig
 from winnow.serve_config import ServeConfig
 
@@ -22,6 +26,9 @@ ANSWER = Message(role="assistant", content="It is 5.")
 NEXT_QUESTION = Message(role="user", content="And 3 + 4?")
 NEXT_ANSWER = Message(role="assistant", content="It is 7.")
 TWO_TURNS = [QUESTION, ANSWER, NEXT_QUESTION, NEXT_ANSWER]
+
+EOS_ID = 1
+PAD_ID = 2
 
 CLOSERS = Closers(pattern_of(["<end>", "<stop>", "<channel>"]), pattern_of(["<end>", "<stop>"]), closes_turns=True)
 
@@ -92,23 +99,31 @@ def test_any_eos_of_the_models_list_may_close_a_turn(tmp_path: Path) -> None:
     template += GENERATION_PROMPT
     with pytest.raises(ModelError, match=r"set eos_token: '<\|pad\|>'"):
         load_chat(policy(make_policy(tmp_path / "a", template)), str(tmp_path / "a"))
-    tokenizer = load_tokenizer(str(tmp_path / "a"))
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    model = make_policy(tmp_path / "b", template, [eos, pad])
+    model = make_policy(tmp_path / "b", template, [EOS_ID, PAD_ID])
     chat = load_chat(policy(model), model)
-    assert (chat.end_of_turn, chat.end_of_turn_id) == ("<|pad|>", pad)
-    assert chat.stop_ids == frozenset([eos, pad])
+    assert (chat.end_of_turn, chat.end_of_turn_id) == ("<|pad|>", PAD_ID)
+    assert chat.stop_ids == frozenset([EOS_ID, PAD_ID])
     assert spans_of(chat, TWO_TURNS) == ["It is 5.<|pad|>", "It is 7.<|pad|>"]
 
 
 def test_both_readings_of_a_pair_close_a_turn_in_the_same_way(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|pad|>' }}{% endfor %}"
-    eos_ids = [1, 2, 3]
-    model = make_policy(tmp_path, template + GENERATION_PROMPT, eos_ids)
+    model = make_policy(tmp_path, template + GENERATION_PROMPT, [PAD_ID])
     chats = load_chats(ServeConfig(instruct=model, base=model, chat_template="tokenizer", base_prompt="plain"))
     assert chats.base.template == "plain"
     assert chats.base.end_of_turn == chats.instruct.end_of_turn == "<|pad|>"
     assert chats.base.encode_completion([QUESTION], "It is 5.")[1][-1] == chats.instruct.end_of_turn_id
+    assert chats.base.stop_ids == chats.instruct.stop_ids == frozenset([PAD_ID, EOS_ID])
+
+
+@pytest.mark.parametrize("eos_policy", ["include", "exclude", "if_finished"])
+def test_token_ids_may_end_in_any_stop_id(tmp_path: Path, eos_policy: EosPolicy) -> None:
+    chat = Chat(load_tokenizer(make_policy(tmp_path, GLM_LIKE)), "lab", generation_eos_ids=[PAD_ID])
+    renderer = Renderer(chat, Limits(vocab_size=400, max_tokens=100))
+    [rendering] = renderer.render_group(Group([QUESTION], [[7, 8, PAD_ID]]), eos_policy)
+    assert isinstance(rendering, RenderedCompletion)
+    assert rendering.scored_ids == ([7, 8] if eos_policy == "exclude" else [7, 8, PAD_ID])
+    assert not rendering.is_truncated
 
 
 def test_the_header_of_the_next_turn_may_close_a_turn(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from reward_server.scoring.model_pair import ModelFacts, Pair, ScoredModel
 from reward_server.scoring.rendering import Limits, Renderer
 from winnow.chat import Chat, load_tokenizer, make_chat
 from winnow.chat.tokenizer_hash import tokenizer_difference, tokenizer_hash
-from winnow.checkpoints import check_checkpoint, max_positions
+from winnow.checkpoints import check_checkpoint, generation_eos_ids, max_positions
 from winnow.errors import ModelError, UsageError
 from winnow.models import check_model_path
 from winnow.serve_config import ServeConfig
@@ -65,19 +65,19 @@ def load_chats(config: ServeConfig) -> PairChats:
     base_tokenizer = _load_tokenizer(config, config.base)
     instruct_hash = tokenizer_hash(instruct_tokenizer)
     base_hash = tokenizer_hash(base_tokenizer)
-    instruct = make_chat(config, instruct_tokenizer, config.instruct)
+    instruct = make_chat(config, instruct_tokenizer, generation_eos_ids(config.instruct))
     instruct.check_end_of_turn()
-    base_settings = config.base
+    base_eos_ids = generation_eos_ids(config.base)
     if instruct_hash == base_hash:
         base_tokenizer = _with_eos(instruct_tokenizer, instruct.end_of_turn)
-        base_settings = config.instruct
+        base_eos_ids = sorted(instruct.stop_ids)
     else:
         refuse_different_tokenizers(config, tokenizer_difference(instruct_tokenizer, base_tokenizer))
     base = instruct
     if config.base_prompt == "plain":
-        base = make_chat(config, base_tokenizer, base_settings, template="plain")
+        base = make_chat(config, base_tokenizer, base_eos_ids, template="plain")
     elif instruct_hash != base_hash:
-        base = make_chat(config, base_tokenizer, base_settings)
+        base = make_chat(config, base_tokenizer, base_eos_ids)
     base.check_end_of_turn()
     return PairChats(instruct, base, instruct_hash, base_hash)
 

@@ -1,5 +1,6 @@
 """A config and a checkpoint -> Chat: the checkpoint's tokenizer with the config's template and settings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from winnow.chat.conversation import Chat
@@ -15,15 +16,23 @@ def load_chat(policy: PolicyConfig, model: str) -> Chat:
     Raises ModelError if its template does not close a turn with a token at which sampling stops.
     """
     tokenizer = load_tokenizer(model, policy.eos_token, policy.added_tokens)
-    chat = make_chat(policy, tokenizer, model, system_prompt=policy.system_prompt)
+    chat = make_chat(policy, tokenizer, generation_eos_ids(model), system_prompt=policy.system_prompt)
     chat.check_end_of_turn()
     return chat
 
 
 def make_chat(
-    config: ChatConfig, tokenizer: Any, model: str, *, template: str | None = None, system_prompt: str | None = None
+    config: ChatConfig,
+    tokenizer: Any,
+    eos_ids: Sequence[int],
+    *,
+    template: str | None = None,
+    system_prompt: str | None = None,
 ) -> Chat:
-    """Return the renderer for a model's tokenizer; `template` takes the place of the config's `chat_template`."""
+    """Return the renderer for a tokenizer, of a model whose generation stops at `eos_ids`, too.
+
+    `template` takes the place of the config's `chat_template`.
+    """
     return Chat(
         tokenizer,
         template or config.chat_template,
@@ -31,5 +40,5 @@ def make_chat(
         template_kwargs=config.chat_template_kwargs,
         template_date=config.template_date,
         allow_changed_messages=config.allow_changed_messages,
-        generation_eos_ids=generation_eos_ids(model),
+        generation_eos_ids=eos_ids,
     )
