@@ -397,6 +397,16 @@ FAMILIES = (
         before="<|channel|>final<|message|>",
         refusals={},
     ),
+    replace(
+        _GPT_OSS,
+        name="gpt-oss, prompt opens the final channel",
+        template="gpt-oss-final",
+        settings={"chat_template": str(TEMPLATES / "gpt-oss-final.jinja")},
+        prompt_end="<|start|>assistant<|channel|>final<|message|>",
+        earlier_closer="",
+        refusals={},
+        is_scored=True,
+    ),
     Family(
         "glm-4",
         words,
