@@ -13,7 +13,7 @@ from reward_server.scoring.rendering import Limits, Renderer
 from reward_server.scoring.spans import RenderedCompletion
 from winnow.chat import Chat, load_chat, load_tokenizer
 from winnow.chat.tokenizer import pattern_of
-from winnow.chat.turns import Closers, find_turn
+from winnow.chat.turns import find_turn
 from winnow.config import parse_config
 from winnow.errors import ChatError, ConfigError, ModelError
 from winnow.records import Message
@@ -30,7 +30,7 @@ TWO_TURNS = [QUESTION, ANSWER, NEXT_QUESTION, NEXT_ANSWER]
 EOS_ID = 1
 PAD_ID = 2
 
-CLOSERS = Closers(pattern_of(["<end>", "<stop>", "<channel>"]), pattern_of(["<end>", "<stop>"]), closes_turns=True)
+CLOSERS = pattern_of(["<end>", "<stop>"])
 
 GENERATION_PROMPT = "{{ '<|assistant|>\n' if add_generation_prompt }}"
 # Nothing after the last turn; the header of the next one closes a turn.
@@ -75,13 +75,22 @@ def spans_of(chat: Chat, messages: list[Message]) -> list[str]:
         ("ab yes<end>\n", 3, "yes", "yes", 11),
         ("ab yes <end>c yes<end>", 3, "yes", "yes", 12),
         ("ab<channel>yes<stop>", 2, "yes", "<channel>yes", 20),
+        ("ab<channel>final<text>final<stop>", 2, "final", "<channel>final<text>final", 33),
         ("ab no<end>c yes<end>", 3, "yes", "no", 10),
         ("ab yes", 3, "yes", "yes", 6),
         ("ab<end>", 2, "", "", 7),
     ],
-    ids=["plain", "first of two", "control token before the text", "other text", "not closed", "empty"],
+    ids=[
+        "plain",
+        "first of two",
+        "channel before the text",
+        "text like the channel",
+        "other text",
+        "not closed",
+        "empty",
+    ],
 )
-def test_a_turn_ends_after_the_first_control_token_behind_its_text(
+def test_a_turn_ends_after_its_first_closing_token(
     text: str, start: int, content: str, turn_text: str, end: int
 ) -> None:
     turn = find_turn(text, start, content, CLOSERS)
@@ -89,8 +98,8 @@ def test_a_turn_ends_after_the_first_control_token_behind_its_text(
 
 
 def test_a_turn_without_closing_tokens_ends_with_its_text() -> None:
-    turn = find_turn("yes\n<end>", 0, "yes", Closers(pattern_of(["<end>"]), pattern_of(["<end>"]), closes_turns=False))
-    assert (turn.text_end, turn.end) == (3, 3)
+    turn = find_turn("a yes\n<|user|>", 2, "yes", None)
+    assert (turn.text_end, turn.end) == (5, 5)
 
 
 def test_any_eos_of_the_models_list_may_close_a_turn(tmp_path: Path) -> None:
@@ -157,7 +166,7 @@ def test_a_switch_of_the_template_puts_reasoning_into_the_prompt(tmp_path: Path)
 def test_a_last_turn_is_rendered_where_earlier_turns_cannot_be(tmp_path: Path) -> None:
     model = make_policy(tmp_path, QWEN3_LIKE)
     chat = load_chat(policy(model, chat_template_kwargs={"enable_thinking": False}), model)
-    with pytest.raises(ChatError, match="differently if messages follow; train on last turns only"):
+    with pytest.raises(ChatError, match=r"differently if messages follow.*the last of a row of its own"):
         chat.conversation(TWO_TURNS)
     rendered = chat.conversation(TWO_TURNS, is_last_turn_only=True)
     assert [rendered.text[start:end] for start, end in rendered.loss_spans] == ["It is 7.<|endoftext|>"]

@@ -14,7 +14,7 @@ from winnow.config import Section
 DEFAULT_TEMPLATE_DATE = date(2024, 7, 26)
 # What a template receives from winnow, and the parameters of transformers' apply_chat_template.
 RESERVED_VARIABLES = {
-    *("messages", "conversation", "tools", "documents", "date_string", "strftime_now"),
+    *("messages", "conversation", "tools", "documents", "date_string", "strftime_now", "document_bos"),
     *("chat_template", "add_generation_prompt", "continue_final_message", "tokenizer_kwargs"),
     *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
     "return_assistant_tokens_mask",

@@ -10,6 +10,7 @@ prompt ends, and no message may hold a control token.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -17,11 +18,11 @@ from functools import cached_property
 from typing import Any
 
 from winnow.chat.encoding import Span, TextEncoder
-from winnow.chat.end_of_turn import ANSWER, QUESTION, WrittenTokens, written_tokens
+from winnow.chat.end_of_turn import ANSWER, NEXT_QUESTION, QUESTION, SYSTEM, WrittenTokens, written_tokens
 from winnow.chat.templates import SEGMENTED_TEMPLATES, template_source
-from winnow.chat.tokenizer import control_tokens, pattern_of
+from winnow.chat.tokenizer import control_tokens, document_bos, pattern_of
 from winnow.chat.tokenizer_hash import tokenizer_hash
-from winnow.chat.turns import Closers, find_turn
+from winnow.chat.turns import find_turn
 from winnow.chat_config import DEFAULT_TEMPLATE_DATE
 from winnow.errors import ChatError, ControlTokenError, ModelError, first_line
 from winnow.records import Message
@@ -105,8 +106,16 @@ class Chat:
 
     @cached_property
     def control_tokens(self) -> dict[int, str]:
-        """The tokenizer's control tokens by id, which neither a message nor a completion may hold."""
-        return control_tokens(self.tokenizer, self._eos_ids)
+        """The control tokens by id, which neither a message nor a completion may hold."""
+        structure = self._render_probe([QUESTION, ANSWER, NEXT_QUESTION]) or self._render_probe([QUESTION, ANSWER])
+        return control_tokens(self.tokenizer, self._eos_ids, structure or "")
+
+    def _render_probe(self, messages: Sequence[Message]) -> str | None:
+        """Render messages of winnow's own; None if the template refuses them."""
+        try:
+            return self._apply_template(messages, add_generation_prompt=False)
+        except ChatError:
+            return None
 
     # The end of a turn.
 
@@ -173,7 +182,7 @@ class Chat:
         def render(messages: Sequence[Message]) -> str:
             return self._apply_template(self._with_system(messages), add_generation_prompt=False)
 
-        return written_tokens(render, self._closers_pattern)
+        return written_tokens(render, self._control_pattern)
 
     @cached_property
     def _eos_tokens(self) -> set[str]:
@@ -184,7 +193,10 @@ class Chat:
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """Render a conversation up to and including the header of the next assistant turn. Raises ChatError."""
         check_messages(messages, last_role="user")
-        return self._render_text(self._with_system(messages), add_generation_prompt=True)
+        messages = self._with_system(messages)
+        text = self._render_text(messages, add_generation_prompt=True)
+        self._check_holds_messages(messages, text)
+        return text
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Encode `prompt_text`. Raises ChatError."""
@@ -206,6 +218,7 @@ class Chat:
         for turn in trained_turns:
             if isinstance(turn, ChatError):
                 raise turn
+        self._check_holds_messages(messages, text)
         return self._encode_turns(text, turns, trained_turns)
 
     def encode_completion(self, messages: Sequence[Message], completion: str) -> tuple[list[int], list[int]]:
@@ -260,6 +273,7 @@ class Chat:
     def _render_prompt(self, messages: Sequence[Message]) -> RenderedConversation:
         text = self._render_text(messages, add_generation_prompt=True)
         turns = self._find_turns(messages, text)
+        self._check_holds_messages(messages, text)
         return self._encode_turns(text, turns, turns)
 
     def _encode_turns(
@@ -285,11 +299,9 @@ class Chat:
         return list(messages)
 
     def _render_text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Render messages, none of which may be left out. The text ends with the end of turn of an assistant turn."""
+        """Render messages without control tokens. A text that ends in an assistant turn ends with its closing token."""
         self._refuse_control_tokens(messages)
         text = self._apply_template(messages, add_generation_prompt=add_generation_prompt)
-        if not self.allow_changed_messages:
-            self._check_holds_messages(messages, text)
         if not add_generation_prompt:
             text += self._appended_end_of_turn
         return text
@@ -305,11 +317,16 @@ class Chat:
                 tokenize=False,
                 strftime_now=self.template_date.strftime,
                 date_string=self.template_date.strftime("%d %b %Y"),
+                document_bos=self._document_bos,
                 **self.template_kwargs,
             )
         except TemplateError as error:
             raise ChatError(f"template {self.template} does not take this conversation: {first_line(error)}") from error
         return str(text)
+
+    @cached_property
+    def _document_bos(self) -> str:
+        return document_bos(self.tokenizer)
 
     @cached_property
     def _appended_end_of_turn(self) -> str:
@@ -330,7 +347,7 @@ class Chat:
                 continue
             prompt = self._apply_template(messages[:index], add_generation_prompt=True)
             if not text.startswith(prompt):
-                turns.append(self._unstable_prompt_error())
+                turns.append(self._unstable_prompt_error(messages, index))
                 continue
             turn = find_turn(text, len(prompt), message.content, self._closers)
             if not self.allow_changed_messages and turn.text(text) != message.content.strip():
@@ -351,38 +368,57 @@ class Chat:
         self._refuse_control_tokens([answer])
         text = self._apply_template([*messages, answer], add_generation_prompt=False) + self._appended_end_of_turn
         if not text.startswith(prompt):
-            raise self._unstable_prompt_error()
+            raise self._unstable_prompt_error(messages, len(messages))
         turn = find_turn(text, len(prompt), completion, self._closers)
-        if turn.text(text) != completion.strip():
+        turn_text = turn.text(text)
+        if turn_text == completion.strip():
+            return text[: turn.end]
+        control_token = self._control_pattern.search(turn_text)
+        if control_token:
             raise ChatError(
-                f"template {self.template} changes the completion (some add reasoning, or take it out); set "
-                "chat_template_kwargs if it has a switch ({enable_thinking: false} for Qwen3), send token ids, or use "
-                "a .jinja template that leaves completions as they are"
+                f"template {self.template} writes {control_token[0]!r} into the turn of a completion; use a .jinja "
+                "template whose generation prompt holds it"
             )
-        return text[: turn.end]
+        raise ChatError(
+            f"template {self.template} changes the completion (some add reasoning, or take it out); set "
+            "chat_template_kwargs if it has a switch ({enable_thinking: false} for Qwen3), send token ids, or use a "
+            ".jinja template that leaves completions as they are"
+        )
 
-    def _unstable_prompt_error(self) -> ChatError:
-        """Return the error of a template that renders a prompt differently once its completion follows."""
+    def _unstable_prompt_error(self, messages: Sequence[Message], index: int) -> ChatError:
+        """Return the error of a template that renders the prompt of turn `index` differently once the turn follows."""
+        remedy = "use a .jinja template that writes a prompt in the same way wherever it stands"
+        if index < len(messages) - 1:
+            remedy += ", or make this turn the last of a row of its own"
+        elif messages[0].role == "system":
+            remedy += ", or put the system message's text into the first user message"
         return ChatError(
-            f"template {self.template} renders the beginning of a conversation differently if messages follow; train "
-            "on last turns only, or use a .jinja template that renders a turn in the same way wherever it stands"
+            f"template {self.template} renders the beginning of a conversation differently if messages follow; {remedy}"
         )
 
     # Checks of messages and text.
 
     @cached_property
-    def _closers_pattern(self) -> Any:
+    def _control_pattern(self) -> re.Pattern[str]:
         return pattern_of(self.control_tokens.values())
 
     @cached_property
-    def _closers(self) -> Closers:
-        stop_tokens = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
-        closes_turns = bool(self._written.after_last_turn or self._appended_end_of_turn)
-        return Closers(self._closers_pattern, pattern_of(stop_tokens), closes_turns)
+    def _closers(self) -> re.Pattern[str] | None:
+        """The tokens that may close a turn; None if the template closes no turn."""
+        if not (self._written.after_last_turn or self._appended_end_of_turn):
+            return None
+        tokens = {self._written.after_last_turn, self._written.before_next_turn, self.end_of_turn, *self._eos_tokens}
+        return pattern_of(token for token in tokens if token is not None)
+
+    @cached_property
+    def _writes_system_messages(self) -> bool:
+        """False for a template that leaves system messages out (the first of Phi-3)."""
+        text = self._render_probe([SYSTEM, QUESTION])
+        return text is None or SYSTEM.content in text
 
     def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            match = self._closers_pattern.search(message.content)
+            match = self._control_pattern.search(message.content)
             if match:
                 raise ControlTokenError(
                     f"the {message.role} message holds the control token {match[0]!r}; take it out of the text"
@@ -393,14 +429,17 @@ class Chat:
 
         Some templates put a system message into the last user turn, others trim white space around messages.
         """
+        if self.allow_changed_messages:
+            return
         position = 0
         for message in messages:
+            is_system = message.role == "system"
             content = message.content.strip()
-            start = text.find(content, 0 if message.role == "system" else position)
-            if start < 0:
+            start = text.find(content, 0 if is_system else position)
+            if start < 0 or (is_system and not self._writes_system_messages):
                 raise ChatError(
                     f"template {self.template} leaves out or changes the {message.role} message; use a template that "
                     "writes it, or set allow_changed_messages: true to accept it"
                 )
-            if message.role != "system":
+            if not is_system:
                 position = start + len(content)

@@ -22,6 +22,7 @@ from winnow.records import Message
 QUESTION = Message(role="user", content="Question 17")
 ANSWER = Message(role="assistant", content="Answer 17")
 NEXT_QUESTION = Message(role="user", content="Question 18")
+SYSTEM = Message(role="system", content="System message 17")
 
 
 @dataclass(frozen=True)

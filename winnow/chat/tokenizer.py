@@ -30,14 +30,27 @@ def load_tokenizer(model: str, eos_token: str | None = None, added_tokens: Seque
     return tokenizer
 
 
-def control_tokens(tokenizer: Any, stop_ids: Iterable[int] = ()) -> dict[int, str]:
-    """Return a tokenizer's special tokens by id, with those of its added tokens at which generation stops."""
+def control_tokens(tokenizer: Any, stop_ids: Iterable[int], structure: str) -> dict[int, str]:
+    """Return by id the tokens that no message may hold.
+
+    These are the tokenizer's special tokens, and of its other added tokens those at which generation stops and those in
+    `structure`, which is what a template writes around messages: DeepSeek's headers are added tokens that are not
+    special. A token like <think> may stand in a message.
+    """
     tokens = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     stops = set(stop_ids)
     for token_id, token in tokenizer.added_tokens_decoder.items():
-        if token.special or token_id in stops:
+        is_structure = token.content.strip() != "" and token.content in structure
+        if token.special or token_id in stops or is_structure:
             tokens[token_id] = token.content
     return tokens
+
+
+def document_bos(tokenizer: Any) -> str:
+    """Return the BOS if the tokenizer puts it before a text by itself, else an empty text."""
+    if tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        return str(tokenizer.bos_token)
+    return ""
 
 
 def pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:

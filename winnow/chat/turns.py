@@ -5,22 +5,13 @@
                                                 start    |       end          the span that carries loss or score
                                                          text_end
 
-A turn begins where its prompt ends. It is closed by the first control token after its text: that is the end of turn
-where the template writes it after every turn, and <|end|> where a template (gpt-oss) writes <|end|> after earlier turns
-and <|return|> after the last.
+A turn begins where its prompt ends. The first closing token after that ends it: the end of turn, another stop token, or
+what the template writes after earlier turns (gpt-oss: <|end|> there and <|return|> after the last). A message cannot
+hold one of these tokens, so the first is the turn's own.
 """
 
 import re
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Closers:
-    """The tokens that may close a turn, as patterns; `closes_turns` is False for a template that writes none."""
-
-    control_tokens: re.Pattern[str]
-    stop_tokens: re.Pattern[str]
-    closes_turns: bool
 
 
 @dataclass(frozen=True)
@@ -36,20 +27,16 @@ class RenderedTurn:
         return rendered[self.start : self.text_end].strip()
 
 
-def find_turn(rendered: str, start: int, content: str, closers: Closers) -> RenderedTurn:
+def find_turn(rendered: str, start: int, content: str, closers: re.Pattern[str] | None) -> RenderedTurn:
     """Return the turn that begins at `start` and renders the message `content`.
 
-    Some templates write control tokens before the content (gpt-oss: its channel), others change it. So the closing
-    token is the first control token after the content, or after `start` if the content does not stand in this turn.
+    Without `closers`, as of a template that closes no turn, the turn ends with its content.
     """
-    content_end = start
-    content_start = rendered.find(content.strip(), start)
-    stop = closers.stop_tokens.search(rendered, start)
-    if content_start >= 0 and (stop is None or content_start <= stop.start()):
+    if closers is None:
+        content_start = max(start, rendered.find(content.strip(), start))
         content_end = content_start + len(content.strip())
-    if not closers.closes_turns:
         return RenderedTurn(start, content_end, content_end)
-    closing = closers.control_tokens.search(rendered, content_end)
+    closing = closers.search(rendered, start)
     if closing is None:
         return RenderedTurn(start, len(rendered), len(rendered))
     return RenderedTurn(start, closing.start(), closing.end())
