@@ -55,11 +55,14 @@ def evaluate(run: Run, round_number: int) -> None:
         return
     config = run.config.evaluation
     model = run.policy_path(round_number)
-    # The questions are read and rendered before any model is loaded: a line or a template at fault is reported at once.
+    # The questions are read and rendered, and the judge is called, before any model is loaded: a line, a template or an
+    # endpoint at fault is reported at once.
     question_set = _read_question_set(config.questions)
     chat = load_chat(run.config.policy, model)
-    if question_set is not None:
+    if question_set is not None and config.questions is not None:
         check_questions(chat, question_set[0])
+        with open_judge(config.questions.judge) as judge:
+            judge.check()
     with run.ledger.record(piece, inputs) as facts, atomic_folder(run.eval_dir(round_number)) as folder:
         benchmarks = run_benchmarks(config, model, chat, run.config.policy.dtype, f"round {round_number}")
         _free_memory()

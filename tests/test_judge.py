@@ -1,21 +1,19 @@
-"""The judges: the table of ReferenceJudge, and LlmJudge against a real HTTP endpoint."""
+"""The judges: the table of ReferenceJudge, and the prompts and ratings of LlmJudge against a real HTTP endpoint.
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+tests/test_judge_endpoint.py has the endpoints that fail.
+"""
+
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
-from eval.judging.judges import Judge
-from eval.judging.llm_judge import MAX_TOKENS, REMINDER, parse_rating, prompt_name, read_judge_prompts
+from eval.judging.llm_judge import REMINDER, parse_rating, prompt_name, read_judge_prompts
 from eval.judging.questions import Question
 from eval.judging.reference_judge import REFERENCE_JUDGE, ReferenceJudge, has_form, reference_score, word_overlap
 from eval.stages import open_judge
-from winnow.errors import InputError, ServerError, UsageError
+from tests.chat_server import chat_server, llm, prompts_fixture  # noqa: F401
+from winnow.errors import InputError
 from winnow.run_config import JudgeConfig
 
 LIST_FORM = r"[a-z]+(, [a-z]+)+"
@@ -132,72 +130,14 @@ def test_prompt_name_is_a_math_prompt_for_math_reasoning_and_coding() -> None:
 
 # --- a real endpoint ------------------------------------------------------------------------------------------------
 
-TEMPLATES = {
-    "single-v1": "Q: {question} A: {answer} {{rate}}",
-    "single-math-v1": "Q: {question} R: {ref_answer_1} A: {answer}",
-    "single-v1-multi-turn": "Q1: {question_1} A1: {answer_1} Q2: {question_2} A2: {answer_2}",
-    "single-math-v1-multi-turn": "R1: {ref_answer_1} R2: {ref_answer_2} A1: {answer_1} A2: {answer_2} {question_2}",
-}
-
-
-@contextmanager
-def endpoint(replies: list[str | int]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Run an OpenAI-compatible server that sends these replies (or HTTP statuses); yield its address and requests."""
-    requests: list[dict[str, Any]] = []
-    next_replies = iter(replies)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append({"path": self.path, **body})
-            reply = next(next_replies)
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
-            response = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
-            status = 200
-            if isinstance(reply, int):
-                response = {"error": {"message": "no"}}
-                status = reply
-            payload = json.dumps(response).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class prescribes the name
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1", requests
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "judge_prompts.jsonl"
-    rows = [{"name": name, "system_prompt": "Be fair.", "prompt_template": text} for name, text in TEMPLATES.items()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-@contextmanager
-def llm(prompts: str, address: str) -> Iterator[Judge]:
-    with open_judge(JudgeConfig(kind="llm", model="judge-1", base_url=address, prompts=prompts)) as judge:
-        yield judge
-
 
 def test_llm_judge_sends_the_prompt_and_reads_the_rating(prompts: str) -> None:
-    with endpoint(["Good. Rating: [[8]]"]) as (address, requests), llm(prompts, address) as judge:
+    with chat_server(["Good. Rating: [[8]]"]) as (address, requests), llm(prompts, address) as judge:
         verdict = judge.judge(question(), ["fish {moss}"], None)
     assert (verdict.score, verdict.explanation, verdict.prompt_name) == (8.0, "Good. Rating: [[8]]", "single-v1")
     [request] = requests
     assert request["path"] == "/v1/chat/completions"
-    assert (request["model"], request["temperature"], request["max_tokens"]) == ("judge-1", 0, MAX_TOKENS)
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("judge-1", 0, 2048)
     assert request["messages"] == [
         {"role": "system", "content": "Be fair."},
         {"role": "user", "content": "Q: Reverse boat, moss, fish. A: fish {moss} {rate}"},
@@ -205,14 +145,14 @@ def test_llm_judge_sends_the_prompt_and_reads_the_rating(prompts: str) -> None:
 
 
 def test_the_prompt_of_turn_2_of_a_math_question_contains_answers_and_references(prompts: str) -> None:
-    with endpoint(["[[4]]"]) as (address, requests), llm(prompts, address) as judge:
+    with chat_server(["[[4]]"]) as (address, requests), llm(prompts, address) as judge:
         verdict = judge.judge(question("math"), ["one", "two"], ["first", "second"])
     assert verdict.prompt_name == "single-math-v1-multi-turn"
     assert requests[0]["messages"][1]["content"] == "R1: first R2: second A1: one A2: two In capitals."
 
 
 def test_llm_judge_asks_once_more_after_an_unreadable_reply(prompts: str) -> None:
-    with endpoint(["It is an eight.", "[[8]]"]) as (address, requests), llm(prompts, address) as judge:
+    with chat_server(["It is an eight.", "[[8]]"]) as (address, requests), llm(prompts, address) as judge:
         verdict = judge.judge(question(), ["fish"], None)
     assert verdict.score == 8.0
     assert verdict.explanation == "It is an eight.\n\n[[8]]"
@@ -223,60 +163,18 @@ def test_llm_judge_asks_once_more_after_an_unreadable_reply(prompts: str) -> Non
 
 
 def test_two_unreadable_replies_give_no_score(prompts: str) -> None:
-    with endpoint(["eight", "[[80]]"]) as (address, requests), llm(prompts, address) as judge:
+    with chat_server(["eight", "[[80]]"]) as (address, requests), llm(prompts, address) as judge:
         assert judge.judge(question(), ["fish"], None).score is None
         assert len(requests) == 2
 
 
-def test_a_prompt_that_the_endpoint_refuses_gives_no_score(prompts: str) -> None:
-    with endpoint([400, 400]) as (address, _), llm(prompts, address) as judge:
-        verdict = judge.judge(question(), ["fish"], None)
-    assert verdict.score is None
-    assert "refused the prompt" in verdict.explanation
-
-
-def test_a_refused_key_is_an_error(prompts: str) -> None:
-    with (
-        endpoint([401]) as (address, _),
-        llm(prompts, address) as judge,
-        pytest.raises(ServerError, match=r"judge-1 at http://127\S+ fails: .*401"),
-    ):
-        judge.judge(question(), ["fish"], None)
-
-
-def test_an_unreachable_endpoint_is_an_error_with_its_key(prompts: str) -> None:
-    with endpoint([]) as (address, _):
-        pass  # the address is free again
-    with llm(prompts, address) as judge, pytest.raises(ServerError, match=r"cannot be reached.*judge\.base_url"):
-        judge.judge(question(), ["fish"], None)
-
-
-@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_judge_on_loopback_is_called_without_a_proxy(
-    prompts: str, monkeypatch: pytest.MonkeyPatch, name: str, host: str
-) -> None:
-    monkeypatch.setenv(name, "http://127.0.0.1:1")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    with endpoint(["[[8]]"]) as (address, _), llm(prompts, address.replace("127.0.0.1", host)) as judge:
-        assert judge.judge(question(), ["fish"], None).score == 8.0
-
-
 def test_math_without_a_reference_is_an_error(prompts: str) -> None:
     with (
-        endpoint([]) as (address, _),
+        chat_server([]) as (address, _),
         llm(prompts, address) as judge,
         pytest.raises(InputError, match=r"question 7 \(math\) has no reference"),
     ):
         judge.judge(question("math"), ["4"], None)
-
-
-def test_the_default_endpoint_needs_a_key(prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    config = JudgeConfig(kind="llm", model="judge-1", prompts=prompts)
-    with pytest.raises(UsageError, match="OPENAI_API_KEY"), open_judge(config):
-        pass
 
 
 def test_read_judge_prompts_names_missing_prompts_and_keys(tmp_path: Path) -> None:
@@ -292,7 +190,7 @@ def test_read_judge_prompts_names_missing_prompts_and_keys(tmp_path: Path) -> No
 def test_fastchats_judge_prompts_are_filled_in(reference_data: Path) -> None:
     path = reference_data / "mt_bench" / "judge_prompts.jsonl"
     with (
-        endpoint(["[[1]]", "[[2]]", "[[3]]", "[[4]]"]) as (address, requests),
+        chat_server(["[[1]]", "[[2]]", "[[3]]", "[[4]]"]) as (address, requests),
         llm(str(path), address) as judge,
     ):
         for category in ("writing", "math"):

@@ -5,8 +5,9 @@ The string under a field gives its meaning and its unit; validators refuse value
 
 import math
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from winnow.chat_config import ChatConfig
 from winnow.config import Dtype, Fraction, Positive, Seconds, Section
@@ -248,9 +249,32 @@ class JudgeConfig(Section):
     model: str | None = None
     """The judging model (llm)."""
     base_url: str | None = None
-    """The endpoint (llm); the key is read from OPENAI_API_KEY."""
+    """The endpoint (llm), up to /chat/completions, like http://localhost:8000/v1; the key is read from OPENAI_API_KEY.
+    Unset: OPENAI_BASE_URL, or OpenAI's own."""
     prompts: str | None = None
     """Judge prompts in FastChat's judge_prompts.jsonl format (llm)."""
+    temperature: float | None = Field(default=0.0, ge=0)
+    """Temperature of the judge (llm), 0 as in MT-Bench; null: not sent, for models that refuse it, and the endpoint's
+    default applies."""
+    max_tokens: Positive = 2048
+    """Longest reply of the judge, in tokens (llm); the reasoning of a reasoning model counts, too."""
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Name under which max_tokens is sent (llm): OpenAI's reasoning models accept only max_completion_tokens, some
+    servers only max_tokens."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, base_url: str | None) -> str | None:
+        if base_url is None:
+            return None
+        try:
+            parts = urlsplit(base_url)
+            is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets or a port at fault
+            is_http = False
+        if not is_http:
+            raise ValueError(f"{base_url!r} is not an HTTP address; give one like http://localhost:8000/v1")
+        return base_url
 
     @model_validator(mode="after")
     def _check_llm_judge(self) -> Self:

@@ -34,6 +34,10 @@ class Judge(Protocol):
         """The number of threads that may call `judge` at the same time."""
         ...
 
+    def check(self) -> None:
+        """Raise WinnowError if the judge cannot judge anything; called before answers are generated."""
+        ...
+
     def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
         """Return the verdict on the last of `answers`, which holds one answer per turn so far."""
         ...

@@ -6,35 +6,40 @@ single-math-v1                 turn 1 of math, reasoning, coding             que
 single-v1-multi-turn           turn 2                                        both questions, both answers
 single-math-v1-multi-turn      turn 2 of math, reasoning, coding             the same, and both reference answers
 
-The temperature is 0 (Zheng et al., arXiv 2306.05685). If a reply has no readable rating, the judge is asked once more;
-after that the verdict's score is None. It is also None for a prompt that the endpoint refuses as malformed (too long).
+The temperature is 0 (Zheng et al., arXiv 2306.05685) unless the config says otherwise. If a reply has no readable
+rating, the judge is asked once more; after that the verdict's score is None.
+
+A parameter, a key or an address at fault concerns every judgment. `check` finds it with one short call before any
+answer is generated. A prompt that the endpoint then refuses (too long, or filtered) has a verdict without a score; if
+the first MAX_REFUSED prompts are all refused, that is an error.
 """
 
-import os
 import re
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
+from eval.judging.chat_endpoint import ChatEndpoint, RefusedPromptError, open_chat_endpoint
 from eval.judging.judges import Verdict
 from eval.judging.questions import NUM_TURNS, Question, parse_rows
-from winnow.addresses import is_loopback
-from winnow.errors import InputError, ServerError, UsageError, first_line
+from winnow.errors import InputError, ServerError
 from winnow.run_config import JudgeConfig
 
 if TYPE_CHECKING:
-    from openai import DefaultHttpxClient, OpenAI
     from openai.types.chat import ChatCompletionMessageParam
 
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
 PROMPT_NAMES = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
 RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
 REMINDER = 'Your reply holds no rating that can be read. Reply with the rating alone, from 1 to 10, like "[[5]]".'
-MAX_TOKENS = 2048
+CHECK_PROMPT = 'Reply with the rating "[[5]]" alone.'
 NUM_PARALLEL = 8
+# Refusals from the first prompt on that are an error: prompts are seldom refused, so the cause concerns all of them.
+MAX_REFUSED = 8
 
 
 class JudgePrompt(BaseModel):
@@ -71,36 +76,12 @@ def read_judge_prompts(path: str) -> dict[str, JudgePrompt]:
 
 @contextmanager
 def open_llm_judge(config: JudgeConfig) -> Iterator["LlmJudge"]:
-    """Yield the judge of a config with its connections open. Raises UsageError if endpoint and key are both unset."""
-    from openai import OpenAI
-
+    """Yield the judge of a config with its connections open. Raises UsageError if it cannot be called as configured."""
     assert config.model is not None  # JudgeConfig: llm needs both
     assert config.prompts is not None
-    key = os.environ.get("OPENAI_API_KEY")
-    if key is None and config.base_url is None:
-        raise UsageError("judge kind llm needs judge.base_url, or OPENAI_API_KEY in the environment for OpenAI's own")
     prompts = read_judge_prompts(config.prompts)
-    base_url = config.base_url or os.environ.get("OPENAI_BASE_URL")
-    with OpenAI(base_url=base_url, api_key=key or "none", http_client=_direct_client(base_url)) as client:
-        yield LlmJudge(client, config.model, prompts)
-
-
-def _direct_client(base_url: str | None) -> "DefaultHttpxClient | None":
-    """Return an HTTP client without proxy for a judge on this machine; None, openai's default, for any other judge."""
-    from openai import DefaultHttpxClient
-
-    if base_url is None:
-        return None
-    try:
-        host = urlsplit(base_url).hostname
-    except ValueError:  # openai refuses the URL with its own message
-        return None
-    if host is None or not is_loopback(host):
-        return None
-    pattern = f"all://{host}"
-    if ":" in host:
-        pattern = f"all://[{host}]"
-    return DefaultHttpxClient(mounts={pattern: None})
+    with open_chat_endpoint(config) as endpoint:
+        yield LlmJudge(endpoint, config.model, prompts)
 
 
 class LlmJudge:
@@ -108,10 +89,23 @@ class LlmJudge:
 
     num_parallel = NUM_PARALLEL
 
-    def __init__(self, client: "OpenAI", model: str, prompts: Mapping[str, JudgePrompt]) -> None:
+    def __init__(self, endpoint: ChatEndpoint, model: str, prompts: Mapping[str, JudgePrompt]) -> None:
         self.name = model
-        self._client = client
+        self._endpoint = endpoint
         self._prompts = prompts
+        self._lock = threading.Lock()
+        self._is_any_accepted = False
+        self._num_refused = 0
+
+    def check(self) -> None:
+        """Ask for a short reply; a line on stderr tells so. Raises ServerError if the endpoint gives none."""
+        print(f"checking the judge {self.name} at {self._endpoint.url}", file=sys.stderr, flush=True)
+        self._endpoint.ask(
+            [
+                {"role": "system", "content": self._prompts["single-v1"].system_prompt},
+                {"role": "user", "content": CHECK_PROMPT},
+            ]
+        )
 
     def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
         """Ask for a verdict on the last answer. Raises ServerError if the endpoint fails."""
@@ -121,35 +115,33 @@ class LlmJudge:
             {"role": "system", "content": prompt.system_prompt},
             {"role": "user", "content": text},
         ]
-        reply = self._ask(messages)
-        rating = parse_rating(reply)
-        if rating is None:
-            messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": REMINDER}]
-            second_reply = self._ask(messages)
-            rating = parse_rating(second_reply)
-            reply = f"{reply}\n\n{second_reply}"
-        return Verdict(rating, reply, prompt.name, text)
-
-    def _ask(self, messages: "Sequence[ChatCompletionMessageParam]") -> str:
-        """Return the model's reply, or a sentence without a rating if the endpoint refuses the prompt."""
-        import openai
-
         try:
-            response = self._client.chat.completions.create(
-                model=self.name, messages=list(messages), temperature=0, max_tokens=MAX_TOKENS
-            )
-        except openai.BadRequestError as error:
-            return f"the endpoint refused the prompt: {first_line(error)}"
-        except openai.APIConnectionError as error:
+            rating, explanation = self._rate(messages)
+        except RefusedPromptError as error:
+            self._count_refusal(error)
+            return Verdict(None, f"the endpoint refused the prompt: {error}", prompt.name, text)
+        return Verdict(rating, explanation, prompt.name, text)
+
+    def _rate(self, messages: "list[ChatCompletionMessageParam]") -> tuple[float | None, str]:
+        """Return the rating, None if it is unreadable, and the reply. Raises ServerError, RefusedPromptError."""
+        reply = self._endpoint.ask(messages)
+        self._is_any_accepted = True
+        rating = parse_rating(reply)
+        if rating is not None:
+            return rating, reply
+        messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": REMINDER}]
+        second_reply = self._endpoint.ask(messages)
+        return parse_rating(second_reply), f"{reply}\n\n{second_reply}"
+
+    def _count_refusal(self, error: RefusedPromptError) -> None:
+        """Count a refused prompt. Raises ServerError for MAX_REFUSED of them if no prompt was accepted before."""
+        with self._lock:
+            self._num_refused += 1
+            num_refused = self._num_refused
+        if num_refused >= MAX_REFUSED and not self._is_any_accepted:
             raise ServerError(
-                f"the judge at {self._client.base_url} cannot be reached ({first_line(error)}); start it, or set "
-                "evaluation.questions.judge.base_url"
+                f"the first {num_refused} prompts of the judge are all refused; the last: {error}"
             ) from None
-        except openai.OpenAIError as error:
-            raise ServerError(f"the judge {self.name} at {self._client.base_url} fails: {first_line(error)}") from None
-        if not response.choices:
-            return ""
-        return response.choices[0].message.content or ""
 
 
 def prompt_name(question: Question, turn: int) -> str:

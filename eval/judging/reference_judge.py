@@ -18,6 +18,9 @@ class ReferenceJudge:
     name = REFERENCE_JUDGE
     num_parallel = 1
 
+    def check(self) -> None:
+        """Return at once: a rule is always there."""
+
     def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
         """Score the last answer by the rule. Raises InputError for a turn without a reference answer."""
         turn = len(answers)
