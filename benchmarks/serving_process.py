@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +18,8 @@ SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "
 TOKEN_BUDGET = 1024
 QUEUE_TOKENS = 150_000
 STOP_TIMEOUT_S = 30.0
+# The metrics page is on this machine, whatever http_proxy says.
+DIRECT = build_opener(ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """Read a metric from the metrics page. Raises KeyError for an unknown name."""
-        with urlopen(self._metrics_url, timeout=30) as response:
+        with DIRECT.open(self._metrics_url, timeout=30) as response:
             page = response.read().decode()
         for family in text_string_to_metric_families(page):
             for sample in family.samples:

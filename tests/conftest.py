@@ -15,6 +15,9 @@ from tests.tiny_models import STORE_VARIABLE
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+for variable in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy"):  # every server of the tests is local
+    os.environ.pop(variable, None)
+    os.environ.pop(variable.upper(), None)
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is loaded; see the Makefile
 # A shell lets its background jobs ignore interruptions, and the processes that tests start and interrupt inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,25 +1,31 @@
 """Clients and proxies: servers on this machine are called directly, and errors of other servers name the proxy."""
 
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from reward_server.client import RewardClient
+from reward_server.client import DeadlineError, RewardClient
 from reward_server.client.proxies import is_local, proxy_setting
+from reward_server.client.retries import Failure, error_of
 from sampler.managed_server import ManagedServer, reward_client, wait_for_server
+from tests.adapter_calls import post_at_once, sample
 from tests.both_clients import address_fixture, connect_fixture, service_fixture  # noqa: F401
 from tests.scripted_server import MESSAGES, NO_SERVER, QUICK
 from tests.served import tiny_serve_config
 from winnow.config import parse_config
 from winnow.errors import ServerError
+from winnow.proxies import http_proxy_setting
 from winnow.run_config import RewardConfig
 
 CLOSED_PROXY = f"http://user:secret@{NO_SERVER}"
-VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
+VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "all_proxy", "no_grpc_proxy", "no_proxy")
 # An address of the range for documentation, which no machine has.
 FAR = "192.0.2.1:50051"
 
@@ -28,6 +34,7 @@ FAR = "192.0.2.1:50051"
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "localhost:{}", "dns:///localhost:{}", "ipv4:127.0.0.1:{}"])
@@ -50,6 +57,44 @@ def test_the_error_of_a_far_server_names_the_proxy_without_credentials(
     assert "no reward server answers" in str(caught.value)
     assert f"http_proxy=http://{NO_SERVER}: if it should not, add the host to no_proxy" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.fixture
+def silent_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Set http_proxy to a proxy that takes connections and never responds; return its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = f"127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("http_proxy", f"http://user:secret@{proxy}")
+        yield proxy
+
+
+@pytest.mark.parametrize(
+    "call", [lambda client: client.score(MESSAGES, ["abc"]), lambda client: client.wait_until_ready(0.3)]
+)
+def test_the_deadline_error_of_a_far_server_names_the_proxy(
+    connect: Any, silent_proxy: str, call: Callable[[Any], object]
+) -> None:
+    with connect(FAR, timeout_s=0.3, retries=QUICK) as client, pytest.raises(DeadlineError) as caught:
+        call(client)
+    assert f"within 0.3 s; raise timeout_s, or send fewer completions at a time; {through(silent_proxy)}" in str(
+        caught.value
+    )
+    assert "secret" not in str(caught.value)
+
+
+def test_the_gateway_s_error_of_a_far_server_names_the_proxy(silent_proxy: str) -> None:
+    response = post_at_once(FAR, [sample("a", "x")], timeout_s=0.3)[0]
+    assert response.status_code == 504
+    assert through(silent_proxy) in response.json()["error"]["message"]
+
+
+def test_an_error_that_the_proxy_may_have_made_names_the_proxy(silent_proxy: str) -> None:
+    failure = Failure(grpc.StatusCode.PERMISSION_DENIED, "Received http2 header with status: 403")
+    assert through(silent_proxy) in str(error_of(failure, FAR, 1.0))
+
+
+def through(proxy: str) -> str:
+    return f"the connection goes through the proxy of http_proxy=http://{proxy}: if it should not"
 
 
 def test_the_error_of_a_local_server_names_no_proxy(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +125,34 @@ def test_the_proxy_setting_follows_grpcs_rules(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert proxy_setting(FAR) == setting
+
+
+@pytest.mark.parametrize(
+    ("variables", "setting"),
+    [
+        ({}, None),
+        ({"http_proxy": "http://b:2", "all_proxy": "http://c:3"}, "all_proxy=http://c:3"),
+        ({"https_proxy": "http://u:p@a:1/", "http_proxy": "http://b:2"}, "https_proxy=http://a:1/"),
+        ({"HTTPS_PROXY": "u:p@a:1"}, "HTTPS_PROXY=a:1"),
+        ({"HTTPS_PROXY": "http://a:1", "https_proxy": "http://b:2"}, "https_proxy=http://b:2"),
+        ({"HTTPS_PROXY": "http://a:1", "https_proxy": ""}, None),
+        ({"https_proxy": "http://a:1", "no_proxy": "x.org, 192.0.2.1"}, None),
+        ({"https_proxy": "http://a:1", "NO_PROXY": "*"}, None),
+        ({"https_proxy": "http://a:1", "no_proxy": "92.0.2.1"}, "https_proxy=http://a:1"),
+    ],
+)
+def test_the_http_proxy_setting_follows_urllib_s_rules(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], setting: str | None
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert http_proxy_setting("https://192.0.2.1/v1") == setting
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1/v1", "http://[::1]:1", "http://127.0.0.1", "https:///v1"])
+def test_a_url_of_this_machine_has_no_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("all_proxy", CLOSED_PROXY)
+    assert http_proxy_setting(url) is None
 
 
 def test_is_local_reads_the_names_that_grpc_resolves() -> None:

@@ -13,6 +13,7 @@ import os
 from urllib.parse import urlsplit
 
 from winnow.addresses import is_loopback
+from winnow.proxies import without_credentials
 
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
@@ -77,10 +78,9 @@ def _shown_url(url: str) -> str | None:
         parts = urlsplit(url)
     except ValueError:
         return None
-    host_port = parts.netloc.rpartition("@")[2]
-    if parts.scheme != "http" or not host_port:
+    if parts.scheme != "http" or not parts.netloc.rpartition("@")[2]:
         return None
-    return f"http://{host_port}"
+    return without_credentials(f"http://{parts.netloc}")
 
 
 def _is_exempt(address: str) -> bool:

@@ -30,6 +30,7 @@ import grpc
 from reward_server.client.proxies import proxy_setting
 from reward_server.protocol import PUSHBACK_KEY
 from winnow.errors import AuthError, DeadlineError, ServerBusyError, ServerError, UsageError, WinnowError
+from winnow.proxies import proxy_remedy
 
 # Three years. gRPC does not accept a deadline that is much longer, or infinite.
 MAX_TIMEOUT_S = 1e8
@@ -132,7 +133,7 @@ def error_of(failure: Failure, address: str, timeout_s: float) -> WinnowError:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(
             f"the reward server at {address} did not respond within {timeout_s:g} s; raise timeout_s, or send fewer "
-            "completions at a time"
+            f"completions at a time{proxy_remedy(proxy_setting(address))}"
         )
     if code == grpc.StatusCode.UNAUTHENTICATED:
         return AuthError(
@@ -142,17 +143,11 @@ def error_of(failure: Failure, address: str, timeout_s: float) -> WinnowError:
         return ServerError(
             f"no reward server answers at {address} ({details}); start one with `winnow serve --instruct DIR "
             "--base DIR --listen HOST:PORT`, or check the address, and whether both sides use TLS and take "
-            f"each other's certificate{_proxy_remedy(address)}"
+            f"each other's certificate{proxy_remedy(proxy_setting(address))}"
         )
-    return ServerError(f"the reward server at {address} failed: {code.name}: {details}")
-
-
-def _proxy_remedy(address: str) -> str:
-    """Return the end of an error's message that names the proxy, or an empty text without one."""
-    setting = proxy_setting(address)
-    if setting is None:
-        return ""
-    return f"; the connection goes through the proxy of {setting}: if it should not, add the host to no_proxy"
+    return ServerError(
+        f"the reward server at {address} failed: {code.name}: {details}{proxy_remedy(proxy_setting(address))}"
+    )
 
 
 class LoadBalancer:
