@@ -79,6 +79,7 @@ FAULTS: list[tuple[Reply, str, str]] = [
     (openai_error(403, "Not allowed.", None, None), "answers 403: Not allowed", "set OPENAI_API_KEY"),
     (NO_MAX_TOKENS, "answers 400: Unsupported parameter", r"judge\.max_tokens_name to max_completion_tokens$"),
     (NO_TEMPERATURE, "answers 400: Unsupported value", r"judge\.temperature to null"),
+    (HttpReply(422, '{"error": "Temperature must be positive"}'), "answers 422: Temp", r"temperature to null.*or to a"),
     (TOO_LONG, "answers 400: This model's maximum", r"lower \S+judge\.max_tokens \(now 2048\)"),
     (HttpReply(413, "<html>", "text/html"), "answers 413: an HTML page", r"lower \S+judge\.max_tokens"),
     (GEMINI_KEY, "answers 400: API key not valid", "set OPENAI_API_KEY"),

@@ -24,9 +24,9 @@ REFUSAL_STATUSES = (400, 413, 422)
 MAX_MESSAGE_CHARS = 300
 TITLE = re.compile(r"<title[^>]*>\s*([^<]*\S)\s*</title>", re.IGNORECASE)
 # About the length, like vLLM's "max_tokens is too large: 2048. This model's maximum context length is 1024 tokens".
-LENGTH = re.compile(r"context|too (large|long)|maximum|must be", re.IGNORECASE)
-SYSTEM = re.compile(r"\bsystem\b|roles must alternate", re.IGNORECASE)
-KEY = re.compile(r"api.key", re.IGNORECASE)
+LENGTH = re.compile(r"context|too (large|long)|maximum|must be")
+SYSTEM = re.compile(r"\bsystem\b|roles must alternate")
+KEY = re.compile(r"api.key")
 
 
 def server_message(text: str) -> str:
@@ -68,12 +68,12 @@ def _message(text: str) -> str:
 
 def remedy(status: int, text: str, config: JudgeConfig) -> str:
     """Return what to change after an answer with this status and body, as the end of a sentence."""
-    message = _message(text)
+    message = _message(text).lower()
     if status in (401, 403) or (status in REFUSAL_STATUSES and KEY.search(message)):
         return f"set OPENAI_API_KEY in the environment to a key that the endpoint accepts for {config.model}"
     if status in REFUSAL_STATUSES:
         return _refusal_remedy(status, message, config)
-    if status == 404 and "model" in message.lower():
+    if status == 404 and "model" in message:
         return f"set {SECTION}.model to a model that the endpoint serves"
     if status == 429:
         return "wait until the account's limit allows more, or raise its quota, and resume the run"
@@ -85,6 +85,7 @@ def remedy(status: int, text: str, config: JudgeConfig) -> str:
 
 
 def _refusal_remedy(status: int, message: str, config: JudgeConfig) -> str:
+    """Return the setting that a refusal is about; `message` is in lower case."""
     if "temperature" in message:
         return f"set {SECTION}.temperature to null, which does not send it, or to a value that the endpoint accepts"
     if status == 413 or LENGTH.search(message):
@@ -95,6 +96,6 @@ def _refusal_remedy(status: int, message: str, config: JudgeConfig) -> str:
         return f"set {SECTION}.max_tokens_name to {names[0]}"
     if SYSTEM.search(message):
         return "serve the judge with a chat template that accepts a system message, or take another judge"
-    if "model" in message.lower():
+    if "model" in message:
         return f"set {SECTION}.model to a model that the endpoint serves"
     return f"check {SECTION}.base_url and {SECTION}.model"
