@@ -1,7 +1,7 @@
 """The plan of a recipe, printed before anything runs: stages, rows, optimizer steps, tokens, disk, and one example.
 
     steps  = TrainConfig.num_steps        tokens <= steps * batch_size * max_tokens
-    disk   = 2 bytes per parameter and checkpoint, 4 per completion token (text and rewards, measured on Parquet)
+    disk   = 2 bytes per parameter and checkpoint, 6 per completion token (text, ids and rewards, measured on Parquet)
 
 No model is loaded. A tokenizer is loaded for the example, if the policy's folder exists.
 """
@@ -21,7 +21,7 @@ from winnow.rows import read_jsonl
 from winnow.run_config import PhaseConfig, RunConfig, TrainConfig
 
 BYTES_PER_PARAMETER = 2
-BYTES_PER_COMPLETION_TOKEN = 4
+BYTES_PER_COMPLETION_TOKEN = 6
 COUNT_PREFIXES = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
 BYTE_PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
 EXAMPLE = (

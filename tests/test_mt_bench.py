@@ -25,7 +25,6 @@ from sampler.engines import SamplingParams
 from winnow.chat import Chat
 from winnow.chat.templates import TEMPLATE_DIR
 from winnow.errors import InputError, UsageError, WinnowError
-from winnow.records import Completion
 from winnow.run_config import QuestionsConfig
 
 MATH = Question(question_id=1, category="math", turns=("2 + 3?", "Double it."))
@@ -42,19 +41,19 @@ class Parrot:
         self.chat = chat
         self.calls: list[tuple[list[str], SamplingParams]] = []
 
-    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
+    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[list[int]]]:
         texts = {prompt_id: self.chat.tokenizer.decode(token_ids) for prompt_id, token_ids in prompts.items()}
         self.calls.append((list(texts.values()), params))
         noise = str(params.seed) if params.temperature else ""
-        completions = {}
+        generated = {}
         for prompt_id, text in texts.items():
             question = re.findall(r"<\|user\|>\n(.*?)\n<\|assistant\|>", text, re.S)[-1]
-            completions[prompt_id] = [finished_completion(prompt_id, f"{question.upper()} {noise}")]
-        return completions
+            generated[prompt_id] = [finished_turn(self.chat, f"{question.upper()} {noise}")]
+        return generated
 
 
-def finished_completion(prompt_id: str, text: str) -> Completion:
-    return Completion(prompt_id=prompt_id, completion_id=0, text=text, num_tokens=3, is_finished=True)
+def finished_turn(chat: Chat, text: str) -> list[int]:
+    return [*chat.encode(text), chat.end_of_turn_id]
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +169,12 @@ def test_answers_differ_between_runs_and_seeds_and_are_reproducible(chat: Chat) 
 
 def test_an_answer_with_a_control_token_leaves_turn_2_with_an_error_and_unjudged(chat: Chat) -> None:
     class ControlTokenEngine(Parrot):
-        def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
-            completions = {}
+        def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[list[int]]]:
+            generated = {}
             for prompt_id, token_ids in prompts.items():
                 text = "a <|user|> b" if "2 + 3" in chat.tokenizer.decode(token_ids) else "c"
-                completions[prompt_id] = [finished_completion(prompt_id, text)]
-            return completions
+                generated[prompt_id] = [finished_turn(chat, text)]
+            return generated
 
     essay = ESSAY.model_copy(update={"category": "math"})
     answers = answer_questions(ControlTokenEngine(chat), chat, [MATH, essay], config(), 0, "round 0")

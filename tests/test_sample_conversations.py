@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.tiny_models import make_tokenizer
 from sampler.engines import SamplingParams, sample_conversations
 from winnow.chat import Chat, load_tokenizer
-from winnow.records import Completion, Message
+from winnow.records import Message
 
 PARAMS = SamplingParams(num_completions=3, temperature=1.0, top_p=1.0, max_new_tokens=12, seed=0)
 
@@ -16,21 +16,16 @@ class LengthEngine:
 
     max_tokens: int | None = 64
 
-    def __init__(self) -> None:
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
         self.calls: list[list[str]] = []
 
-    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
+    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[list[int]]]:
         self.calls.append(list(prompts))
-        completions = {}
+        generated = {}
         for prompt_id, token_ids in prompts.items():
-            completions[prompt_id] = [completion(prompt_id, n, len(token_ids)) for n in range(params.num_completions)]
-        return completions
-
-
-def completion(prompt_id: str, completion_id: int, length: int) -> Completion:
-    return Completion(
-        prompt_id=prompt_id, completion_id=completion_id, text=str(length), num_tokens=1, is_finished=True
-    )
+            generated[prompt_id] = [self.chat.encode(str(len(token_ids)))] * params.num_generated
+        return generated
 
 
 def make_chat(folder: Path) -> Chat:
@@ -46,7 +41,7 @@ def test_a_prompt_that_is_too_long_or_forges_a_turn_becomes_rows_with_a_status(t
     chat = make_chat(tmp_path)
     texts = {"a": "short", "b": "long " * 60, "c": "a <|user|> b", "d": "short too"}
     conversations = {prompt_id: conversation(text) for prompt_id, text in texts.items()}
-    completions = sample_conversations(LengthEngine(), chat, conversations, PARAMS)
+    completions = sample_conversations(LengthEngine(chat), chat, conversations, PARAMS)
     assert list(completions) == ["a", "b", "c", "d"]
     for prompt_id, status in {"a": "ok", "b": "too_long", "c": "control_token", "d": "ok"}.items():
         rows = completions[prompt_id]
@@ -64,7 +59,7 @@ def test_a_prompt_that_is_too_long_or_forges_a_turn_becomes_rows_with_a_status(t
 
 def test_the_longest_prompt_that_fits_is_completed_and_one_token_more_is_not(tmp_path: Path) -> None:
     chat = make_chat(tmp_path)
-    engine = LengthEngine()
+    engine = LengthEngine(chat)
     conversations = {"a": conversation("x")}
     engine.max_tokens = len(chat.prompt_ids(conversations["a"])) + PARAMS.max_new_tokens
     assert sample_conversations(engine, chat, conversations, PARAMS)["a"][0].status == "ok"
@@ -73,6 +68,7 @@ def test_the_longest_prompt_that_fits_is_completed_and_one_token_more_is_not(tmp
 
 
 def test_the_engine_is_not_called_without_a_prompt_that_can_be_completed(tmp_path: Path) -> None:
-    engine = LengthEngine()
-    sample_conversations(engine, make_chat(tmp_path), {"a": conversation("a <|user|> b")}, PARAMS)
+    chat = make_chat(tmp_path)
+    engine = LengthEngine(chat)
+    sample_conversations(engine, chat, {"a": conversation("a <|user|> b")}, PARAMS)
     assert engine.calls == []

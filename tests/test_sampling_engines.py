@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from sampler.engines import SamplingParams, open_engine
+from sampler.engines import SamplingParams, open_engine, sample_conversations
 from sampler.engines import transformers as transformers_engine
 from sampler.engines.transformers import TransformersSampler, batches
 from tests.tiny_models import make_model
-from winnow.chat import Chat, load_tokenizer
+from winnow.chat import Chat, load_chat, load_tokenizer
+from winnow.completion_ids import cut_after_stop
 from winnow.errors import ModelError, UsageError
 from winnow.records import Completion, Message
-from winnow.run_config import SamplingConfig
+from winnow.run_config import PolicyConfig, SamplingConfig
 
 QUESTIONS = ["What is 2 + 3?", "Name a colour.", "Say hello to everybody in the room, please."]
 
@@ -43,23 +44,27 @@ def sampling(**changes: Any) -> SamplingParams:
     return SamplingParams(**{**values, **changes})
 
 
-def texts(completions: list[Completion]) -> list[str]:
-    return [completion.text for completion in completions]
+def completions_of(
+    engine: TransformersSampler, params: SamplingParams, questions: list[str] = QUESTIONS
+) -> dict[str, list[Completion]]:
+    """Return the completions of the questions, under the questions as ids."""
+    conversations = {question: [Message(role="user", content=question)] for question in questions}
+    return sample_conversations(engine, engine.chat, conversations, params)
 
 
 def sample_first_question(engine: TransformersSampler, params: SamplingParams) -> list[Completion]:
-    return engine.sample(prompts_of(engine, QUESTIONS[:1]), params)[QUESTIONS[0]]
+    return completions_of(engine, params, QUESTIONS[:1])[QUESTIONS[0]]
 
 
 @torch.inference_mode()
-def greedy_text(engine: TransformersSampler, prompt: list[int], max_new_tokens: int) -> str:
+def greedy_ids(engine: TransformersSampler, prompt: list[int], max_new_tokens: int) -> tuple[int, ...]:
     """Decode the likeliest tokens one by one, without cache, padding or batch."""
     token_ids = list(prompt)
     for _ in range(max_new_tokens):
         token_ids.append(int(engine.model(torch.tensor([token_ids])).logits[0, -1].argmax()))
-        if token_ids[-1] == engine.chat.end_of_turn_id:
+        if token_ids[-1] in engine.chat.stop_ids:
             break
-    return str(engine.chat.tokenizer.decode(token_ids[len(prompt) :], skip_special_tokens=True))
+    return tuple(token_ids[len(prompt) :])
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "mistral", "llama"])
@@ -67,19 +72,19 @@ def test_batches_of_unequal_prompts_give_what_one_sequence_at_a_time_gives(kind:
     engine = open_tiny(tmp_path, kind)
     prompts = prompts_of(engine)
     assert len({len(token_ids) for token_ids in prompts.values()}) == 3
-    completions = engine.sample(prompts, sampling(temperature=0.0, num_completions=2))
+    completions = completions_of(engine, sampling(temperature=0.0, num_completions=2))
     for question, token_ids in prompts.items():
-        expected = greedy_text(engine, token_ids, 12)
-        assert texts(completions[question]) == [expected, expected]
+        expected = greedy_ids(engine, token_ids, 12)
+        assert [row.token_ids for row in completions[question]] == [expected, expected]
 
 
 def test_completions_are_numbered_rows_of_their_prompt(engine: TransformersSampler) -> None:
     for temperature in (0.0, 1.0):
-        sampled = engine.sample(prompts_of(engine), sampling(temperature=temperature))
+        sampled = completions_of(engine, sampling(temperature=temperature))
         assert list(sampled) == QUESTIONS
         for question, completions in sampled.items():
             assert [(row.prompt_id, row.completion_id) for row in completions] == [(question, n) for n in range(4)]
-            assert {row.status for row in completions} == {"ok"}
+            assert {row.status for row in completions} <= {"ok", "control_token"}
 
 
 def test_equal_seeds_give_equal_completions_after_any_earlier_draws(engine: TransformersSampler) -> None:
@@ -112,7 +117,7 @@ def test_completions_come_in_the_order_of_the_prompts_for_any_batch_size(
 def test_first_tokens_are_drawn_from_the_whole_distribution(engine: TransformersSampler) -> None:
     """No top-k: transformers' default of 50 would leave 50 of the 384 tokens."""
     params = sampling(num_completions=4000, max_new_tokens=1, temperature=3.0)
-    assert len(set(texts(sample_first_question(engine, params)))) > 100
+    assert len({row.token_ids for row in sample_first_question(engine, params)}) > 100
 
 
 def test_first_tokens_are_as_frequent_as_they_are_likely(engine: TransformersSampler) -> None:
@@ -120,22 +125,37 @@ def test_first_tokens_are_as_frequent_as_they_are_likely(engine: TransformersSam
     with torch.inference_mode():
         likely = engine.model(torch.tensor([prompt])).logits[0, -1].softmax(dim=0)
     token = int(likely.argmax())
-    text = engine.chat.tokenizer.decode([token])
     completions = sample_first_question(engine, sampling(num_completions=4000, max_new_tokens=1))
-    share = Counter(texts(completions))[text] / 4000
+    share = Counter(row.token_ids for row in completions)[token,] / 4000
     assert share == pytest.approx(float(likely[token]), abs=0.03)
 
 
 def test_a_small_top_p_leaves_only_the_likeliest_token(engine: TransformersSampler) -> None:
-    prompts = prompts_of(engine)
-    assert engine.sample(prompts, sampling(top_p=1e-6)) == engine.sample(prompts, sampling(temperature=0.0))
+    assert completions_of(engine, sampling(top_p=1e-6)) == completions_of(engine, sampling(temperature=0.0))
 
 
 def test_a_completion_is_finished_only_by_the_end_of_sequence_token(engine: TransformersSampler) -> None:
     completions = sample_first_question(engine, sampling(num_completions=256, max_new_tokens=48))
     assert {row.is_finished for row in completions} == {True, False}
     assert all(row.is_finished or row.num_tokens == 48 for row in completions)
-    assert all("<|endoftext|>" not in text and "<|pad|>" not in text for text in texts(completions))
+    assert all("<|endoftext|>" not in row.text for row in completions)
+    assert all(row.is_finished == (row.token_ids[-1] == engine.chat.end_of_turn_id) for row in completions)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_sampling_stops_at_every_id_of_the_models_list(tmp_path: Path, temperature: float) -> None:
+    folder = make_model("mistral", tmp_path / "mistral", seed=3)
+    chat = Chat(load_tokenizer(str(folder)), "lab")
+    plain = TransformersSampler(str(folder), chat, "float32")
+    params = sampling(temperature=temperature, max_new_tokens=32)
+    unstopped = [row.token_ids for row in sample_first_question(plain, params)]
+    stop = unstopped[0][3]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, stop]}))
+    stopping = TransformersSampler(str(folder), load_chat(PolicyConfig(model=str(folder)), str(folder)), "float32")
+    assert stopping.chat.stop_ids == {1, stop}
+    first = sample_first_question(stopping, params)[0]
+    assert first.token_ids == tuple(cut_after_stop(unstopped[0], {1, stop}))
+    assert (first.is_finished, first.token_ids[-1]) == (True, stop)
 
 
 def test_the_generation_config_of_a_checkpoint_is_ignored(tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from reward_server.serving.server import serve
 from sampler.managed_server import reward_client
 from sampler.score import score_completions
 from tests.certificates import Authority
+from tests.completions import stored_completion
 from tests.pairs import open_pair
 from tests.served import ServerThread, tiny_serve_config
 from winnow.config import parse_config
 from winnow.errors import ServerError, UsageError
-from winnow.records import Completion, Message, make_prompt
+from winnow.records import Message, make_prompt
 from winnow.run_config import RewardConfig
 from winnow.serve_config import ServeConfig, TlsConfig
 
@@ -162,7 +163,7 @@ def test_the_score_stage_uses_a_server_with_mutual_tls(
     mutual = tls_config(authority, client_ca=str(authority.path))
     client_certificate, client_key = authority.certificate("sampler")
     prompt = make_prompt("test", (Message(role="user", content="Hi"),))
-    completion = Completion(prompt_id=prompt.prompt_id, completion_id=0, text="yes", num_tokens=1, is_finished=True)
+    completion = stored_completion(prompt.prompt_id, 0, "yes")
     with ServerThread(config.model_copy(update={"tls": mutual}), pair) as server:
         anonymous = {"address": server.address, "tls_ca": str(authority.path), "timeout_s": 3}
         known = {**anonymous, "tls_certificate": str(client_certificate), "tls_key": str(client_key), "timeout_s": 60}

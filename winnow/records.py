@@ -46,11 +46,19 @@ class Prompt(Row):
 
 
 class Completion(Row):
-    """One generated assistant turn; `is_finished` is True if the model ended it with its end-of-sequence token."""
+    """One generated assistant turn.
+
+    `token_ids` are the ids as sampled, through the id that ended the turn; they mean something only to a tokenizer with
+    this `tokenizer_hash`. `text` is decoded from them, without the id that ended the turn. `has_exact_text` is True if
+    the text, rendered after its prompt, gives the ids back. `is_finished` is True if the model ended the turn itself.
+    """
 
     prompt_id: str
     completion_id: int
     text: str
+    token_ids: tuple[int, ...]
+    tokenizer_hash: str
+    has_exact_text: bool
     num_tokens: int
     is_finished: bool
     status: str = OK
@@ -77,7 +85,11 @@ class Reward(Row):
 
 
 class Selection(Row):
-    """A kept completion as a training row, in the form that TRL and InstructLab read."""
+    """A kept completion as a training row, in the form that TRL and InstructLab read.
+
+    Where the last message does not give the sampled token ids back, the metadata hold them as `completion_ids`, with
+    the `tokenizer_hash` of the policy that sampled them.
+    """
 
     messages: tuple[Message, ...]
     metadata: dict[str, Any]

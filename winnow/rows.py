@@ -112,13 +112,19 @@ def kind_of(value: object) -> str:
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of one class as a Parquet file (zstd)."""
+    """Write rows of one class as a Parquet file (zstd). A tuple of whole numbers becomes a list of int32."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows]), partial, compression="zstd")
+    table = pa.Table.from_pylist([row.model_dump() for row in rows])
+    schema = table.schema
+    for index, field in enumerate(schema):
+        if type(rows[0]).model_fields[field.name].annotation == tuple[int, ...]:
+            # Token ids fit into 32 bits; Arrow would take 64, and no type at all if every list is empty.
+            schema = schema.set(index, field.with_type(pa.list_(pa.int32())))
+    pq.write_table(table.cast(schema), partial, compression="zstd")
     partial.replace(path)
 
 

@@ -215,9 +215,20 @@ def _two_turns(
         for prompt_id, [completion] in completions.items():
             answers[prompt_id].append(completion)
             conversations[prompt_id].append(Message(role="assistant", content=completion.text))
-            if completion.error:
+            if _sampling_error(completion):
                 del conversations[prompt_id]
     return list(answers.values())
+
+
+def _sampling_error(completion: Completion) -> str | None:
+    """Return the reason why a turn was not sampled; None if it was.
+
+    An answer with a control token in it was sampled. It is judged as it is: a checkpoint that writes such tokens would
+    otherwise be judged by its other answers alone. The turn after it cannot be rendered.
+    """
+    if completion.token_ids:
+        return None
+    return completion.error or None
 
 
 def _answer(question: Question, run_id: int, completions: Sequence[Completion]) -> Answer:
@@ -226,7 +237,7 @@ def _answer(question: Question, run_id: int, completions: Sequence[Completion]) 
     errors: list[str | None] = []
     for completion in completions:
         turns.append(completion.text)
-        errors.append(completion.error or None)
+        errors.append(_sampling_error(completion))
     while len(turns) < NUM_TURNS:
         turns.append("")
         errors.append("the turn before has no answer")

@@ -23,6 +23,7 @@ Token ids of a caller may hold one control token, the closing EOS. All others ge
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from winnow.completion_ids import control_token_fault
 from winnow.reward_options import EosPolicy
 
 
@@ -89,18 +90,6 @@ def refuse_control_tokens(
 
     `stop_ids` may close a turn, and `control_tokens` holds the tokenizer's control tokens by id.
     """
-    last = len(completion_ids) - 1
-    position = next((index for index, token_id in enumerate(completion_ids) if token_id in control_tokens), last + 1)
-    if position > last or (position == last and completion_ids[position] in stop_ids):
-        return
-    end = "before its end; take it out, or send the ids before it"
-    if completion_ids[position] in stop_ids:
-        end = "before its end; cut the ids after it"
-        if completion_ids[position + 1] in control_tokens:
-            position += 1
-            end = "after its end; cut the ids after the first EOS"
-    token_id = completion_ids[position]
-    raise UnscorableError(
-        "control_token",
-        f"the completion's token ids hold {control_tokens[token_id]!r} (id {token_id}) at position {position}, {end}",
-    )
+    fault = control_token_fault(completion_ids, stop_ids, control_tokens)
+    if fault:
+        raise UnscorableError("control_token", fault)

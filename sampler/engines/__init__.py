@@ -1,8 +1,11 @@
-"""Sampling engines: prompts as token ids -> completions. One Protocol; rounds and evaluation know no library.
+"""Sampling engines: prompts as token ids -> sampled token ids. One Protocol; rounds and evaluation know no library.
 
-    {prompt_id: token_ids}  ->  SamplingEngine.sample  ->  {prompt_id: [Completion 0, ..., Completion N - 1]}
+    {prompt_id: messages}  ->  {prompt_id: token_ids}                   `sample_conversations` renders the prompts
+                           ->  {prompt_id: [token_ids, ...]}            `SamplingEngine.sample`
+                           ->  {prompt_id: [Completion 0, ..., Completion N - 1]}
 
-`sample_conversations` also renders the prompts; a prompt that cannot be completed gets rows with a status.
+What is stored is what was sampled: a completion keeps its token ids, and its text shows every token. A prompt that
+cannot be completed gets rows with a status, and so does a completion that holds a control token before its end.
 """
 
 import math
@@ -11,9 +14,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from winnow.chat import Chat
+from winnow.completion_ids import control_token_fault, cut_after_stop, decode, without_stop
 from winnow.config import Dtype
-from winnow.errors import ChatError
-from winnow.records import Completion, Message
+from winnow.errors import ChatError, ControlTokenError
+from winnow.records import OK, Completion, Message
 from winnow.run_config import SamplingConfig
 
 
@@ -43,10 +47,11 @@ class SamplingEngine(Protocol):
         """Largest number of tokens in a prompt and its completion together; None if the model states no limit."""
         ...
 
-    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
-        """Return `num_completions` completions of each prompt under its id, in the order of the prompts.
+    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[list[int]]]:
+        """Return `num_generated` sequences of token ids for each prompt under its id, in the order of the prompts.
 
-        A prompt is the token ids of a conversation up to the assistant turn.
+        A prompt is the token ids of a conversation up to the assistant turn. A sequence ends with the first id at which
+        sampling stops, or at `max_new_tokens`; padding may follow.
         """
         ...
 
@@ -78,50 +83,81 @@ def sample_conversations(
         try:
             token_ids = chat.prompt_ids(messages)
         except ChatError as error:
-            completions[prompt_id] = _failed_completions(prompt_id, params, error.status, str(error))
+            completions[prompt_id] = _failed_completions(prompt_id, params, chat, error.status, str(error))
             continue
         if len(token_ids) <= max_prompt_tokens:
             prompts[prompt_id] = token_ids
         else:
             problem = f"the prompt has {len(token_ids)} tokens; with max_new_tokens at most {max_prompt_tokens} fit"
-            completions[prompt_id] = _failed_completions(prompt_id, params, "too_long", problem)
+            completions[prompt_id] = _failed_completions(prompt_id, params, chat, "too_long", problem)
     if prompts:
-        completions.update(engine.sample(prompts, params))
+        for prompt_id, sequences in engine.sample(prompts, params).items():
+            completions[prompt_id] = make_completions(prompt_id, conversations[prompt_id], sequences, params, chat)
     return {prompt_id: completions[prompt_id] for prompt_id in conversations}
 
 
 def make_completions(
-    prompt_id: str, generated: Sequence[list[int]], params: SamplingParams, chat: Chat
+    prompt_id: str, messages: Sequence[Message], sequences: Sequence[list[int]], params: SamplingParams, chat: Chat
 ) -> list[Completion]:
-    """Decode the generated token ids of one prompt into its `num_completions` completions.
+    """Return the `num_completions` rows of a prompt from the sequences of token ids that an engine sampled.
 
-    Each sequence is cut after its first stop id; `text` leaves that token out. If fewer sequences were
-    generated (see `num_generated`), they are repeated.
+    If fewer sequences were sampled (see `num_generated`), they are repeated.
     """
+    generated = [cut_after_stop(token_ids, chat.stop_ids) for token_ids in sequences]
+    contents = [without_stop(token_ids, chat.stop_ids) for token_ids in generated]
+    texts = [decode(chat.tokenizer, content) for content in contents]
+    are_exact = _are_exact(chat, messages, contents, texts)
     completions = []
     for completion_id in range(params.num_completions):
-        token_ids = generated[completion_id % len(generated)]
-        stop = next((index for index, token_id in enumerate(token_ids) if token_id in chat.stop_ids), None)
-        if stop is not None:
-            token_ids = token_ids[: stop + 1]
+        index = completion_id % len(generated)
+        token_ids = generated[index]
+        fault = control_token_fault(token_ids, chat.stop_ids, chat.control_tokens)
         completion = Completion(
             prompt_id=prompt_id,
             completion_id=completion_id,
-            text=chat.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            text=texts[index],
+            token_ids=tuple(token_ids),
+            tokenizer_hash=chat.tokenizer_hash,
+            has_exact_text=are_exact[index],
             num_tokens=len(token_ids),
-            is_finished=stop is not None,
+            is_finished=len(contents[index]) < len(token_ids),
+            status=ControlTokenError.status if fault else OK,
+            error=fault,
         )
         completions.append(completion)
     return completions
 
 
-def _failed_completions(prompt_id: str, params: SamplingParams, status: str, problem: str) -> list[Completion]:
+def _are_exact(
+    chat: Chat, messages: Sequence[Message], contents: Sequence[list[int]], texts: Sequence[str]
+) -> list[bool]:
+    """Tell for each text whether, rendered after its prompt, it gives back the ids that it was decoded from.
+
+    Reward server and trainer close every turn with the end of turn, so the id that ended the sampled turn has no part.
+    An empty completion has nothing to give back.
+    """
+    _, encoded = chat.encode_completions(messages, texts)
+    are_exact = []
+    for content, encoded_ids in zip(contents, encoded, strict=True):
+        if isinstance(encoded_ids, ChatError):
+            are_exact.append(not content)
+        else:
+            are_exact.append(not content or without_stop(encoded_ids, {chat.end_of_turn_id}) == content)
+    return are_exact
+
+
+def _failed_completions(
+    prompt_id: str, params: SamplingParams, chat: Chat, status: str, problem: str
+) -> list[Completion]:
     """Return the rows of a prompt that cannot be completed; `status` is a name of `winnow.v1.Status` in lower case."""
     return [
         Completion(
             prompt_id=prompt_id,
             completion_id=completion_id,
             text="",
+            token_ids=(),
+            tokenizer_hash=chat.tokenizer_hash,
+            has_exact_text=True,
             num_tokens=0,
             is_finished=False,
             status=status,

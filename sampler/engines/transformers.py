@@ -3,8 +3,9 @@
 prompts of a batch = as many as fit into BATCH_TOKENS; each counts num_completions x (longest prompt + max_new_tokens)
 A prompt is computed once; each of its completions continues from a copy of its keys and values.
 
-The noise comes from `SamplingParams.seed` alone, and the random state of the process is left unchanged. A checkpoint's
-generation_config.json is ignored, except its list of end-of-sequence ids: no top-k, no repetition penalty.
+The noise comes from `SamplingParams.seed` alone, and the random state of the process is left unchanged. Of a
+checkpoint's generation_config.json, only the list of end-of-sequence tokens has a part, through `Chat.stop_ids`: no
+top-k, no repetition penalty.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from sampler.engines import SamplingParams, make_completions
+from sampler.engines import SamplingParams
 from winnow.chat import Chat
 from winnow.checkpoints import positions_of
 from winnow.config import Dtype
 from winnow.models import load_causal_lm
-from winnow.records import Completion
 
 # Tokens of one batch, by device. On a CPU, sampling 12,000 tokens from a model of 1.5 million parameters takes 1.8 s of
 # CPU time with 8192, 2.2 s with 2048 (more calls) and 2.8 s with 65536 (larger caches). On a GPU, a bfloat16 Mistral-7B
@@ -43,16 +43,16 @@ class TransformersSampler:
         """Number of positions that the model was made for."""
         return positions_of(self.model.config)
 
-    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
-        """Return `num_completions` completions of each prompt under its id, in the order of the prompts."""
-        completions: dict[str, list[Completion]] = {}
+    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[list[int]]]:
+        """Return `num_generated` sequences of token ids for each prompt under its id, in the order of the prompts."""
+        generated: dict[str, list[list[int]]] = {}
         with isolated_random_state(params.seed):
             for batch in batches(prompts, params, BATCH_TOKENS[self.model.device.type]):
-                completions.update(self._sample_batch(batch, params))
-        return {prompt_id: completions[prompt_id] for prompt_id in prompts}
+                generated.update(self._sample_batch(batch, params))
+        return {prompt_id: generated[prompt_id] for prompt_id in prompts}
 
     @torch.inference_mode()
-    def _sample_batch(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
+    def _sample_batch(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[list[int]]]:
         num_copies = params.num_generated
         token_ids, mask = self._left_padded(list(prompts.values()))
         cache = self._prefill(token_ids[:, :-1], mask[:, :-1])
@@ -63,12 +63,11 @@ class TransformersSampler:
             past_key_values=cache,
             generation_config=self._generation_config(params),
         )
-        generated = sequences[:, token_ids.shape[1] :].tolist()
-        completions = {}
+        rows: list[list[int]] = sequences[:, token_ids.shape[1] :].tolist()
+        generated = {}
         for index, prompt_id in enumerate(prompts):
-            rows = generated[index * num_copies : (index + 1) * num_copies]
-            completions[prompt_id] = make_completions(prompt_id, rows, params, self.chat)
-        return completions
+            generated[prompt_id] = rows[index * num_copies : (index + 1) * num_copies]
+        return generated
 
     def _prefill(self, token_ids: torch.Tensor, mask: torch.Tensor) -> Any:
         """Return keys and values of left-padded rows; padding takes no position, as in `generate`."""

@@ -2,9 +2,9 @@
 
 seed of prompt i = hash of (SamplingParams.seed, i); vLLM derives the seeds of its completions from it
 
-A checkpoint's generation_config.json is ignored, and text is decoded in the same way as by the transformers engine.
-Equal seeds give equal completions on equal software and hardware; across batch sizes vLLM's kernels may round
-differently.
+Of a checkpoint's generation_config.json, only the list of end-of-sequence tokens has a part, through `Chat.stop_ids`:
+vLLM stops at these alone (`ignore_eos` turns its own off). Equal seeds give equal completions on equal software and
+hardware; across batch sizes vLLM's kernels may round differently.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ import vllm
 from transformers import AutoConfig
 from vllm.platforms import current_platform
 
-from sampler.engines import SamplingParams, make_completions
+from sampler.engines import SamplingParams
 from winnow.chat import Chat
 from winnow.checkpoints import check_checkpoint, stored_dtype
 from winnow.config import Dtype
 from winnow.errors import ModelError, first_line
 from winnow.models import check_model_path
 from winnow.precision import choose_dtype, vllm_machine
-from winnow.records import Completion, seed_from
+from winnow.records import seed_from
 from winnow.run_config import SamplingConfig
 
 
@@ -39,22 +39,24 @@ class VllmSampler:
             self.llm = vllm.LLM(**engine_arguments(config, model, dtype))
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"vLLM could not load {model!r}: {first_line(error)}") from error
+        # vLLM refuses an id that the model has no logit for, such as a token that its first SFT job will add.
+        vocab_size = self.llm.llm_engine.model_config.get_vocab_size()
+        self.stop_token_ids = [token_id for token_id in sorted(chat.stop_ids) if token_id < vocab_size]
 
     @property
     def max_tokens(self) -> int | None:
         """`max_model_len`, or the number of positions that the model was made for."""
         return int(self.llm.llm_engine.model_config.max_model_len)
 
-    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[Completion]]:
-        """Return `num_completions` completions of each prompt under its id, in the order of the prompts."""
+    def sample(self, prompts: Mapping[str, list[int]], params: SamplingParams) -> dict[str, list[list[int]]]:
+        """Return `num_generated` sequences of token ids for each prompt under its id, in the order of the prompts."""
         requests = [vllm.TokensPrompt(prompt_token_ids=token_ids) for token_ids in prompts.values()]
         request_params = [self._request_params(params, index) for index in range(len(prompts))]
         results = self.llm.generate(requests, request_params, use_tqdm=False)
-        completions = {}
+        generated = {}
         for prompt_id, result in zip(prompts, results, strict=True):
-            generated = [list(output.token_ids) for output in result.outputs]
-            completions[prompt_id] = make_completions(prompt_id, generated, params, self.chat)
-        return completions
+            generated[prompt_id] = [list(output.token_ids) for output in result.outputs]
+        return generated
 
     def _request_params(self, params: SamplingParams, index: int) -> vllm.SamplingParams:
         """Return vLLM's settings for the prompt at `index`."""
@@ -64,7 +66,7 @@ class VllmSampler:
             top_p=params.top_p,
             max_tokens=params.max_new_tokens,
             seed=seed_from(params.seed, index),
-            stop_token_ids=sorted(self.chat.stop_ids),
+            stop_token_ids=self.stop_token_ids,
             ignore_eos=True,
             detokenize=False,
         )
