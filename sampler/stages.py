@@ -5,7 +5,7 @@ score    completions/<shard>.parquet -> rewards/<shard>.parquet           (a led
 select   prompts, completions, rewards -> selected.jsonl, metrics.json    (one ledger entry)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -52,7 +52,11 @@ def sample(run: Run, round_number: int) -> None:
                 completions = sample_conversations(engine, chat, conversations, params)
                 rows = list(chain.from_iterable(completions.values()))
                 write_parquet(run.completions_dir(round_number) / f"{shard.name}.parquet", rows)
-                facts.update(num_completions=len(rows), num_tokens=sum(row.num_tokens for row in rows))
+                facts.update(
+                    num_completions=len(rows),
+                    num_tokens=sum(row.num_tokens for row in rows),
+                    num_inexact_texts=sum(not row.has_exact_text for row in rows),
+                )
             advance(len(shard.prompts))
 
 
@@ -93,13 +97,12 @@ def select(run: Run, round_number: int) -> None:
         prompts = _read_prompts(run, round_number)
         scored = rewards_by_prompt(read_parquet(run.rewards_dir(round_number), Reward))
         kept = {prompt_id: rule(rewards) for prompt_id, rewards in scored.items()}
-        completions = read_parquet(run.completions_dir(round_number), Completion)
-        texts = {(row.prompt_id, row.completion_id): row.text for row in completions}
+        completions = _kept_completions(run, round_number, kept)
         selected = []
         for prompt in prompts:
             for reward in kept.get(prompt.prompt_id, []):
-                text = texts[reward.prompt_id, reward.completion_id]
-                selected.append(training_row(prompt, reward, text, round_number))
+                completion = completions[reward.prompt_id, reward.completion_id]
+                selected.append(training_row(prompt, reward, completion, round_number))
         num_completions = run.config.sampling.num_completions
         metrics = round_metrics(scored, kept, num_completions, seed_from(run.config.seed, round_number))
         num_by_source = {source: len(rows) for source, rows in sorted(group_by_source(prompts).items())}
@@ -138,22 +141,41 @@ def rewards_by_prompt(rewards: Sequence[Reward]) -> dict[str, list[Reward]]:
     return {prompt_id: list(rows) for prompt_id, rows in groupby(rewards, key=lambda row: row.prompt_id)}
 
 
-def training_row(prompt: Prompt, reward: Reward, text: str, round_number: int) -> Selection:
-    """Return a kept completion as a training row: an assistant turn after the prompt's messages."""
-    return Selection(
-        messages=(*prompt.messages, Message(role="assistant", content=text)),
-        metadata={
-            "prompt_id": prompt.prompt_id,
-            "completion_id": reward.completion_id,
-            "source": prompt.source,
-            "round": round_number,
-            "reward": reward.reward,
-        },
-    )
+def training_row(prompt: Prompt, reward: Reward, completion: Completion, round_number: int) -> Selection:
+    """Return a kept completion as a training row: an assistant turn after the prompt's messages.
+
+    Where its text does not give the sampled ids back, the metadata hold the ids, and winnow's SFT trains on these.
+    """
+    metadata = {
+        "prompt_id": prompt.prompt_id,
+        "completion_id": reward.completion_id,
+        "source": prompt.source,
+        "round": round_number,
+        "reward": reward.reward,
+    }
+    if not completion.has_exact_text:
+        metadata["completion_ids"] = list(completion.token_ids)
+        metadata["tokenizer_hash"] = completion.tokenizer_hash
+    return Selection(messages=(*prompt.messages, Message(role="assistant", content=completion.text)), metadata=metadata)
 
 
 def _read_prompts(run: Run, round_number: int) -> list[Prompt]:
     return [Prompt.model_validate(row) for _, row in read_jsonl(run.prompts_path(round_number))]
+
+
+def _kept_completions(
+    run: Run, round_number: int, kept: Mapping[str, Sequence[Reward]]
+) -> dict[tuple[str, int], Completion]:
+    """Return the kept completions by prompt and number. One shard is read at a time: token ids take much memory."""
+    kept_ids: set[tuple[str, int]] = set()
+    for prompt_id, rewards in kept.items():
+        kept_ids.update((prompt_id, reward.completion_id) for reward in rewards)
+    completions = {}
+    for path in sorted(run.completions_dir(round_number).glob("*.parquet")):
+        for row in read_parquet(path, Completion):
+            if (row.prompt_id, row.completion_id) in kept_ids:
+                completions[row.prompt_id, row.completion_id] = row
+    return completions
 
 
 def _pending(run: Run, shards: Sequence[Shard]) -> list[Shard]:

@@ -5,6 +5,13 @@
 
 Labels are the loss mask of `Chat.conversation`: the text of each assistant turn and its end-of-sequence token. A row
 longer than `max_tokens` is left out, never cut: half an answer would teach the model to stop anywhere.
+
+A selected completion whose text does not give its sampled ids back has these in its metadata:
+
+    {"messages": [...], "metadata": {"completion_ids": [...], "tokenizer_hash": "..."}}
+        ->  input_ids  the prompt's ids, then the sampled ones;  labels  the sampled ones
+
+It is refused if the model has another tokenizer, or if its last message is no longer the text of these ids.
 """
 
 import hashlib
@@ -17,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from winnow.chat import Chat
-from winnow.errors import ChatError, TrainingError
+from winnow.chat import Chat, check_messages
+from winnow.completion_ids import control_token_fault, decode, without_stop
+from winnow.errors import ChatError, ControlTokenError, TrainingError
 from winnow.records import Message
 
 IGNORED = -100  # PyTorch's cross-entropy skips this label
@@ -58,26 +66,60 @@ def encode(
     encoded = EncodedRows()
     for row_number, row in enumerate(rows, start=1):
         try:
-            rendered = chat.conversation(parse_messages(row))
+            token_ids, loss_mask = _encode_row(row, chat, is_last_turn_only=is_last_turn_only)
         except ChatError as error:
             encoded.invalid_reasons[str(error)] += 1
             continue
-        loss_mask = rendered.loss_mask
-        if is_last_turn_only:
-            loss_mask = keep_last_turn(loss_mask)
         if not any(loss_mask):
             raise TrainingError(
                 f"row {row_number} has no token that carries loss; check the chat template's assistant turns"
             )
-        if len(rendered.token_ids) > max_tokens:
+        if len(token_ids) > max_tokens:
             encoded.num_dropped_long += 1
             continue
-        input_ids = np.array(rendered.token_ids, dtype=np.int32)
+        input_ids = np.array(token_ids, dtype=np.int32)
         encoded.input_ids.append(input_ids)
         encoded.labels.append(np.where(loss_mask, input_ids, IGNORED).astype(np.int32))
     if not encoded.input_ids:
         raise TrainingError(_explain_empty(encoded, len(rows), max_tokens))
     return encoded
+
+
+def _encode_row(row: Mapping[str, Any], chat: Chat, *, is_last_turn_only: bool) -> tuple[list[int], list[bool]]:
+    """Return the tokens of a row and their loss mask. Raises ChatError."""
+    messages = parse_messages(row)
+    metadata = row.get("metadata") or {}
+    if "completion_ids" not in metadata:
+        rendered = chat.conversation(messages, is_last_turn_only=is_last_turn_only)
+        return rendered.token_ids, rendered.loss_mask
+    check_messages(messages, last_role="assistant")
+    prompt_ids = chat.prompt_ids(messages[:-1])
+    completion_ids = _sampled_turn(metadata, messages[-1].content, chat)
+    return prompt_ids + completion_ids, [False] * len(prompt_ids) + [True] * len(completion_ids)
+
+
+def _sampled_turn(metadata: Mapping[str, Any], text: str, chat: Chat) -> list[int]:
+    """Return the ids of a sampled turn, closed by the end of turn. Raises ChatError if they are not those of `text`."""
+    if metadata.get("tokenizer_hash") != chat.tokenizer_hash:
+        raise ChatError(
+            "metadata.completion_ids are of another tokenizer than the model's; train the model that sampled them, or "
+            "remove completion_ids to train on the text"
+        )
+    token_ids = metadata["completion_ids"]
+    vocab_size = len(chat.tokenizer)
+    if not isinstance(token_ids, list) or not all(type(item) is int and 0 <= item < vocab_size for item in token_ids):
+        raise ChatError("metadata.completion_ids should be a list of token ids; remove it to train on the text")
+    fault = control_token_fault(token_ids, chat.stop_ids, chat.control_tokens)
+    if fault:
+        raise ControlTokenError(fault)
+    content = without_stop(token_ids, chat.stop_ids)
+    if decode(chat.tokenizer, content) != text:
+        raise ChatError(
+            "the last message is not the text of metadata.completion_ids; remove completion_ids to train on the text"
+        )
+    # Sampling stops at several ids, but the template closes every turn with the same one. A policy that learnt another
+    # would write conversations that its template never writes.
+    return [*content, chat.end_of_turn_id]
 
 
 def parse_messages(row: Mapping[str, Any]) -> list[Message]:
@@ -91,21 +133,6 @@ def parse_messages(row: Mapping[str, Any]) -> list[Message]:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "message"
         raise ChatError(f"{place}: {problem['msg']}") from None
-
-
-def keep_last_turn(loss_mask: Sequence[bool]) -> list[bool]:
-    """Return the mask of the last assistant turn alone.
-
-    >>> keep_last_turn([False, True, True, False, True])
-    [False, False, False, False, True]
-    """
-    end = len(loss_mask)
-    while end > 0 and not loss_mask[end - 1]:
-        end -= 1
-    start = end
-    while start > 0 and loss_mask[start - 1]:
-        start -= 1
-    return [start <= index < end for index in range(len(loss_mask))]
 
 
 def _explain_empty(encoded: EncodedRows, num_rows: int, max_tokens: int) -> str:

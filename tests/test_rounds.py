@@ -13,9 +13,10 @@ from tests.processes import winnow
 from tests.tiny_run import ledger_pieces, run_until, tiny_config, write_config
 from winnow.config import parse_config
 from winnow.import_path import PACKAGES
-from winnow.rows import read_jsonl
+from winnow.records import Completion, Reward
+from winnow.rows import read_jsonl, read_parquet
 from winnow.run_config import RunConfig
-from winnow.rundir import Run
+from winnow.rundir import Run, open_run
 
 ROUNDS = (1, 2)
 
@@ -74,9 +75,29 @@ def test_every_round_leaves_its_files(undisturbed: Path) -> None:
 def test_the_selected_completion_is_stored_as_an_assistant_turn(undisturbed: Path) -> None:
     selected = rows(undisturbed / "round-01" / "selected.jsonl")
     assert selected
+    common = {"prompt_id", "completion_id", "source", "round", "reward"}
     for row in selected:
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-        assert set(row["metadata"]) == {"prompt_id", "completion_id", "source", "round", "reward"}
+        assert set(row["metadata"]) in (common, common | {"completion_ids", "tokenizer_hash"})
+
+
+def test_completions_whose_text_does_not_give_their_ids_back_are_scored_selected_and_trained(undisturbed: Path) -> None:
+    """A random model samples bytes that are not UTF-8, and tokens that its tokenizer would merge."""
+    run = open_run(undisturbed)
+    for round_number in ROUNDS:
+        completions = read_parquet(run.completions_dir(round_number), Completion)
+        rewards = read_parquet(run.rewards_dir(round_number), Reward)
+        inexact = [row for row in completions if not row.has_exact_text and row.status == "ok"]
+        status_of = {(row.prompt_id, row.completion_id): row.status for row in rewards}
+        assert len(inexact) > len(completions) / 4
+        assert {status_of[row.prompt_id, row.completion_id] for row in inexact} == {"ok"}
+        ids = {(row.prompt_id, row.completion_id): list(row.token_ids) for row in inexact}
+        selected = [row["metadata"] for row in rows(run.selected_path(round_number))]
+        by_ids = [row for row in selected if "completion_ids" in row]
+        assert by_ids
+        assert all(row["completion_ids"] == ids[row["prompt_id"], row["completion_id"]] for row in by_ids)
+        report = json.loads((run.checkpoint_dir(round_number) / "train_report.json").read_text())
+        assert (report["num_rows"], report["num_invalid"]) == (len(selected), 0)
 
 
 def test_a_round_starts_from_the_last_rounds_policy(undisturbed: Path) -> None:

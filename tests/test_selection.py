@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sampler.selection import SELECTION_RULES, best_of_n, is_eligible, random_control
-from sampler.stages import select
-from winnow.records import Completion, Message, Reward, make_prompt
+from sampler.stages import select, training_row
+from tests.completions import stored_completion
+from winnow.records import Message, Reward, make_prompt
 from winnow.rows import read_jsonl_files, write_jsonl, write_parquet
 from winnow.run_config import RunConfig, SelectionConfig
 from winnow.rundir import Run
@@ -50,7 +51,7 @@ def test_select_keeps_the_completions_that_the_configured_rule_keeps(
     run = Run(tmp_path, config)
     prompt = make_prompt("sums", (Message(role="user", content="2 + 3?"),))
     fields = {"prompt_id": prompt.prompt_id, "num_tokens": 1}
-    completions = [Completion(completion_id=n, text=f"text {n}", is_finished=True, **fields) for n in range(3)]
+    completions = [stored_completion(prompt.prompt_id, n, f"text {n}") for n in range(3)]
     rewards = [Reward(completion_id=n, reward=value, **fields) for n, value in enumerate([3.0, 1.0, 2.0])]
     write_jsonl(run.prompts_path(1), [prompt])
     write_parquet(run.completions_dir(1) / "0000.parquet", completions)
@@ -60,6 +61,17 @@ def test_select_keeps_the_completions_that_the_configured_rule_keeps(
     assert [row["messages"][-1]["content"] for row in rows] == ["text 1", "text 2"]
     metrics = json.loads(run.metrics_path(1).read_text())
     assert (metrics["num_selected"], metrics["batch_reward"]) == (2, 1.5)
+
+
+def test_only_a_completion_whose_text_is_not_exact_keeps_its_ids_in_the_training_row() -> None:
+    prompt = make_prompt("sums", (Message(role="user", content="2 + 3?"),))
+    exact = stored_completion(prompt.prompt_id, 0, "5")
+    inexact = exact.model_copy(update={"has_exact_text": False, "text": "5\ufffd", "token_ids": (8, 9, 1)})
+    common = {"prompt_id": prompt.prompt_id, "completion_id": 0, "source": "sums", "round": 2, "reward": 1.5}
+    assert training_row(prompt, reward(0, 1.5), exact, 2).metadata == common
+    row = training_row(prompt, reward(0, 1.5), inexact, 2)
+    assert row.messages[-1] == Message(role="assistant", content="5\ufffd")
+    assert row.metadata == {**common, "completion_ids": [8, 9, 1], "tokenizer_hash": "made up"}
 
 
 def test_best_of_n_keeps_the_highest_reward() -> None:

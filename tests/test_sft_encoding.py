@@ -1,5 +1,6 @@
 """`encode`: the tokens that carry loss, the rows that are left out and counted, and errors if no row is left."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,13 @@ import pytest
 from benchmarks.tiny_models import make_tokenizer
 from sft.encoding import IGNORED, encode
 from winnow.chat import Chat
+from winnow.completion_ids import decode, without_stop
 from winnow.errors import TrainingError
+from winnow.records import Message
 from winnow.run_config import TrainConfig
+
+EOS = 1  # ids of the tiny tokenizer
+SYSTEM = 3
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,60 @@ def test_the_error_for_no_rows_left_counts_the_reasons(chat: Chat) -> None:
         encode([row("Name a sea.", "waves " * 100), {"messages": []}], chat, 60)
     with pytest.raises(TrainingError, match="of 0 rows"):
         encode([], chat, 60)
+
+
+def test_rows_train_on_the_last_turn_alone_if_the_earlier_ones_are_part_of_the_prompt(chat: Chat) -> None:
+    encoded = encode([row("Add 2 and 3.", "It is 5.", "And one more?", "Six.")], chat, 200, is_last_turn_only=True)
+    labels = [int(label) for label in encoded.labels[0] if label != IGNORED]
+    assert chat.tokenizer.decode(labels) == "Six.<|endoftext|>"
+
+
+def sampled_row(chat: Chat, token_ids: list[int], **metadata: Any) -> dict[str, Any]:
+    """Return a row as the stage `select` writes it for a completion whose text does not give its ids back."""
+    text = decode(chat.tokenizer, without_stop(token_ids, chat.stop_ids))
+    known = {"completion_ids": token_ids, "tokenizer_hash": chat.tokenizer_hash}
+    return {**row("Name a sea.", text), "metadata": {**known, **metadata}}
+
+
+@pytest.mark.parametrize("is_last_turn_only", [False, True])
+def test_sampled_ids_carry_the_loss_where_the_row_has_them(chat: Chat, is_last_turn_only: bool) -> None:
+    letters = [chat.encode(letter)[0] for letter in "sea"]
+    broken = chat.encode("sea \U0001f600")[:-1]
+    prompt_ids = chat.prompt_ids([Message(role="user", content="Name a sea.")])
+    for content in (letters, broken):
+        sampled = sampled_row(chat, [*content, EOS])
+        encoded = encode([sampled], chat, 200, is_last_turn_only=is_last_turn_only)
+        assert encoded.input_ids[0].tolist() == [*prompt_ids, *content, EOS]
+        assert encoded.labels[0].tolist() == [*[IGNORED] * len(prompt_ids), *content, EOS]
+
+
+def test_a_sampled_turn_is_closed_by_the_end_of_turn_whatever_stopped_its_sampling(chat: Chat) -> None:
+    two_stops = Chat(chat.tokenizer, "lab", generation_eos_ids=[EOS, SYSTEM])
+    letters = [chat.encode(letter)[0] for letter in "sea"]
+    encoded = encode([sampled_row(two_stops, [*letters, SYSTEM])], two_stops, 200)
+    assert encoded.input_ids[0].tolist()[-4:] == [*letters, EOS]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tokenizer_hash": "another"}, "of another tokenizer than the model's; train the model that sampled them"),
+        ({"tokenizer_hash": None}, "of another tokenizer than the model's"),
+        ({"completion_ids": [90, EOS]}, "the last message is not the text of metadata.completion_ids"),
+        ({"completion_ids": "sea"}, "should be a list of token ids"),
+        ({"completion_ids": [10**6]}, "should be a list of token ids"),
+        ({"completion_ids": [4, 90, EOS]}, "hold '<|user|>' \\(id 4\\) at position 0, before its end"),
+    ],
+)
+def test_sampled_ids_that_are_not_the_rows_are_refused_by_reason(
+    chat: Chat, changes: dict[str, Any], reason: str
+) -> None:
+    letters = [chat.encode(letter)[0] for letter in "sea"]
+    encoded = encode([sampled_row(chat, [*letters, EOS], **changes), row("Name a sea.", "Salt.")], chat, 200)
+    assert len(encoded.input_ids) == 1
+    [(message, count)] = encoded.invalid_reasons.items()
+    assert re.search(reason, message)
+    assert count == 1
 
 
 def test_a_row_without_loss_stops_the_job(chat: Chat, tmp_path: Path) -> None:
