@@ -126,27 +126,35 @@ def load_for_training(model: str, chat: Chat, dtype: Dtype) -> tuple[Any, torch.
     stored_dtype = policy.dtype
     if stored_dtype == torch.float16 and not torch.cuda.is_available():
         raise TrainingError("dtype float16 needs a GPU to train on; set policy.dtype=bfloat16 or policy.dtype=float32")
-    set_special_tokens(policy, chat.tokenizer)
+    set_special_tokens(policy, chat)
     return policy.float(), stored_dtype
 
 
-def set_special_tokens(policy: Any, tokenizer: Any) -> None:
-    """Write the tokenizer's special tokens into the model's configs: generation then stops at the end of a turn."""
-    pad_token_id = tokenizer.pad_token_id
+def set_special_tokens(policy: Any, chat: Chat) -> None:
+    """Write the special tokens into the model's configs, so that generation stops where sampling for this job stopped.
+
+    generation_config.json holds the whole list of stop ids, the end of turn first: transformers, vLLM and `load_chat`
+    read them there. config.json holds the end of turn alone: it is read only where generation_config.json is missing,
+    and some of its readers expect one number.
+    """
+    bos_token_id = chat.tokenizer.bos_token_id
+    pad_token_id = chat.tokenizer.pad_token_id
     if pad_token_id is None:
-        pad_token_id = tokenizer.eos_token_id
-    special_ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": pad_token_id,
-    }
-    for name, token_id in special_ids.items():
-        setattr(policy.config, name, token_id)
-    policy.generation_config = GenerationConfig(**special_ids)
+        pad_token_id = chat.end_of_turn_id
+    policy.config.bos_token_id = bos_token_id
+    policy.config.eos_token_id = chat.end_of_turn_id
+    policy.config.pad_token_id = pad_token_id
+    stop_ids: int | list[int] = chat.end_of_turn_id
+    if len(chat.stop_ids) > 1:
+        stop_ids = [chat.end_of_turn_id, *sorted(chat.stop_ids - {chat.end_of_turn_id})]
+    policy.generation_config = GenerationConfig(
+        bos_token_id=bos_token_id, eos_token_id=stop_ids, pad_token_id=pad_token_id
+    )
 
 
 def write_checkpoint(output_dir: Path, policy: Any, chat: Chat, report: TrainReport) -> None:
     """Write weights, tokenizer and report in Hugging Face's layout; the folder appears whole or not at all."""
+    set_special_tokens(policy, chat)  # once more: transformers' Trainer puts the tokenizer's EOS in their place
     with atomic_folder(output_dir) as folder:
         policy.save_pretrained(folder)
         chat.tokenizer.save_pretrained(folder)

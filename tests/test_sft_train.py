@@ -1,6 +1,7 @@
 """`train`: the loss, the batches and the files of one SFT job; equal jobs give equal bytes, also after a kill."""
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -19,8 +20,9 @@ from sft.trainer_checkpoints import last_checkpoint, trainer_folder
 from tests.processes import ROOT, wait_until
 from tests.sft_job import ROWS, conversation_row, make_job, run_job
 from tests.tiny_models import make_model
-from winnow.chat import Chat, load_tokenizer
+from winnow.chat import Chat, load_chat, load_tokenizer
 from winnow.errors import ModelError, TrainingError
+from winnow.run_config import PolicyConfig
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,32 @@ def test_a_checkpoint_is_whole_and_names_the_token_that_ends_a_turn(model: str, 
     assert trained.generation_config.eos_token_id == trained.config.eos_token_id == tokenizer.eos_token_id
     assert json.loads((tmp_path / "out" / "train_report.json").read_text()) == report.model_dump()
     assert (report.num_rows, report.steps, report.num_invalid, report.num_dropped_long) == (16, 3, 0, 0)
+
+
+def test_a_checkpoint_stops_at_every_id_at_which_its_start_stopped(model: str, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(model, tmp_path / "start"))
+    (start / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5, 3]}))
+    policy = PolicyConfig(model=str(start))
+    chat = load_chat(policy, str(start))
+    train(replace(make_job(str(start), tmp_path / "out"), chat=chat))
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [1, 3, 5]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 1
+    assert load_chat(policy, str(tmp_path / "out")).stop_ids == chat.stop_ids == {1, 3, 5}
+
+
+def test_the_end_of_turn_is_written_where_it_is_not_the_tokenizers_eos(model: str, tmp_path: Path) -> None:
+    """Gemma's template ends a turn with <end_of_turn>, its EOS is <eos>; its list holds both."""
+    template = tmp_path / "pads.jinja"
+    template.write_text(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|pad|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    chat = Chat(load_tokenizer(model), str(template), generation_eos_ids=[1, 2])
+    assert chat.end_of_turn == "<|pad|>"
+    train(replace(make_job(model, tmp_path / "out"), chat=chat))
+    for name, expected in {"generation_config.json": [2, 1], "config.json": 2}.items():
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == expected
 
 
 def test_the_loss_is_the_token_mean_of_the_assistant_turns(model: str, tmp_path: Path) -> None:
