@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from sampler.score import reward_options as options_of_config
 from sampler.stages import CONNECTION_FIELDS
 from tests.processes import ROOT
 from winnow import cli
-from winnow.config import differences, dump_config, load_config, load_resolved, parse_config
+from winnow.config import differences, dump_config, load_config, parse_config
 from winnow.errors import ConfigError, UsageError
 from winnow.reward_options import (
     DEFAULT_EOS_POLICIES,
@@ -184,16 +183,14 @@ def test_the_flags_are_those_of_the_options() -> None:
     assert flags("score") - flags("gateway") == {"--recipe", "--token-logprobs"}
 
 
-def test_a_run_from_before_mutual_tls_resumes(tmp_path: Path) -> None:
+def test_a_config_from_before_mutual_tls_is_read_as_one_without_it() -> None:
     config = load_config(
         ROOT / "configs" / "merlinite-7b-pt.yaml", RunConfig, ["reward.server=null", "reward.address=a:1"]
     )
     tree = json.loads(dump_config(config))
     for key in ("tls_certificate", "tls_key"):
         assert tree["reward"].pop(key) is None
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(tree))
-    assert differences(load_resolved(path, RunConfig), config) == []
+    assert differences(parse_config(tree, RunConfig, "test"), config) == []
     assert config.reward is not None
     scored_with = config.reward.model_dump(mode="json", exclude=CONNECTION_FIELDS)
     assert scored_with.keys() == {"server", "timeout_s", *RewardSpec.model_fields}

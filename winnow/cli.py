@@ -185,7 +185,7 @@ def status(
     from winnow.rundir import open_run
     from winnow.status import print_status
 
-    print_status(open_run(run_dir), is_json=as_json)
+    print_status(open_run(run_dir, is_read_only=True), is_json=as_json)
 
 
 @app.command(

@@ -5,7 +5,6 @@ People write YAML, and winnow writes the resolved config as JSON: the format sho
 """
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -49,11 +48,6 @@ def load_config(
     if isinstance(tree, dict):
         tree.update(flags or {})
     return parse_config(tree, kind, origin)
-
-
-def load_resolved(path: Path, kind: type[Config]) -> Config:
-    """Read a config that `dump_config` wrote. Raises ConfigError."""
-    return parse_config(json.loads(path.read_text()), kind, str(path))
 
 
 def dump_config(config: Section) -> str:

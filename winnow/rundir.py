@@ -1,7 +1,7 @@
 """The folder of a run: every path in it. No run overwrites another, and a run has one config.
 
 runs/<name>/
-  config.json            resolved: what really ran
+  config.json            resolved: what really ran; the folder's format, and the version of winnow that made it
   ledger.jsonl           one entry per finished piece, written last
   round-00/              the SFT start: phases/ (LAB), checkpoint/, eval/
   round-01/              prompts.jsonl  completions/*.parquet  rewards/*.parquet  selected.jsonl  metrics.json
@@ -10,17 +10,22 @@ runs/<name>/
 """
 
 import fcntl
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from winnow.config import differences, dump_config, load_resolved
-from winnow.errors import RunFolderError
+from winnow import __version__
+from winnow.config import differences, parse_config
+from winnow.errors import ConfigError, RunFolderError
 from winnow.ledger import Ledger
-from winnow.rows import write_text
+from winnow.rows import write_json
 from winnow.run_config import RunConfig
+
+# Format of the files of a run folder. Folders without a format are of the first: their completions hold no token ids.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
             raise RunFolderError(f"nothing to resume: {run.root} holds no config.json; run without --resume")
         if not run.config_path.exists() and set(run.root.glob("*")) - {run.lock_path}:
             raise RunFolderError(f"{run.root} exists and is not a run folder; set another name= or runs_dir=")
-        write_text(run.config_path, dump_config(config))
+        facts = {"format": FORMAT, "winnow_version": __version__}
+        write_json(run.config_path, {**facts, **config.model_dump(mode="json")})
         return run
     if not is_resumed:
         raise RunFolderError(f"{run.root} exists; continue with --resume, set another name=, or delete the folder")
@@ -125,12 +131,33 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
     return run
 
 
-def open_run(root: Path) -> Run:
-    """Open an existing run with the config that created it. Raises RunFolderError for any other folder."""
+def open_run(root: Path, *, is_read_only: bool = False) -> Run:
+    """Open an existing run with the config that created it. Raises RunFolderError for any other folder.
+
+    A folder of an older format is refused, because its rows lack what later stages read, unless `is_read_only`. A
+    folder of a newer format is always refused.
+    """
     config_path = root / "config.json"
     if not config_path.is_file():
         raise RunFolderError(f"{root} is not a run folder (no config.json); give a folder that `winnow run` made")
-    return Run(root, load_resolved(config_path, RunConfig))
+    tree = json.loads(config_path.read_text())
+    folder_format = tree.pop("format", 1)
+    version = tree.pop("winnow_version", "0.1.0 or older")
+    if folder_format > FORMAT or (folder_format < FORMAT and not is_read_only):
+        raise _format_error(root, folder_format, version)
+    try:
+        return Run(root, parse_config(tree, RunConfig, str(config_path)))
+    except ConfigError:
+        if folder_format < FORMAT:
+            raise _format_error(root, folder_format, version) from None
+        raise
+
+
+def _format_error(root: Path, folder_format: int, version: str) -> RunFolderError:
+    return RunFolderError(
+        f"{root} was made by winnow {version}: its format is {folder_format}, and winnow {__version__} continues "
+        f"format {FORMAT}; continue it with winnow {version}, or set another name= or runs_dir= to start a new run"
+    )
 
 
 @contextmanager
