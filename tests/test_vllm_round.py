@@ -28,7 +28,8 @@ def test_a_round_through_vllm_leaves_the_files_of_every_round(tmp_path: Path) ->
     round_dir = tmp_path / "runs" / "tiny" / "round-01"
     completions = read_parquet(round_dir / "completions", Completion)
     assert len(completions) == 12 * 3
-    assert all(row.status == "ok" and row.num_tokens > 0 for row in completions)
+    assert all(row.num_tokens == len(row.token_ids) > 0 for row in completions)
+    assert {row.status for row in completions} <= {"ok", "control_token"}  # a random model samples those, too
     metrics = json.loads((round_dir / "metrics.json").read_text())
     assert metrics["num_selected"] > 0
     assert (round_dir / "checkpoint" / "model.safetensors").exists()
