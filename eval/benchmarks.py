@@ -71,17 +71,32 @@ def run_benchmarks(config: EvaluationConfig, model: str, chat: Chat, dtype: Dtyp
 
 def load_tasks(config: EvaluationConfig) -> dict[str, Any]:
     """Load each configured task with its data. Raises UsageError for an unknown task, with the closest names."""
+    manager = task_manager(config)
+    for benchmark in config.benchmarks:
+        check_task(config, benchmark.task, manager)
+    return {benchmark.task: _load(manager, benchmark.task) for benchmark in config.benchmarks}
+
+
+def task_manager(config: EvaluationConfig) -> Any:
+    """Return lm-eval's index of the tasks, which takes seconds for lm-eval's own. Raises UsageError for no folder."""
     from lm_eval.tasks import TaskManager
 
     if config.task_dir is not None and not Path(config.task_dir).is_dir():
         raise UsageError(f"evaluation.task_dir {config.task_dir!r} is not a folder; give one with lm-eval task files")
-    manager = TaskManager(include_defaults=config.task_dir is None, include_path=config.task_dir)
-    for benchmark in config.benchmarks:
-        if benchmark.task not in manager.all_tasks:
-            source = config.task_dir or "lm-eval's tasks"
-            suggestion = _suggestion(benchmark.task, manager.all_tasks)
-            raise UsageError(f"no task {benchmark.task!r} in {source}; {suggestion}")
-    return {benchmark.task: _load(manager, benchmark.task) for benchmark in config.benchmarks}
+    return TaskManager(include_defaults=config.task_dir is None, include_path=config.task_dir)
+
+
+def check_task(config: EvaluationConfig, task: str, manager: Any) -> None:
+    """Raise UsageError for a task that lm-eval's index does not hold, with the closest names."""
+    if task not in manager.all_tasks:
+        source = config.task_dir or "lm-eval's tasks"
+        raise UsageError(f"no task {task!r} in {source}; {_suggestion(task, manager.all_tasks)}")
+
+
+def unknown_metric_error(benchmark: BenchmarkConfig, known: Iterable[str]) -> UsageError:
+    """Return the error of a metric that a task does not have, with the closest names."""
+    suggestion = _suggestion(benchmark.metric, known)
+    return UsageError(f"task {benchmark.task} has no metric {benchmark.metric!r}; {suggestion}")
 
 
 def data_files(task_dir: str | Path) -> list[Path]:
@@ -92,9 +107,21 @@ def data_files(task_dir: str | Path) -> list[Path]:
             files.add(path)
         if path.suffix == ".yaml":
             dataset_arguments = _read_task(path).get("dataset_kwargs") or {}
-            names = _strings(dataset_arguments.get("data_files"))
+            names = strings_of(dataset_arguments.get("data_files"))
             files |= {Path(name) for name in names if Path(name).is_file()}
     return sorted(files)
+
+
+def strings_of(tree: Any) -> Iterator[str]:
+    """Yield the strings of nested mappings and lists."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for child in tree.values():
+            yield from strings_of(child)
+    elif isinstance(tree, list):
+        for child in tree:
+            yield from strings_of(child)
 
 
 def _result(benchmark: BenchmarkConfig, output: Mapping[str, Any]) -> EvalResult:
@@ -102,9 +129,7 @@ def _result(benchmark: BenchmarkConfig, output: Mapping[str, Any]) -> EvalResult
     values = output["results"].get(benchmark.task, {})
     if benchmark.metric not in values:
         known = [key for key in values if "," in key and "_stderr," not in key]
-        raise UsageError(
-            f"task {benchmark.task} has no metric {benchmark.metric!r}; {_suggestion(benchmark.metric, known)}"
-        )
+        raise unknown_metric_error(benchmark, known)
     metric, _, filter_name = benchmark.metric.partition(",")
     stderr: float | None = None
     reported = values.get(f"{metric}_stderr,{filter_name}")
@@ -168,15 +193,3 @@ def _read_task(path: Path) -> dict[str, Any]:
     if not isinstance(task, dict):
         return {}
     return task
-
-
-def _strings(tree: Any) -> Iterator[str]:
-    """Yield the strings of nested mappings and lists."""
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict):
-        for child in tree.values():
-            yield from _strings(child)
-    elif isinstance(tree, list):
-        for child in tree:
-            yield from _strings(child)

@@ -1,12 +1,14 @@
 """The plan of a recipe, printed before anything runs: stages, rows, optimizer steps, tokens, disk, and one example.
 
     steps  = TrainConfig.num_steps        tokens <= steps * batch_size * max_tokens
-    disk   = 2 bytes per parameter and checkpoint, 6 per completion token (text, ids and rewards, measured on Parquet)
+    disk   = 2 bytes per parameter and checkpoint, or the size of the policy's weights if that is not in the config;
+             6 per completion token (text, ids and rewards, measured on Parquet)
 
 No model is loaded. A tokenizer is loaded for the example, if the policy's folder exists.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from winnow.chat import Chat, RenderedConversation, load_chat
-from winnow.errors import WinnowError
+from winnow.checkpoints import num_weight_bytes
+from winnow.conversations import row_messages
+from winnow.errors import InputError, WinnowError
 from winnow.records import Message
-from winnow.rows import read_jsonl
+from winnow.rows import count_lines, read_jsonl
 from winnow.run_config import PhaseConfig, RunConfig, TrainConfig
 
 BYTES_PER_PARAMETER = 2
@@ -79,7 +83,7 @@ def print_plan(config: RunConfig) -> None:
             console.print(f"warning: round {stage.round_number} {stage.name}: {stage.warning}", style="yellow")
     num_bytes = sum(stage.num_bytes or 0 for stage in stages)
     if num_bytes:
-        console.print(f"disk: {_format_bytes(num_bytes)} in all")
+        console.print(f"disk: {format_bytes(num_bytes)} in all")
     else:
         console.print("disk: unknown; set policy.num_parameters")
     console.print(*_example_lines(config), sep="\n", markup=False, soft_wrap=True)
@@ -93,6 +97,11 @@ def mark_loss(rendered: RenderedConversation) -> str:
         text += rendered.text[position:start] + "{+" + rendered.text[start:end] + "+}"
         position = end
     return text + rendered.text[position:]
+
+
+def format_bytes(num_bytes: int | None) -> str:
+    """Format a number of bytes with a decimal prefix: 1.2 GB."""
+    return _with_prefix(num_bytes, BYTE_PREFIXES, "B")
 
 
 def _lab_stages(config: RunConfig) -> Iterator[PlannedStage]:
@@ -121,9 +130,7 @@ def _round_stages(config: RunConfig, round_number: int) -> Iterator[PlannedStage
 def _training(
     config: RunConfig, round_number: int, name: str, train: TrainConfig, num_rows: int | None
 ) -> PlannedStage:
-    num_bytes = None
-    if config.policy.num_parameters is not None:
-        num_bytes = config.policy.num_parameters * BYTES_PER_PARAMETER
+    num_bytes = _checkpoint_bytes(config)
     if num_rows is None:
         return PlannedStage(round_number, name, warmup_steps=train.warmup_steps, num_bytes=num_bytes)
     num_steps = train.num_steps(num_rows)
@@ -139,6 +146,13 @@ def _training(
     )
 
 
+def _checkpoint_bytes(config: RunConfig) -> int | None:
+    """Return the size of a checkpoint of the policy; None if neither its weights nor their number are known."""
+    if config.policy.num_parameters is not None:
+        return config.policy.num_parameters * BYTES_PER_PARAMETER
+    return num_weight_bytes(config.policy.model)
+
+
 def _evaluation(config: RunConfig, round_number: int) -> PlannedStage:
     names = [benchmark.task for benchmark in config.evaluation.benchmarks]
     if config.evaluation.questions is not None:
@@ -152,7 +166,7 @@ def _num_file_rows(phase: PhaseConfig) -> int | None:
         return phase.num_rows
     num_rows = 0
     for path in phase.files:
-        num_rows += sum(1 for _ in read_jsonl(path))
+        num_rows += count_lines(path)
     return num_rows
 
 
@@ -182,7 +196,7 @@ def _table(stages: Sequence[PlannedStage]) -> Table:
             _format_count(stage.num_steps),
             _format_count(stage.warmup_steps),
             _format_tokens(stage.max_tokens),
-            _format_bytes(stage.num_bytes),
+            format_bytes(stage.num_bytes),
         )
     return table
 
@@ -204,9 +218,9 @@ def _example(config: RunConfig) -> tuple[Sequence[Message], str]:
     for phase in config.lab.phases:
         paths += [path for path in phase.files if Path(path).is_file()]
     if paths:
-        _, row = next(read_jsonl(paths[0]), (0, {}))
-        if row.get("messages"):
-            return [Message.model_validate(message) for message in row["messages"]], paths[0]
+        with suppress(InputError):  # the checks after the plan report it
+            for line_number, row in read_jsonl(paths[0]):
+                return row_messages(row, f"{paths[0]} line {line_number}"), paths[0]
     return EXAMPLE, "made up; the recipe's own rows are not at hand"
 
 
@@ -239,11 +253,6 @@ def _format_count(count: int | None) -> str:
 def _format_tokens(num_tokens: int | None) -> str:
     """Format a number of tokens with a decimal prefix: 1.2 B."""
     return _with_prefix(num_tokens, COUNT_PREFIXES, "")
-
-
-def _format_bytes(num_bytes: int | None) -> str:
-    """Format a number of bytes with a decimal prefix: 1.2 GB."""
-    return _with_prefix(num_bytes, BYTE_PREFIXES, "B")
 
 
 def _with_prefix(count: int | None, prefixes: Sequence[tuple[str, float]], unit: str) -> str:

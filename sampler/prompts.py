@@ -26,13 +26,23 @@ def read_pool(files: Sequence[PromptFile]) -> list[Prompt]:
     """
     pool: dict[str, Prompt] = {}
     for file in files:
-        default_source = file.source or Path(file.path).stem
+        default_source = source_of(file)
         for line_number, row in read_jsonl(file.path):
             prompt = parse_prompt(row, default_source, f"{file.path} line {line_number}")
             pool.setdefault(prompt.prompt_id, prompt)
-    if not pool:
-        raise InputError(f"no prompts in {', '.join(file.path for file in files)}; a row is {{'messages': [...]}}")
+    check_has_prompts(files, len(pool))
     return list(pool.values())
+
+
+def source_of(file: PromptFile) -> str:
+    """Return the source of the file's rows that name none."""
+    return file.source or Path(file.path).stem
+
+
+def check_has_prompts(files: Sequence[PromptFile], num_prompts: int) -> None:
+    """Raise InputError if the files hold no prompt."""
+    if num_prompts == 0:
+        raise InputError(f"no prompts in {', '.join(file.path for file in files)}; a row is {{'messages': [...]}}")
 
 
 def parse_prompt(row: dict[str, Any], default_source: str, location: str) -> Prompt:

@@ -21,7 +21,7 @@ def run_phases(run: Run, inputs: list[str]) -> None:
     """Train the unfinished phases; the last one's checkpoint becomes round 0's. `inputs` come from `phase_inputs`."""
     model = run.config.policy.model
     for phase, phase_digest in zip(run.config.lab.phases, inputs, strict=True):
-        piece = f"{run.round_name(0)}/phase/{phase.name}"
+        piece = run.phase_piece(phase.name)
         if not run.ledger.is_finished(piece, phase_digest):
             with run.ledger.record(piece, phase_digest) as facts:
                 facts.update(train_phase(run, phase, model))

@@ -139,7 +139,7 @@ def test_a_malformed_prompt_is_reported_with_file_and_line(folder: Path, config:
     bad = folder / "bad.jsonl"
     bad.write_text('{"prompt": "fine"}\n{"prompt": 3}\n')
     changed = {**config, "name": "badprompt", "prompts": {"num_prompts": 2, "files": [{"path": str(bad)}]}}
-    error = one_line(winnow_in_process("run", write_config(folder, changed)), 1)
+    error = one_line(winnow_in_process("run", write_config(folder, changed)), 2)
     assert "bad.jsonl line 2: a prompt row needs" in error
 
 

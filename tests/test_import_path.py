@@ -98,7 +98,7 @@ def test_a_stage_in_a_process_of_its_own_names_what_shadows_its_package(config: 
     config = {**config, "name": "shadowed"}
     result = call(COMMAND, "run", write_config(tmp_path, config), cwd=tmp_path, python_path=tmp_path / "decoys")
     assert result.returncode == 2
-    first, second = result.stderr.splitlines()
+    first, second = [line for line in result.stderr.splitlines() if line.startswith("winnow: ")]
     assert first.startswith(f"winnow: `sft` at {path} shadows winnow's package of that name; take {path.parent} off ")
     assert second == "winnow: stage start ended with exit code 2; fix the cause and continue with --resume"
 

@@ -52,6 +52,19 @@ def check_checkpoint(model: str) -> None:
         )
 
 
+def is_on_this_machine(model: str) -> bool:
+    """Tell whether a model's config.json can be read without a download: from its folder, or a copy of the hub's."""
+    return _local_file(model, "config.json") is not None
+
+
+def num_weight_bytes(model: str) -> int | None:
+    """Return the size of a model's weight files; None for a hub id, or if a file is missing."""
+    paths = [Path(model) / name for name in _weight_names(Path(model))]
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    return sum(path.stat().st_size for path in paths)
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Tell whether a folder holds a tokenizer's file."""
     return _has_any(folder, TOKENIZER_PATTERNS)
@@ -134,7 +147,10 @@ def _local_file(model: str, name: str) -> Path | None:
         return Path(model) / name
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(model, name)
+    try:
+        cached = try_to_load_from_cache(model, name)
+    except ValueError:  # neither a folder nor a hub id; `check_model_path` reports it
+        return None
     if isinstance(cached, str):
         return Path(cached)
     return None

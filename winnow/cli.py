@@ -9,6 +9,7 @@ from winnow/reward_options.py.
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from winnow.import_path import child_environment
 from winnow.reward_options import RewardOptions, RewardSpec, choices_of, option_text
 
 if TYPE_CHECKING:
+    from winnow.inspection import Inspection
     from winnow.run_config import RunConfig
 
 
@@ -133,7 +135,7 @@ def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The recipe.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, check its files, do nothing.")] = False,
 ) -> None:
     """Run a recipe: SFT start, rounds of best-of-N, evaluation, peak."""
     from winnow.config import load_config
@@ -141,11 +143,10 @@ def run(
 
     resolved = load_config(config, RunConfig, overrides or [])
     if dry_run:
-        from sampler.plan import print_plan
-
-        print_plan(resolved)
+        _plan_run(resolved, is_resumed=resume)
         return
     from sampler.rounds import run_rounds
+    from winnow.inspection import Inspection
     from winnow.rundir import locked, run_root, start_run
     from winnow.stages import run_in_subprocess, run_inline
 
@@ -154,26 +155,67 @@ def run(
         stage = run_in_subprocess
     with locked(run_root(resolved)):
         started_run = start_run(resolved, is_resumed=resume)
-        if not started_run.has_all_rewards:
-            _check_reward_server(resolved)
+        inspection = Inspection(started_run, is_dry=False, finished_pieces=started_run.ledger.pieces())
+        _inspect(inspection)
+        inspection.print_findings(sys.stderr)
+        inspection.raise_faults()
         run_rounds(started_run, stage)
 
 
-def _check_reward_server(config: "RunConfig") -> None:
-    """Find the cheap faults of a run's reward server before the run samples. Raises UsageError and ModelError.
+def _plan_run(config: "RunConfig", *, is_resumed: bool) -> None:
+    """Print the plan of a run and what its checks find. Raises PreflightError with every fault."""
+    from sampler.plan import print_plan
+    from winnow.inspection import Inspection
+    from winnow.rundir import Run, run_root
 
-    A server that runs elsewhere is not called: it may start while the policy is trained.
-    """
-    if config.reward is None:
+    print_plan(config)
+    planned_run = Run(run_root(config), config)
+    finished: frozenset[str] = frozenset()
+    if is_resumed:
+        finished = planned_run.ledger.pieces()
+    inspection = Inspection(planned_run, is_dry=True, finished_pieces=finished)
+    _inspect(inspection)
+    inspection.print_findings(sys.stdout)
+    inspection.raise_faults()
+
+
+def _inspect(inspection: "Inspection") -> None:
+    """Check everything of a run that can be checked without weights; a package is imported if the run needs it."""
+    from sampler.preflight import check_disk, check_policy, check_prompts, check_sampling_engine
+
+    config = inspection.config
+    if inspection.is_finished("peak"):
         return
+    chat = check_policy(inspection)
+    if config.lab.phases:
+        from sft.preflight import check_phases
+
+        check_phases(inspection, chat)
+    if not inspection.has_all_rewards:
+        check_sampling_engine(inspection)
+        check_prompts(inspection, chat)
+        _inspect_reward_server(inspection)
+    if config.evaluation.benchmarks or config.evaluation.questions is not None:
+        from eval.preflight import check_evaluation
+
+        check_evaluation(inspection, chat)
+    check_disk(inspection)
+
+
+def _inspect_reward_server(inspection: "Inspection") -> None:
+    """Find the faults of a run's reward server. A server elsewhere is not called: it may start during training."""
+    reward = inspection.config.reward
+    assert reward is not None  # RunConfig: rounds need reward
     from sampler.managed_server import connection_settings, managed_config
 
-    if config.reward.server is None:
-        connection_settings(config.reward).credentials()
+    if reward.server is None:
+        with inspection.collect():
+            connection_settings(reward).credentials()
+        inspection.unchecked.append(f"reward server at {reward.address}: it may start later")
         return
-    from reward_server.serving.preflight import preflight
+    from reward_server.serving.preflight import inspect_server
 
-    preflight(managed_config(config.reward.server))
+    inspect_server(managed_config(reward.server), inspection)
 
 
 @app.command(cls=Verb, epilog="Example: winnow status runs/miniature --json")

@@ -3,6 +3,7 @@
     WinnowError                  exit code 1: the work failed
     |-- UsageError               exit code 2: the request cannot be fulfilled as it is
     |   |-- ConfigError          a config file, key or override is wrong
+    |   |-- PreflightError       every fault of a run that was found before anything was computed, as a list
     |   `-- RunFolderError       the run folder exists, is missing, or belongs to another config
     |-- InputError               a line of a data file is malformed; the message names file and line
     |-- ChatError                a conversation cannot be rendered (role, order of turns, template)
@@ -14,9 +15,12 @@
         |-- DeadlineError        it did not respond before the deadline
         `-- AuthError            it does not accept the caller's credentials
 
-Every message names the given value, what is wrong with it, and the remedy; the command line prints it as one line.
+Every message names the given value, what is wrong with it, and the remedy; the command line prints it as one line, and
+several faults of one run as a numbered list.
 A bad *row* raises nothing: it is stored with its own status (see `winnow.records`).
 """
+
+from collections.abc import Sequence
 
 
 class WinnowError(Exception):
@@ -33,6 +37,18 @@ class UsageError(WinnowError, ValueError):
 
 class ConfigError(UsageError):
     """A config file, key or override is wrong."""
+
+
+class PreflightError(UsageError):
+    """The faults of a run that were found before anything was computed: one as it is, several as a numbered list."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        message = faults[0]
+        if len(faults) > 1:
+            numbered = [f"  {number}. {fault}" for number, fault in enumerate(faults, start=1)]
+            message = "\n".join([f"{len(faults)} faults were found, and nothing was computed:", *numbered])
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class RunFolderError(UsageError):

@@ -46,7 +46,7 @@ def exit_on_error() -> Iterator[None]:
     except Exception as error:
         if _is_interruption(error):
             sys.exit(INTERRUPTED)
-        report = _report(error)
+        report = report_of(error)
         if report is None:
             raise
         print(f"winnow: {report.message}", file=sys.stderr)
@@ -68,7 +68,7 @@ def _is_interruption(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _report(error: Exception) -> ErrorReport | None:
+def report_of(error: Exception) -> ErrorReport | None:
     """Return the report of an error that a user can fix; None for a bug, which keeps its traceback."""
     shadowing = describe_shadowing(error)
     if shadowing is not None:

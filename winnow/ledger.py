@@ -33,6 +33,10 @@ class Ledger:
                 entries.append(entry)
         return entries
 
+    def pieces(self) -> frozenset[str]:
+        """Return the names of the finished pieces."""
+        return frozenset(entry["piece"] for entry in self.entries())
+
     def entry(self, piece: str) -> dict[str, Any] | None:
         """Return the newest entry of a piece; None if it has none."""
         newest = {entry["piece"]: entry for entry in self.entries()}

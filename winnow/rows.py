@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, TypeVar
 
 from winnow.errors import InputError, UsageError
@@ -61,15 +62,70 @@ def write_jsonl(path: Path, rows: Iterable[Row | dict[str, Any]]) -> None:
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line number and object of each non-empty line. Raises UsageError, and InputError with file and line."""
+    for line_number, line in read_lines(path):
+        yield line_number, parse_line(line, f"{path} line {line_number}")
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield line number and text of each non-empty line, for `parse_line`. Raises UsageError."""
     try:
-        # `surrogateescape` lets bytes that are not UTF-8 pass, so that `_parse_line` can report their line.
+        # `surrogateescape` lets bytes that are not UTF-8 pass, so that `parse_line` can report their line.
         file = Path(path).open(encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; give the path of a JSONL file") from None
     with file:
         for line_number, line in enumerate(file, start=1):
             if line.strip():
-                yield line_number, _parse_line(line.rstrip("\r\n"), f"{path} line {line_number}")
+                yield line_number, line.rstrip("\r\n")
+
+
+def parse_line(line: str, location: str) -> dict[str, Any]:
+    """Return the object of a line. Raises InputError, which begins with `location`."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:  # `surrogateescape` made halves of surrogate pairs of those bytes
+        byte = ord(line[error.start]) - 0xDC00
+        raise InputError(
+            f"{location}: not UTF-8 text (byte 0x{byte:02x} at column {error.start + 1}); save it as UTF-8"
+        ) from None
+    try:
+        value = json.loads(line)
+        if "\\ud" in line.lower():  # an escape may stand for half of a surrogate pair, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{location}: not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
+        ) from None
+    except UnicodeEncodeError:
+        raise InputError(f"{location}: an escape \\ud... is half of a surrogate pair, not a character") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deep nesting
+        raise InputError(f"{location}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{location}: should be a JSON object, is {kind_of(value)}")
+    return value
+
+
+def count_lines(path: str | Path) -> int:
+    """Count the non-empty lines of a file. Raises UsageError."""
+    return sum(1 for _ in read_lines(path))
+
+
+def draw_lines(path: str | Path, num_lines: int, seed: int) -> list[tuple[int, str]]:
+    """Draw `num_lines` of a file's non-empty lines, each set of them equally likely; return them in file order.
+
+    The file is read once and never held whole: line n takes the place of a random kept line with probability
+    num_lines / n (reservoir sampling). Raises UsageError.
+    """
+    random = Random(seed)
+    kept: list[tuple[int, str]] = []
+    for index, line in enumerate(read_lines(path)):
+        if index < num_lines:
+            kept.append(line)
+            continue
+        place = random.randrange(index + 1)
+        if place < num_lines:
+            kept[place] = line
+    return sorted(kept)
 
 
 def read_jsonl_files(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -139,31 +195,6 @@ def read_parquet(path: Path, row_type: type[RowType]) -> list[RowType]:
     for file in files:
         rows += [row_type.model_validate(row) for row in pq.read_table(file).to_pylist()]
     return rows
-
-
-def _parse_line(line: str, location: str) -> dict[str, Any]:
-    try:
-        line.encode()
-    except UnicodeEncodeError as error:  # `surrogateescape` made halves of surrogate pairs of those bytes
-        byte = ord(line[error.start]) - 0xDC00
-        raise InputError(
-            f"{location}: not UTF-8 text (byte 0x{byte:02x} at column {error.start + 1}); save it as UTF-8"
-        ) from None
-    try:
-        value = json.loads(line)
-        if "\\ud" in line.lower():  # an escape may stand for half of a surrogate pair, which no file can hold
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{location}: not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
-        ) from None
-    except UnicodeEncodeError:
-        raise InputError(f"{location}: an escape \\ud... is half of a surrogate pair, not a character") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deep nesting
-        raise InputError(f"{location}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{location}: should be a JSON object, is {kind_of(value)}")
-    return value
 
 
 def _non_finite_numbers(value: Any) -> Iterator[tuple[str, float]]:

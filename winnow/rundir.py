@@ -48,12 +48,6 @@ class Run:
         return Ledger(self.root / "ledger.jsonl")
 
     @property
-    def has_all_rewards(self) -> bool:
-        """True if the last round's completions are scored and selected, so that no stage needs rewards any more."""
-        num_rounds = self.config.rounds.num_rounds
-        return num_rounds == 0 or self.ledger.entry(f"{self.round_name(num_rounds)}/select") is not None
-
-    @property
     def peak_path(self) -> Path:
         return self.root / "peak.json"
 
@@ -95,6 +89,10 @@ class Run:
         if round_number == 0 and not self.config.lab.phases:
             return self.config.policy.model
         return str(self.checkpoint_dir(round_number))
+
+    def phase_piece(self, name: str) -> str:
+        """Return the name of the piece that trains a LAB phase."""
+        return f"{self.round_name(0)}/phase/{name}"
 
     def policy_piece(self, round_number: int) -> str:
         """Return the name of the piece that makes the policy of a round."""
