@@ -1,4 +1,4 @@
-"""What a run samples from, checked before anything is computed: the policy's files, the prompts, the disk.
+"""What a run samples from, checked before anything is computed: libraries, the policy's files, the prompts, the disk.
 
 policy    folder -> weight files -> tokenizer -> template, which closes a turn with the token at which sampling stops
 prompts   files -> rows -> tokens; prompt tokens + sampling.max_new_tokens <= the policy's positions
@@ -26,6 +26,20 @@ from winnow.run_config import PromptFile
 def free_bytes_of(folder: Path) -> int:
     """Return the free bytes of the disk that holds a folder."""
     return shutil.disk_usage(folder).free
+
+
+def check_libraries(inspection: Inspection) -> None:
+    """Check that the optional libraries that later stages import are installed: the last stage draws a chart."""
+    config = inspection.config
+    names = ["torch", "matplotlib"]
+    if config.lab.phases or inspection.rounds:
+        names.append("trl")
+    if inspection.rounds:
+        names.append("pyarrow")
+    if config.sampling.engine == "vllm" and (inspection.rounds or config.evaluation.questions is not None):
+        names.append("vllm")
+    for name in names:
+        inspection.require_module(name)
 
 
 def check_policy(inspection: Inspection) -> Chat | None:
@@ -77,12 +91,6 @@ def check_prompts(inspection: Inspection, chat: Chat | None) -> None:
             f"prompts.num_prompts is {config.num_prompts}, but there are {num_prompts} prompts; no round has more"
         )
     inspection.add_checked(describe(reports, "prompts", limit), num_faults)
-
-
-def check_sampling_engine(inspection: Inspection) -> None:
-    """Check that the library of the sampling engine is installed."""
-    if inspection.config.sampling.engine == "vllm":
-        inspection.require_module("vllm")
 
 
 def check_disk(inspection: Inspection, free_bytes: Callable[[Path], int] = free_bytes_of) -> None:

@@ -23,8 +23,6 @@ def check_phases(inspection: Inspection, chat: Chat | None) -> None:
     """
     num_faults = len(inspection.faults)
     phases = _unfinished_phases(inspection)
-    if phases:
-        inspection.require_module("trl")
     paths_to_render = _paths_of(inspection, phases)
     reports: dict[str, FileReport] = {}
     for path in _paths_of(inspection, inspection.config.lab.phases):

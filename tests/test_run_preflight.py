@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eval.preflight import check_evaluation
-from sampler.preflight import check_disk, check_policy, check_prompts
+from sampler.preflight import check_disk, check_libraries, check_policy, check_prompts
 from sft.preflight import check_phases
 from tests.processes import winnow_in_process
 from tests.tiny_run import ledger_pieces, tiny_config, write_config, write_jsonl
@@ -329,6 +329,28 @@ def test_a_folder_that_cannot_be_written_is_a_fault(
     inspection = inspect(config)
     check_disk(inspection)
     assert f"{tmp_path} is not writable; set another runs_dir=" in inspection.faults[0]
+
+
+def test_libraries_that_are_not_installed_are_found_before_the_stage_that_imports_them(
+    config: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["sampling"]["engine"] = "vllm"
+    monkeypatch.setattr("winnow.inspection.find_spec", lambda name: None)
+    inspection = inspect(config)
+    check_libraries(inspection)
+    missing = [re.findall(r"No module named '(\w+)'; this needs an extra", fault)[0] for fault in inspection.faults]
+    assert missing == ["torch", "matplotlib", "trl", "pyarrow", "vllm"]
+
+
+def test_a_finished_run_needs_no_checks(config: Tree, tmp_path: Path) -> None:
+    path = write_config(tmp_path, config)
+    run = inspect(config).run
+    with run.ledger.record("peak", "inputs"):
+        pass
+    shutil.rmtree(tmp_path / "student")
+    result = winnow_in_process("run", path, "--resume", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "not checked: anything: the run is finished" in result.stdout
 
 
 def test_a_hub_model_that_is_not_on_this_machine_is_not_checked(config: Tree, tmp_path: Path) -> None:

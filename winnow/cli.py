@@ -181,18 +181,19 @@ def _plan_run(config: "RunConfig", *, is_resumed: bool) -> None:
 
 def _inspect(inspection: "Inspection") -> None:
     """Check everything of a run that can be checked without weights; a package is imported if the run needs it."""
-    from sampler.preflight import check_disk, check_policy, check_prompts, check_sampling_engine
+    from sampler.preflight import check_disk, check_libraries, check_policy, check_prompts
 
     config = inspection.config
     if inspection.is_finished("peak"):
+        inspection.unchecked.append("anything: the run is finished")
         return
+    check_libraries(inspection)
     chat = check_policy(inspection)
     if config.lab.phases:
         from sft.preflight import check_phases
 
         check_phases(inspection, chat)
     if not inspection.has_all_rewards:
-        check_sampling_engine(inspection)
         check_prompts(inspection, chat)
         _inspect_reward_server(inspection)
     if config.evaluation.benchmarks or config.evaluation.questions is not None:
