@@ -120,10 +120,12 @@ def _check_data(task: str, entry: Any) -> None:
     """Raise UsageError for a local data file of a task that does not exist."""
     if not _has_local_data(entry):
         return
-    for name in strings_of((entry.cfg.get("dataset_kwargs") or {}).get("data_files")):
-        if "://" not in name and not Path(name).is_file() and not glob.glob(name):
+    arguments = entry.cfg.get("dataset_kwargs") or {}
+    folder = Path(arguments.get("data_dir") or "")
+    for name in strings_of(arguments.get("data_files")):
+        if "://" not in name and not (folder / name).exists() and not glob.glob(str(folder / name)):
             raise UsageError(
-                f"task {task}: its data is missing: {name} does not exist; make it, or change data_files in "
+                f"task {task}: its data is missing: {folder / name} does not exist; make it, or change data_files in "
                 f"{entry.yaml_path}"
             )
 

@@ -448,6 +448,31 @@ def test_metrics_are_those_that_the_task_file_defines(
     assert any("only its evaluation knows it" in line for line in inspection.unchecked) == (task_file == OWN_METRIC)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        ("data_files: {{test: {folder}/data.jsonl}}", None),
+        ("data_files: {{test: '{folder}/*.jsonl'}}", None),
+        ("data_files: {{test: '{folder}/*.csv'}}", "*.csv"),
+        ("data_dir: {folder}, data_files: [data.jsonl, data.csv]", "data.csv"),
+        ("data_files: ['https://example.org/data.jsonl']", None),
+    ],
+)
+def test_local_data_files_of_a_task_should_exist(
+    config: Tree, tmp_path: Path, arguments: str, missing: str | None
+) -> None:
+    head = TASK[: TASK.index("dataset_kwargs")]
+    tail = TASK[TASK.index("test_split") :]
+    task = f"{head}dataset_kwargs: {{{{{arguments}}}}}\n{tail}"
+    (tmp_path / "tasks" / "sums.yaml").write_text(task.format(folder=tmp_path))
+    inspection = inspect(config)
+    check_evaluation(inspection, None)
+    if missing is None:
+        assert inspection.faults == []
+    else:
+        assert f"task sums: its data is missing: {tmp_path / missing} does not exist" in inspection.faults[0]
+
+
 def test_replayed_rows_that_are_longer_than_a_phase_allows_are_counted(config: Tree, tmp_path: Path) -> None:
     skills = config["lab"]["phases"][0]
     skills["files"] = [write_jsonl(tmp_path / "rows.jsonl", [sft_row("5"), sft_row("5, " * 300)])]
