@@ -81,9 +81,9 @@ def chat_server(script: Script) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             thread.join()
 
 
-def completion(text: str) -> str:
+def completion(text: str, finish_reason: str = "stop") -> str:
     """Return the body of a chat completion with this text."""
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
     return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]})
 
 

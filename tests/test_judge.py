@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from eval.judging.llm_judge import REMINDER, parse_rating, prompt_name, read_judge_prompts
+from eval.judging.llm_judge import REMINDER, prompt_name, read_judge_prompts
 from eval.judging.questions import Question
 from eval.judging.reference_judge import REFERENCE_JUDGE, ReferenceJudge, has_form, reference_score, word_overlap
 from eval.stages import open_judge
-from tests.chat_server import chat_server, llm, prompts_fixture  # noqa: F401
+from tests.chat_server import HttpReply, chat_server, completion, llm, prompts_fixture  # noqa: F401
 from winnow.errors import InputError
 from winnow.run_config import JudgeConfig
 
@@ -96,31 +96,6 @@ def test_reference_judge_needs_a_reference() -> None:
         ReferenceJudge().judge(question(), ["a", "b"], ["only one"])
 
 
-@pytest.mark.parametrize(
-    ("reply", "rating"),
-    [
-        ("Rating: [[5]]", 5.0),
-        ("As shown in [1] and [2], it is good. Rating: 8", None),
-        ("As shown in [1]. Rating: [[8]]", 8.0),
-        ("[[85]]", None),
-        ("[[9]] at first, no: [[85]]", 9.0),
-        ("First [[3]], on reflection [[4]]", 4.0),
-        ("[[7.5/10]]", 7.5),
-        ("[[7 / 10]]", 7.0),
-        ("[[7/5]]", None),
-        ("[[08]]", 8.0),
-        ("[[10]]", 10.0),
-        ("[[10.5]]", None),
-        ("[[0]]", None),
-        ("[[ 6 ]]", 6.0),
-        ("[[rating]]", None),
-        ("", None),
-    ],
-)
-def test_parse_rating_returns_the_last_valid_rating(reply: str, rating: float | None) -> None:
-    assert parse_rating(reply) == rating
-
-
 def test_prompt_name_is_a_math_prompt_for_math_reasoning_and_coding() -> None:
     assert prompt_name(question("writing"), 1) == "single-v1"
     assert prompt_name(question("math"), 1) == "single-math-v1"
@@ -166,6 +141,21 @@ def test_two_unreadable_replies_give_no_score(prompts: str) -> None:
     with chat_server(["eight", "[[80]]"]) as (address, requests), llm(prompts, address) as judge:
         assert judge.judge(question(), ["fish"], None).score is None
         assert len(requests) == 2
+
+
+def test_a_reply_that_holds_reasoning_alone_is_not_sent_back(prompts: str) -> None:
+    with chat_server(["<think>Maybe [[3]]?", "[[8]]"]) as (address, requests), llm(prompts, address) as judge:
+        assert judge.judge(question(), ["fish"], None).score == 8.0
+    assert [message["role"] for message in requests[1]["messages"]] == ["system", "user"]
+    assert requests[1]["messages"][1]["content"] == f"Q: Reverse boat, moss, fish. A: fish {{rate}}\n\n{REMINDER}"
+
+
+def test_a_reply_that_the_token_limit_cut_off_gives_no_score(prompts: str) -> None:
+    cut_off = HttpReply(200, completion("Rating: [[8]] if", "length"))
+    with chat_server([cut_off, cut_off]) as (address, _), llm(prompts, address) as judge:
+        verdict = judge.judge(question(), ["fish"], None)
+    assert verdict.score is None
+    assert verdict.explanation == "Rating: [[8]] if\n(cut off: length)\n\nRating: [[8]] if\n(cut off: length)"
 
 
 def test_math_without_a_reference_is_an_error(prompts: str) -> None:

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint that a judge is asked through: messages -> the text of the reply, or one clear error.
+"""An OpenAI-compatible endpoint that a judge is asked through: messages -> the reply, or one clear error.
 
 POST {base_url}/chat/completions  {"model", "messages", "temperature", max_tokens_name: max_tokens}
-    -> {"choices": [{"message": {"content"}}]}
+    -> {"choices": [{"message": {"content"}, "finish_reason"}]}
 
 Connections that fail, timeouts, 408, 409, 429 and 5xx are retried with exponential backoff by openai's client. Any
 other answer is an error at once, with the server's message and the remedy (endpoint_errors.py).
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ValidationError
 
 from eval.judging.endpoint_errors import REFUSAL_STATUSES, SECTION, remedy, server_message
+from eval.judging.verdicts import Reply
 from winnow.addresses import is_loopback
 from winnow.errors import ServerError, UsageError, first_line
 from winnow.proxies import http_proxy_setting, proxy_remedy, without_credentials
@@ -40,6 +41,7 @@ class _Message(BaseModel):
 
 class _Choice(BaseModel):
     message: _Message
+    finish_reason: str | None = None
 
 
 class _ChatCompletion(BaseModel):
@@ -57,7 +59,7 @@ class ChatEndpoint:
         if config.temperature is not None:
             self._parameters["temperature"] = config.temperature
 
-    def ask(self, messages: "Sequence[ChatCompletionMessageParam]") -> str:
+    def ask(self, messages: "Sequence[ChatCompletionMessageParam]") -> Reply:
         """Return the model's reply. Raises RefusedPromptError for a 400, 413 or 422, ServerError for other failures."""
         import openai
 
@@ -71,15 +73,16 @@ class ChatEndpoint:
             raise self._connection_error(error) from None
         return self._reply(response.status_code, response.http_response.text)
 
-    def _reply(self, status: int, text: str) -> str:
+    def _reply(self, status: int, text: str) -> Reply:
         """Return the reply in an HTTP body; empty if there is none. Raises ServerError for another form of body."""
         try:
             completion = _ChatCompletion.model_validate_json(text)
         except ValidationError:
             raise self._answer_error(status, text) from None
         if not completion.choices:
-            return ""
-        return completion.choices[0].message.content or ""
+            return Reply("")
+        choice = completion.choices[0]
+        return Reply(choice.message.content or "", choice.finish_reason)
 
     def _answer_error(self, status: int, text: str) -> ServerError:
         """Return the error for an answer of the endpoint, or of a proxy before it, that holds no reply."""

@@ -7,14 +7,13 @@ single-v1-multi-turn           turn 2                                        bot
 single-math-v1-multi-turn      turn 2 of math, reasoning, coding             the same, and both reference answers
 
 The temperature is 0 (Zheng et al., arXiv 2306.05685) unless the config says otherwise. If a reply has no readable
-rating, the judge is asked once more; after that the verdict's score is None.
+rating (verdicts.py), the judge is asked once more; after that the verdict's score is None.
 
 A parameter, a key or an address at fault concerns every judgment. `check` finds it with one short call before any
 answer is generated. A prompt that the endpoint then refuses (too long, or filtered) has a verdict without a score; if
 the first MAX_REFUSED prompts are all refused, that is an error.
 """
 
-import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,8 @@ from pydantic import BaseModel
 from eval.judging.chat_endpoint import ChatEndpoint, RefusedPromptError, open_chat_endpoint
 from eval.judging.judges import Verdict
 from eval.judging.questions import NUM_TURNS, Question, parse_rows
+from eval.judging.reply_text import without_reasoning
+from eval.judging.verdicts import Reply, parse_rating
 from winnow.errors import InputError, ServerError
 from winnow.run_config import JudgeConfig
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
 PROMPT_NAMES = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
-RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
 REMINDER = 'Your reply holds no rating that can be read. Reply with the rating alone, from 1 to 10, like "[[5]]".'
 CHECK_PROMPT = 'Reply with the rating "[[5]]" alone.'
 NUM_PARALLEL = 8
@@ -48,21 +48,6 @@ class JudgePrompt(BaseModel):
     name: str
     system_prompt: str
     prompt_template: str
-
-
-def parse_rating(text: str) -> float | None:
-    """Return the last valid `[[x]]` with 1 <= x <= 10, or None.
-
-    `[[7.5/10]]` means 7.5, `[[08]]` means 8; `[[85]]`, `[[0]]`, `[[7/5]]`, `[8]` and a bare "Rating: 8" are invalid.
-
-    >>> parse_rating("As shown in [1], not a [[10]]. Rating: [[8]]")
-    8.0
-    """
-    for digits in reversed(RATING.findall(text)):
-        rating = float(digits)
-        if 1 <= rating <= 10:
-            return rating
-    return None
 
 
 def read_judge_prompts(path: str) -> dict[str, JudgePrompt]:
@@ -126,12 +111,11 @@ class LlmJudge:
         """Return the rating, None if it is unreadable, and the reply. Raises ServerError, RefusedPromptError."""
         reply = self._endpoint.ask(messages)
         self._is_any_accepted = True
-        rating = parse_rating(reply)
+        rating = parse_rating(*reply)
         if rating is not None:
-            return rating, reply
-        messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": REMINDER}]
-        second_reply = self._endpoint.ask(messages)
-        return parse_rating(second_reply), f"{reply}\n\n{second_reply}"
+            return rating, reply.explanation
+        second_reply = self._endpoint.ask([*messages[:-1], *_reminded(messages[-1], reply)])
+        return parse_rating(*second_reply), f"{reply.explanation}\n\n{second_reply.explanation}"
 
     def _count_refusal(self, error: RefusedPromptError) -> None:
         """Count a refused prompt. Raises ServerError for MAX_REFUSED of them if no prompt was accepted before."""
@@ -142,6 +126,14 @@ class LlmJudge:
             raise ServerError(
                 f"the first {num_refused} prompts of the judge are all refused; the last: {error}"
             ) from None
+
+
+def _reminded(prompt: "ChatCompletionMessageParam", reply: Reply) -> "list[ChatCompletionMessageParam]":
+    """Return the messages that ask again. A reply without an answer is not sent: servers refuse an empty message."""
+    answer = without_reasoning(reply.text).strip()
+    if not answer:
+        return [{"role": "user", "content": f"{prompt['content']}\n\n{REMINDER}"}]
+    return [prompt, {"role": "assistant", "content": answer}, {"role": "user", "content": REMINDER}]
 
 
 def prompt_name(question: Question, turn: int) -> str:
