@@ -2,7 +2,7 @@
 
     {"round", "checkpoint", "batch_reward", "judge_score", "ties", "rule", "dropped": [{"round", "reason"}],
      "rounds": [{"round", "batch_reward", "random_control_reward",
-                 "judge_score": {"mean", "min", "max", "num_unanswered"},
+                 "judge_score": {"mean", "min", "max", "num_unanswered", "num_unparsable", "num_judgments"},
                  "benchmarks": {task: {"value", "stderr", "n", "metric"}}}]}
 
 `batch_reward` and `judge_score` next to `round` and `checkpoint` belong to the peak. Values can be null: round 0 has no
@@ -19,12 +19,14 @@ from winnow.records import EvalResult, Row
 
 
 class ScoreRange(Row):
-    """A judged score over runs, on the scale 1 to 10; turns without an answer are counted, not scored."""
+    """A judged score over runs, on the scale 1 to 10; unreadable verdicts and unanswered turns are only counted."""
 
     mean: float
     min: float
     max: float
     num_unanswered: int = 0
+    num_unparsable: int = 0
+    num_judgments: int = 0
 
 
 class BenchmarkScore(Row):
@@ -90,7 +92,14 @@ def round_report(
     """Build the report of one round from its results and its reward metrics (empty for round 0)."""
     judge_score = None
     if judged is not None:
-        judge_score = ScoreRange(mean=judged.mean, min=judged.min, max=judged.max, num_unanswered=judged.num_unanswered)
+        judge_score = ScoreRange(
+            mean=judged.mean,
+            min=judged.min,
+            max=judged.max,
+            num_unanswered=judged.num_unanswered,
+            num_unparsable=judged.num_unparsable,
+            num_judgments=judged.num_judgments,
+        )
     return RoundReport(
         round=round_number,
         batch_reward=metrics.get("batch_reward"),

@@ -18,7 +18,7 @@ from typing import Any
 
 from eval.benchmarks import BenchmarkItem, data_files, run_benchmarks
 from eval.chart import draw_chart
-from eval.judging.judged_scores import JudgedScore, summarize
+from eval.judging.judged_scores import JudgedScore, check_readable, summarize, unreadable_warning
 from eval.judging.judges import Judge
 from eval.judging.llm_judge import open_llm_judge
 from eval.judging.mt_bench import Answer, answer_questions, check_answered, check_questions, judge_answers
@@ -35,7 +35,14 @@ from winnow.run_config import JudgeConfig, QuestionsConfig
 from winnow.rundir import Run, atomic_folder
 
 QuestionSet = tuple[list[Question], References]
-PEAK_RULE_KEYS = {"guard_alpha", "guard_tolerance", "judge_tolerance"}
+MAX_UNREADABLE = "evaluation.questions.judge.max_unreadable"
+# Keys that decide about results and do not change them.
+DECIDING_KEYS: dict[str, Any] = {
+    "guard_alpha": True,
+    "guard_tolerance": True,
+    "judge_tolerance": True,
+    "questions": {"judge": {"max_unreadable": True}},
+}
 
 
 class Results(Row):
@@ -48,11 +55,19 @@ class Results(Row):
 
 
 def evaluate(run: Run, round_number: int) -> None:
-    """Evaluate the policy of a round on the benchmarks and the question set."""
+    """Evaluate the policy of a round on the benchmarks and the question set.
+
+    Raises WinnowError if too many verdicts are unreadable, after the results were written.
+    """
     piece = f"{run.round_name(round_number)}/evaluate"
     inputs = evaluation_inputs(run, round_number)
-    if run.ledger.is_finished(piece, inputs):
-        return
+    if not run.ledger.is_finished(piece, inputs):
+        _evaluate(run, round_number, piece, inputs)
+    _check_readable(run, read_results(run, round_number))
+
+
+def _evaluate(run: Run, round_number: int, piece: str, inputs: str) -> None:
+    """Evaluate a round and record the piece."""
     config = run.config.evaluation
     model = run.policy_path(round_number)
     # The questions are read and rendered, and the judge is called, before any model is loaded: a line, a template or an
@@ -83,6 +98,8 @@ def pick_peak(run: Run, last_round: int) -> None:
     rounds = range(last_round + 1)
     results_by_round = [read_results(run, round_number) for round_number in rounds]
     metrics_by_round = [_read_metrics(run, round_number) for round_number in rounds]
+    for results in results_by_round:
+        _check_readable(run, results)
     candidates: list[Candidate] = []
     reports: list[RoundReport] = []
     for results, metrics in zip(results_by_round, metrics_by_round, strict=True):
@@ -102,7 +119,7 @@ def pick_peak(run: Run, last_round: int) -> None:
 
 
 def evaluation_inputs(run: Run, round_number: int) -> str:
-    """Return a digest of all inputs of a round's results: checkpoint, config, files; not the peak rule's keys."""
+    """Return a digest of all inputs of a round's results: checkpoint, config, files; not the deciding keys."""
     config = run.config.evaluation
     files: list[Path] = []
     if config.task_dir:
@@ -112,7 +129,7 @@ def evaluation_inputs(run: Run, round_number: int) -> str:
         files += [Path(name) for name in names if name and Path(name).is_file()]
     return digest(
         [
-            config.model_dump(mode="json", exclude=PEAK_RULE_KEYS),
+            config.model_dump(mode="json", exclude=DECIDING_KEYS),
             run.config.policy.model_dump(mode="json"),
             [run.config.sampling.engine, run.config.seed],
             run.ledger.inputs_of(run.policy_piece(round_number)),
@@ -157,7 +174,19 @@ def _judged_score(run: Run, round_number: int, chat: Chat, question_set: Questio
     answer_chars: list[int] = []
     for answer in answers:
         answer_chars += [len(text) for text in answer.texts]
-    return summarize(judgments, categories, answer_chars, _report_unanswered(answers, label))
+    score = summarize(judgments, categories, answer_chars, _report_unanswered(answers, label))
+    warning = unreadable_warning(score, label)
+    if warning is not None:
+        print(f"{warning}; see the rows with score -1 in judgments.jsonl", file=sys.stderr)
+    return score
+
+
+def _check_readable(run: Run, results: Results) -> None:
+    """Raise WinnowError if more verdicts of a round are unreadable than the config allows."""
+    questions = run.config.evaluation.questions
+    if results.judge is not None and questions is not None:
+        label = f"round {results.round} ({run.eval_dir(results.round) / 'judgments.jsonl'})"
+        check_readable(results.judge, questions.judge.max_unreadable, label, MAX_UNREADABLE)
 
 
 def _report_unanswered(answers: Sequence[Answer], label: str) -> int:

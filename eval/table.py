@@ -65,18 +65,24 @@ def explanation(report: PeakReport) -> Iterator[str]:
         yield f"Ties: none; 1 of {num_kept} rounds leads."
     for dropped in report.dropped:
         yield f"Dropped: round {dropped.round}: {dropped.reason}."
-    yield from _unanswered(report)
+    yield from _left_out(report)
     yield f"Rule: {report.rule}."
     agreement = report.rank_agreement
     value = "not defined (too few rounds, or no spread)" if agreement is None else f"{agreement:+.2f}"
     yield f"Spearman of batch reward against judged score over rounds: {value}."
 
 
-def _unanswered(report: PeakReport) -> Iterator[str]:
+def _left_out(report: PeakReport) -> Iterator[str]:
+    """Yield a line for each round with turns that have no answer, or no readable verdict."""
     for round_report in report.rounds:
         score = round_report.judge_score
         if score is not None and score.num_unanswered:
             yield f"Unanswered: round {round_report.round}: {score.num_unanswered} turns have no answer and no score."
+        if score is not None and score.num_unparsable:
+            yield (
+                f"Unreadable: round {round_report.round}: {score.num_unparsable} of {score.num_judgments} verdicts "
+                "are in no mean."
+            )
 
 
 def _reason(report: PeakReport) -> str:

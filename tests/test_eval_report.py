@@ -15,10 +15,11 @@ from winnow.records import EvalResult
 
 REWARDS = {1: (1.51, -4.72), 2: (1.77, 0.24), 3: (2.02, 1.08)}
 SCORES = (5.9, 7.9, 7.85, 7.6)
+COUNTS = {"num_unparsable": 0, "num_judgments": 40}
 FIVE_TASKS = ("arc_challenge", "hellaswag", "mmlu", "winogrande", "gsm8k")
 
 
-def judged(mean: float, num_unanswered: int = 0) -> JudgedScore:
+def judged(mean: float, num_unanswered: int = 0, num_unparsable: int = 0) -> JudgedScore:
     return JudgedScore(
         judge="reference-judge",
         mean=mean,
@@ -29,7 +30,7 @@ def judged(mean: float, num_unanswered: int = 0) -> JudgedScore:
         by_category={},
         by_turn={},
         num_judgments=40,
-        num_unparsable=0,
+        num_unparsable=num_unparsable,
         mean_answer_chars=12.0,
         num_unanswered=num_unanswered,
     )
@@ -72,13 +73,13 @@ def test_peak_report_has_exactly_the_documented_keys() -> None:
     }
     assert (content["round"], content["checkpoint"]) == (2, "runs/tiny/round-02/checkpoint")
     assert content["batch_reward"] == 1.77
-    assert content["judge_score"] == {"mean": 7.85, "min": 7.85 - 0.2, "max": 7.85 + 0.1, "num_unanswered": 0}
+    assert content["judge_score"] == {"mean": 7.85, "min": 7.85 - 0.2, "max": 7.85 + 0.1, "num_unanswered": 0, **COUNTS}
     assert content["dropped"] == [{"round": 3, "reason": "facts is 16.0 points below round 0 (p = 0.0004)"}]
     assert content["rounds"][0] == {
         "round": 0,
         "batch_reward": None,
         "random_control_reward": None,
-        "judge_score": {"mean": 5.9, "min": 5.9 - 0.2, "max": 5.9 + 0.1, "num_unanswered": 0},
+        "judge_score": {"mean": 5.9, "min": 5.9 - 0.2, "max": 5.9 + 0.1, "num_unanswered": 0, **COUNTS},
         "benchmarks": {
             task: {"value": 0.715, "stderr": 0.029, "n": 240, "metric": "acc,none"} for task in ("facts", "sums")
         },
@@ -115,6 +116,13 @@ def test_print_closing_counts_the_turns_without_an_answer() -> None:
     text = printed(report().model_copy(update={"rounds": tuple(flawed)}))
     assert "Unanswered: round 2: 3 turns have no answer and no score." in text
     assert text.count("Unanswered") == 1
+
+
+def test_print_closing_counts_the_unreadable_verdicts() -> None:
+    flawed = [*rounds()[:2], round_report(2, [], judged(7.85, num_unparsable=4), {})]
+    text = printed(report().model_copy(update={"rounds": tuple(flawed)}))
+    assert "Unreadable: round 2: 4 of 40 verdicts are in no mean." in text
+    assert text.count("Unreadable") == 1
 
 
 @pytest.mark.parametrize("tasks", [("facts", "sums", "endings"), FIVE_TASKS])

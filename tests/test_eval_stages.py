@@ -4,20 +4,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.tiny_models import make_tokenizer
 from eval.stages import Results, evaluate, pick_peak, read_results
+from tests.chat_server import chat_server, prompts_fixture  # noqa: F401
 from tests.processes import ROOT
 from tests.tiny_models import make_model
 from tests.tiny_run import write_jsonl
 from winnow.config import parse_config
-from winnow.errors import InputError, WinnowError
+from winnow.errors import InputError, RunFolderError, WinnowError
 from winnow.records import EvalResult
 from winnow.rows import read_jsonl_files
-from winnow.run_config import RunConfig
-from winnow.rundir import Run
+from winnow.run_config import JudgeConfig, RunConfig
+from winnow.rundir import Run, open_run, start_run
 
 pytestmark = pytest.mark.usefixtures("_evaluation_resources")
 
@@ -173,6 +175,58 @@ def test_turns_without_an_answer_are_counted_shown_and_not_judged(
     assert "Unanswered: round 0: 2 turns" in capsys.readouterr().out
 
 
+def with_max_unreadable(run: Run, share: float) -> Run:
+    evaluation = run.config.evaluation
+    assert evaluation.questions is not None
+    judge = evaluation.questions.judge.model_copy(update={"max_unreadable": share})
+    questions = evaluation.questions.model_copy(update={"judge": judge})
+    changed = evaluation.model_copy(update={"questions": questions})
+    return Run(run.root, run.config.model_copy(update={"evaluation": changed}))
+
+
+def test_a_round_with_too_many_unreadable_verdicts_is_refused_and_kept(run: Run) -> None:
+    evaluate(run, 0)
+    path = run.eval_dir(0) / "results.json"
+    results = json.loads(path.read_text())
+    results["judge"]["num_unparsable"] = 2
+    path.write_text(json.dumps(results))
+    with pytest.raises(WinnowError, match=r"round 0 .*judgments\.jsonl\): 2 of 8 .*judge\.max_unreadable"):
+        evaluate(run, 0)
+    tolerant = with_max_unreadable(run, 0.25)
+    evaluate(tolerant, 0)
+    assert [entry["piece"] for entry in run.ledger.entries()] == ["round-00/evaluate"]
+
+
+def test_evaluate_warns_of_unreadable_verdicts(
+    run: Run, tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = run.config.evaluation.questions
+    assert questions is not None
+    write_jsonl(tmp_path / "data" / "question.jsonl", QUESTIONS[1:])
+
+    def reply(request: dict[str, Any]) -> str:
+        return "eight" if "Another one." in request["messages"][1]["content"] else "Rating: [[8]]"
+
+    with chat_server(reply) as (address, _):
+        judge = JudgeConfig(kind="llm", model="judge-1", base_url=address, prompts=prompts, max_unreadable=0.5)
+        judged = questions.model_copy(update={"judge": judge})
+        evaluation = run.config.evaluation.model_copy(update={"questions": judged})
+        evaluate(Run(run.root, run.config.model_copy(update={"evaluation": evaluation})), 0)
+    warning = "warning: round 0: 2 of 4 verdicts of the judge judge-1 are unreadable"
+    assert warning in capsys.readouterr().err
+
+
+def test_a_resumed_run_may_change_the_share_of_unreadable_verdicts(run: Run, tmp_path: Path) -> None:
+    started = start_run(run.config.model_copy(update={"runs_dir": str(tmp_path)}), is_resumed=False)
+    with started.ledger.record("round-00/evaluate", "inputs"):
+        pass
+    tolerant = with_max_unreadable(started, 0.25).config
+    start_run(tolerant, is_resumed=True)
+    assert open_run(started.root).config == tolerant
+    with pytest.raises(RunFolderError, match="seed: 0 -> 5"):
+        start_run(tolerant.model_copy(update={"seed": 5}), is_resumed=True)
+
+
 def test_evaluate_stops_if_no_question_has_an_answer(run: Run, tmp_path: Path) -> None:
     long = {"question_id": 2, "category": "writing", "turns": ["Why? " * 4000, "Really?"]}
     write_jsonl(tmp_path / "data" / "question.jsonl", [long])
@@ -192,7 +246,9 @@ def test_a_run_without_evaluation_has_results_and_a_peak(run: Run, capsys: pytes
 # --- the peak -------------------------------------------------------------------------------------------------------
 
 
-def record_round(run: Run, round_number: int, judged: float, num_right: int, reward: float) -> None:
+def record_round(
+    run: Run, round_number: int, judged: float, num_right: int, reward: float, num_unparsable: int = 0
+) -> None:
     """Write a round's files as evaluate and select do: right items of 20, a mean judged score, a batch reward."""
     items = []
     for index in range(20):
@@ -210,7 +266,7 @@ def record_round(run: Run, round_number: int, judged: float, num_right: int, rew
         "by_category": {},
         "by_turn": {},
         "num_judgments": 4,
-        "num_unparsable": 0,
+        "num_unparsable": num_unparsable,
         "mean_answer_chars": 3.0,
     }
     result = EvalResult(task="sums", metric="exact_match,none", value=num_right / 20, stderr=0.1, n=20)
@@ -274,6 +330,16 @@ def test_only_guard_benchmarks_drop_rounds(finished: Run) -> None:
     run = Run(finished.root, finished.config.model_copy(update={"evaluation": lenient}))
     pick_peak(run, 3)
     assert json.loads(run.peak_path.read_text())["round"] == 2
+
+
+def test_pick_peak_refuses_a_round_with_too_many_unreadable_verdicts(run: Run) -> None:
+    record_round(run, 0, judged=5.0, num_right=15, reward=0.0)
+    record_round(run, 1, judged=9.0, num_right=15, reward=1.0, num_unparsable=1)
+    with pytest.raises(WinnowError, match=r"round 1 .*1 of 4 verdicts .*unreadable"):
+        pick_peak(run, 1)
+    pick_peak(with_max_unreadable(run, 0.25), 1)
+    peak = json.loads(run.peak_path.read_text())
+    assert peak["judge_score"]["num_unparsable"] == 1
 
 
 def test_pick_peak_names_a_round_without_results_or_metrics(finished: Run) -> None:

@@ -4,13 +4,24 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
 
 from benchmarks.tiny_models import make_tokenizer
-from eval.judging.judged_scores import UNREADABLE, Judgment, mean_score, summarize
+from eval.judging.judged_scores import (
+    UNREADABLE,
+    JudgedScore,
+    Judgment,
+    check_readable,
+    clustered_stderr,
+    mean_score,
+    summarize,
+    unreadable_warning,
+)
 from eval.judging.judges import Verdict
+from eval.judging.judgment_files import only_set, read_judgment_sets
 from eval.judging.mt_bench import (
     Answer,
     answer_questions,
@@ -324,6 +335,70 @@ def test_summarize_keeps_the_order_of_more_than_ten_runs() -> None:
 def test_summarize_quotes_the_judge_if_a_run_has_no_readable_verdict() -> None:
     with pytest.raises(WinnowError, match=r"no readable verdict.*'no rating here'"):
         summarize([judgment(8), judgment(-1, run_id=1)], {1: "math"}, [1])
+
+
+def test_summarize_refuses_two_models_two_judges_and_unknown_questions() -> None:
+    other_model = judgment(8).model_copy(update={"model": "large"})
+    with pytest.raises(InputError, match=r"several models \(large, tiny\); summarize each alone"):
+        summarize([judgment(8), other_model], {1: "math"}, [1])
+    other_judge = judgment(8).model_copy(update={"judge": ("gpt-4", "single-v1")})
+    with pytest.raises(InputError, match=r"several judges \(gpt-4, reference-judge\)"):
+        summarize([judgment(8), other_judge], {1: "math"}, [1])
+    with pytest.raises(InputError, match="question_id 999, which the question set does not have"):
+        summarize([judgment(8), judgment(8, 999)], {1: "math"}, [1])
+
+
+def test_summarize_has_standard_errors_over_questions() -> None:
+    judgments = [judgment(8), judgment(6, turn=2), judgment(4, 2), judgment(2, 2, turn=2), judgment(5, 3)]
+    score = summarize(judgments, {1: "math", 2: "math", 3: "writing"}, [])
+    # math: question means 7 and 3, mean 5: sqrt(2 / 1 * (4^2 + 4^2)) / 4 = 2
+    assert score.by_category_stderr == {"math": 2.0, "writing": None}
+    # turn 1: 8, 4, 5: sd over sqrt(3)
+    assert score.by_turn_stderr == {"1": pytest.approx(stdev([8, 4, 5]) / 3**0.5), "2": 2.0}
+    # all: mean 5; deviations 4, -4, 0: sqrt(3 / 2 * 32) / 5
+    assert score.stderr == pytest.approx(48**0.5 / 5)
+    assert score.mean_answer_chars is None
+
+
+def test_clustered_stderr_of_equal_clusters_is_that_of_their_means() -> None:
+    scores = [9.0, 7.0, 3.0, 2.0, 6.0, 6.0, 10.0, 1.0]
+    clusters = [1, 1, 2, 2, 3, 3, 4, 4]
+    assert clustered_stderr(scores, clusters) == pytest.approx(stdev([8, 2.5, 6, 5.5]) / 2)
+    assert clustered_stderr(scores[:2], clusters[:2]) is None
+    assert clustered_stderr([], []) is None
+
+
+def unreadable_share(num_unreadable: int, num_judgments: int) -> JudgedScore:
+    """Return a score of which so many verdicts are unreadable."""
+    judgments = [
+        judgment(UNREADABLE if number < num_unreadable else 8.0, question_id=number) for number in range(num_judgments)
+    ]
+    return summarize(judgments, None, [1])
+
+
+def test_unreadable_verdicts_are_warned_about_above_2_percent_and_refused_above_the_limit() -> None:
+    assert unreadable_warning(unreadable_share(2, 100), "round 1") is None
+    warning = unreadable_warning(unreadable_share(3, 100), "round 1")
+    assert warning is not None
+    assert warning.startswith("warning: round 1: 3 of 100 verdicts of the judge reference-judge are unreadable")
+    check_readable(unreadable_share(10, 100), 0.1, "round 1", "max_unreadable")
+    with pytest.raises(WinnowError, match=r"round 1: 11 of 100 .*11\.0%, at most 10\.0% allowed.*set max_unreadable"):
+        check_readable(unreadable_share(11, 100), 0.1, "round 1", "max_unreadable")
+    check_readable(unreadable_share(11, 100), 0.2, "round 1", "max_unreadable")
+
+
+def test_hard_questions_left_out_do_not_pass_as_a_better_score(reference_data: Path) -> None:
+    path = reference_data / "mt_bench" / "model_judgment" / "gpt-4_single.jsonl"
+    judgments = only_set(read_judgment_sets(path), model="vicuna-7b-v1.3-greedy").judgments
+    questions = read_questions(reference_data / "mt_bench" / "question.jsonl")
+    hard = {row.question_id for row in questions if row.category in ("math", "reasoning", "coding")}
+    flawed = []
+    for row in judgments:
+        flawed.append(row.model_copy(update={"score": UNREADABLE}) if row.question_id in hard else row)
+    score = summarize(flawed, None, [])
+    assert score.mean > summarize(judgments, None, []).mean + 1
+    with pytest.raises(WinnowError, match=r"60 of 160 .*37\.5%"):
+        check_readable(score, 0.1, "round 1", "max_unreadable")
 
 
 # --- the real thing -------------------------------------------------------------------------------------------------

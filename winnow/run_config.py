@@ -261,6 +261,8 @@ class JudgeConfig(Section):
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name under which max_tokens is sent (llm): OpenAI's reasoning models accept only max_completion_tokens, some
     servers only max_tokens."""
+    max_unreadable: Fraction = 0.1
+    """Share of unreadable verdicts above which a judged score is refused; it may be changed on --resume."""
 
     @field_validator("base_url")
     @classmethod

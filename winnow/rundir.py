@@ -24,8 +24,11 @@ from winnow.ledger import Ledger
 from winnow.rows import write_json
 from winnow.run_config import RunConfig
 
-# Format of the files of a run folder. Folders without a format are of the first: their completions hold no token ids.
+# Format of a run folder: of its files, and of the digests in its ledger. A change after which `--resume` would misread
+# the files, or compute finished pieces again, needs a new one. Folders of format 1 do not state it.
 FORMAT = 2
+# Keys that may change when a run is resumed: they decide whether a result is accepted, and change no file.
+CHANGEABLE_KEYS = frozenset({"evaluation.questions.judge.max_unreadable"})
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ def run_root(config: RunConfig) -> Path:
 def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
     """Create a run's folder, or open it again to resume. Raises RunFolderError if it belongs to another run or config.
 
-    A run that has not finished any piece (its ledger is empty) starts from scratch: nothing can be lost.
+    A run that has not finished any piece (its ledger is empty) starts from scratch: nothing can be lost. A resumed run
+    takes new values of CHANGEABLE_KEYS.
     """
     run = Run(run_root(config), config)
     if not run.ledger.entries():
@@ -121,11 +125,15 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
         return run
     if not is_resumed:
         raise RunFolderError(f"{run.root} exists; continue with --resume, set another name=, or delete the folder")
-    changed = differences(open_run(run.root).config, config)
+    changed: list[str] = []
+    for line in differences(open_run(run.root).config, config):
+        if line.partition(":")[0] not in CHANGEABLE_KEYS:
+            changed.append(line)
     if changed:
         raise RunFolderError(
             f"{run.root} was made by another config ({'; '.join(changed)}); undo that or set another name="
         )
+    write_text(run.config_path, dump_config(config))
     return run
 
 

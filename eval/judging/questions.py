@@ -100,10 +100,11 @@ def parse_rows(path: str | Path, model: type[RowModel]) -> Iterator[tuple[str, R
         try:
             yield location, model.model_validate(row)
         except ValidationError as error:
-            raise InputError(f"{location}: {_first_problem(error)}") from None
+            raise InputError(f"{location}: {first_problem(error)}") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Return key and text of the first problem of a row."""
     problem: Any = error.errors()[0]
     key = ".".join(map(str, problem["loc"]))
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
