@@ -371,6 +371,29 @@ def evaluate(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
     _run_stage("evaluate", run_dir, round_number)
 
 
+@app.command(cls=Verb, epilog="Example: winnow judge --summary gpt-4_single.jsonl --questions question.jsonl")
+def judge(
+    summary: Annotated[Path, typer.Option(metavar="FILE", help="FastChat's judgments of single answers, in JSONL.")],
+    questions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The questions that were judged, for means by category.")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The answers that were judged, for their length.")
+    ] = None,
+    max_unreadable: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="SHARE", help="Share of unreadable verdicts above which a mean is refused."),
+    ] = 0.1,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Accept questions with turns that were not judged.")
+    ] = False,
+) -> None:
+    """Print what a judgment file says: means by model, judge, turn and category, with standard errors."""
+    from eval.judging.summary import SummaryRequest, print_summary
+
+    print_summary(SummaryRequest(summary, questions, answers, max_unreadable, allow_missing))
+
+
 @app.command(cls=Verb, epilog="Example: winnow peak runs/miniature")
 def peak(run_dir: RunFolder) -> None:
     """Pick the peak checkpoint of a run's evaluated rounds; write peak.json and the chart."""

@@ -181,5 +181,5 @@ def _missing_error(
             break
     return InputError(
         f"{location}: question_id {question_id!r} has no judgment of turn {turn} in run {run_id} of model {model!r} by "
-        f"{judge!r} ({len(missing)} missing in all); add them, or allow them to be missing"
+        f"{judge!r} ({len(missing)} missing in all); add them, or allow them to be missing (--allow-missing)"
     )
