@@ -120,8 +120,7 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
             raise RunFolderError(f"nothing to resume: {run.root} holds no config.json; run without --resume")
         if not run.config_path.exists() and set(run.root.glob("*")) - {run.lock_path}:
             raise RunFolderError(f"{run.root} exists and is not a run folder; set another name= or runs_dir=")
-        facts = {"format": FORMAT, "winnow_version": __version__}
-        write_json(run.config_path, {**facts, **config.model_dump(mode="json")})
+        _write_config(run)
         return run
     if not is_resumed:
         raise RunFolderError(f"{run.root} exists; continue with --resume, set another name=, or delete the folder")
@@ -133,8 +132,13 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
         raise RunFolderError(
             f"{run.root} was made by another config ({'; '.join(changed)}); undo that or set another name="
         )
-    write_text(run.config_path, dump_config(config))
+    _write_config(run)
     return run
+
+
+def _write_config(run: Run) -> None:
+    facts = {"format": FORMAT, "winnow_version": __version__}
+    write_json(run.config_path, {**facts, **run.config.model_dump(mode="json")})
 
 
 def open_run(root: Path, *, is_read_only: bool = False) -> Run:
