@@ -66,7 +66,7 @@ def encode(
     encoded = EncodedRows()
     for row_number, row in enumerate(rows, start=1):
         try:
-            token_ids, loss_mask = _encode_row(row, chat, is_last_turn_only=is_last_turn_only)
+            token_ids, loss_mask = encode_row(row, chat, is_last_turn_only=is_last_turn_only)
         except ChatError as error:
             encoded.invalid_reasons[str(error)] += 1
             continue
@@ -85,7 +85,7 @@ def encode(
     return encoded
 
 
-def _encode_row(row: Mapping[str, Any], chat: Chat, *, is_last_turn_only: bool) -> tuple[list[int], list[bool]]:
+def encode_row(row: Mapping[str, Any], chat: Chat, *, is_last_turn_only: bool = False) -> tuple[list[int], list[bool]]:
     """Return the tokens of a row and their loss mask. Raises ChatError."""
     messages = parse_messages(row)
     metadata = row.get("metadata") or {}

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sft.encoding import parse_messages
+from sft.encoding import encode_row, parse_messages
 from winnow.chat import Chat
 from winnow.errors import InputError, TrainingError
 from winnow.inspection import Inspection
@@ -66,13 +66,13 @@ def _measure(chat: Chat | None) -> Measure:
     """Return a function that counts the tokens of a row."""
 
     def measure(row: dict[str, Any], location: str) -> int | None:
-        messages = parse_messages(row)
         if chat is None:
+            parse_messages(row)
             return None
-        rendered = chat.conversation(messages)
-        if not any(rendered.loss_mask):
+        token_ids, loss_mask = encode_row(row, chat)
+        if not any(loss_mask):
             raise InputError(f"{location}: no token carries loss; check the chat template's assistant turns")
-        return len(rendered.token_ids)
+        return len(token_ids)
 
     return measure
 

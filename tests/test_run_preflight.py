@@ -400,6 +400,15 @@ def test_a_single_fault_is_one_line() -> None:
     assert str(PreflightError(["a", "b"])).splitlines()[1:] == ["  1. a", "  2. b"]
 
 
+def test_rows_with_sampled_ids_are_checked_as_they_are_trained(config: Tree, tmp_path: Path) -> None:
+    row = {**sft_row("5"), "metadata": {"completion_ids": [5], "tokenizer_hash": "another"}}
+    config["lab"]["phases"][0]["files"] = [write_jsonl(tmp_path / "selected.jsonl", [row, sft_row("5")])]
+    inspection = inspect(config)
+    check_phases(inspection, check_policy(inspection))
+    [warning] = inspection.warnings
+    assert "1 of 2 rows will be left out of phase skills: 1 x metadata.completion_ids are of another" in warning
+
+
 def test_a_finished_phase_is_rendered_again_only_if_it_is_replayed(config: Tree, tmp_path: Path) -> None:
     [first] = config["lab"]["phases"]
     second = {**first, "name": "second", "files": [write_jsonl(tmp_path / "second.jsonl", [sft_row("5")] * 3)]}
