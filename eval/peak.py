@@ -9,16 +9,15 @@
 
 A round without a judged score ranks below every round with a judged score. If no round has one, all rounds are tied.
 
-    b, c = items that got worse, items that got better;  p = P(X >= b), X ~ Binomial(b + c, 1/2)
-
-The exact test on discordant pairs: McNemar 1947, Psychometrika 12; for item values between 0 and 1 it is the sign test.
-Holm: 1979, Scandinavian Journal of Statistics 6. Why paired: Miller, arXiv 2411.00640.
+The tests are those of eval/statistics.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from eval.statistics.holm import holm
+from eval.statistics.mcnemar import mcnemar_p_value
 from winnow.errors import WinnowError
 
 ItemValues = Mapping[str, float]
@@ -111,40 +110,6 @@ def dropped_rounds(tests: Sequence[GuardTest], rule: Rule) -> dict[int, str]:
             reason = f"{test.guard} is {100 * test.loss:.1f} points below round 0 (p = {test.p_value:.2g})"
             reasons.setdefault(test.round, []).append(reason)
     return {round_number: "; ".join(texts) for round_number, texts in sorted(reasons.items())}
-
-
-def mcnemar_p_value(differences: Sequence[float]) -> float:
-    """Return the one-sided exact p-value that items got worse; `differences` are later minus earlier values per item.
-
-    >>> mcnemar_p_value([-1, -1, -1, -1, -1, 0, 0])
-    0.03125
-    >>> mcnemar_p_value([-1, 1, 0])
-    0.75
-    """
-    num_worse = sum(difference < 0 for difference in differences)
-    num_better = sum(difference > 0 for difference in differences)
-    num_changed = num_worse + num_better
-    # The tail of the binomial distribution in integers: C(n, n) + C(n, n-1) + ... + C(n, num_worse), over 2**n.
-    num_ways = 1
-    tail = 0
-    for k in range(num_changed, num_worse - 1, -1):
-        tail += num_ways
-        num_ways = num_ways * k // (num_changed - k + 1)  # C(n, k-1) from C(n, k)
-    return tail / (1 << num_changed)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Apply Holm's step-down correction; the result has the order of `p_values`.
-
-    >>> holm([0.25, 0.125, 0.5])
-    [0.5, 0.375, 0.5]
-    """
-    corrected = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = highest
-    return corrected
 
 
 def _differences(start: Candidate, later: Candidate, guard: str) -> list[float]:

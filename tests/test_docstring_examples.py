@@ -30,4 +30,6 @@ def test_the_examples_of_a_module_hold(module: str) -> None:
 
 
 def test_modules_with_examples_are_found() -> None:
-    assert {"winnow.addresses", "reward_server.engines.attention", "sampler.metrics", "eval.peak"} <= set(MODULES)
+    assert {"winnow.addresses", "reward_server.engines.attention", "sampler.metrics", "eval.statistics.holm"} <= set(
+        MODULES
+    )

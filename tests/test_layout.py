@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "sampler": {"winnow", "reward_server.client", "sampler.engines"},
     "sampler.engines": {"winnow"},
     "sft": {"winnow", "sampler.engines"},
-    "eval": {"winnow", "eval.judging", "sampler.engines", "reward_server.client"},
+    "eval": {"winnow", "eval.judging", "eval.statistics", "sampler.engines", "reward_server.client"},
     "eval.judging": {"winnow", "sampler.engines"},
+    "eval.statistics": {"winnow"},
 }
 # The composition roots know every package, inside functions only, so that importing them stays light.
 COMPOSITION_ROOTS = ("winnow/cli.py", "winnow/stages.py")

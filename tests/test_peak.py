@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.peak import Candidate, Rule, choose_peak, guard_tests, holm, mcnemar_p_value
+from eval.peak import Candidate, Rule, choose_peak, guard_tests
 from eval.ranking import average_ranks, spearman
 from winnow.errors import WinnowError
 
@@ -112,41 +112,12 @@ def test_rounds_with_different_items_cannot_be_compared() -> None:
         choose_peak([candidate(0, 5.0, facts=START), candidate(1, 6.0, 1.0, facts=START[:-1])], Rule())
 
 
-def test_mcnemar_p_value_equals_a_count_of_all_outcomes() -> None:
-    for worse, better in [(0, 0), (5, 0), (3, 4), (9, 2), (0, 7)]:
-        differences = [-1.0] * worse + [1.0] * better + [0.0] * 3
-        num_changed = worse + better
-        num_outcomes = sum(bin(outcome).count("1") >= worse for outcome in range(2**num_changed))
-        assert mcnemar_p_value(differences) == num_outcomes / 2**num_changed
-
-
-def test_mcnemar_p_value_of_a_whole_benchmark() -> None:
-    assert mcnemar_p_value([-1.0] * 3000 + [1.0] * 2700 + [0.0] * 8000) == pytest.approx(3.8e-5, rel=0.05)
-
-
 def test_guard_tests_corrects_over_guards_and_rounds_together() -> None:
     start = candidate(0, 5.0, facts=START, sums=START)
     tests = guard_tests([candidate(1, 6.0, facts=WORSE, sums=START), start])
     assert [(test.round, test.guard) for test in tests] == [(1, "facts"), (1, "sums")]
     assert [test.p_value for test in tests] == [2 * 2.0**-10, 1.0]
     assert [test.loss for test in tests] == [0.5, 0.0]
-
-
-p_values = st.lists(st.floats(0, 1), max_size=8)
-
-
-@steady
-@given(p_values)
-def test_holm_is_never_below_the_p_value_and_never_above_bonferroni(values: list[float]) -> None:
-    for value, corrected in zip(values, holm(values), strict=True):
-        assert value <= corrected <= min(1.0, len(values) * value)
-
-
-@steady
-@given(p_values)
-def test_holm_keeps_the_order(values: list[float]) -> None:
-    pairs = sorted(zip(values, holm(values), strict=True))
-    assert [corrected for _, corrected in pairs] == sorted(corrected for _, corrected in pairs)
 
 
 scores = st.none() | st.floats(1, 10)
