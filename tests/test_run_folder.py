@@ -49,6 +49,7 @@ def test_a_folder_of_this_format_resumes_whatever_version_made_it(run: Run) -> N
     rewrite(run, format=FORMAT, winnow_version="9.9.9")
     assert start_run(run.config, is_resumed=True) == run
     assert open_run(run.root) == run
+    assert json.loads(run.config_path.read_text())["winnow_version"] == "9.9.9"
 
 
 def test_an_older_folder_is_refused_by_resume_and_stages_and_shown_by_status(run: Run, tmp_path: Path) -> None:

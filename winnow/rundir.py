@@ -120,7 +120,7 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
             raise RunFolderError(f"nothing to resume: {run.root} holds no config.json; run without --resume")
         if not run.config_path.exists() and set(run.root.glob("*")) - {run.lock_path}:
             raise RunFolderError(f"{run.root} exists and is not a run folder; set another name= or runs_dir=")
-        _write_config(run)
+        _write_config(run, __version__)
         return run
     if not is_resumed:
         raise RunFolderError(f"{run.root} exists; continue with --resume, set another name=, or delete the folder")
@@ -132,13 +132,13 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
         raise RunFolderError(
             f"{run.root} was made by another config ({'; '.join(changed)}); undo that or set another name="
         )
-    _write_config(run)
+    _write_config(run, json.loads(run.config_path.read_text())["winnow_version"])
     return run
 
 
-def _write_config(run: Run) -> None:
-    facts = {"format": FORMAT, "winnow_version": __version__}
-    write_json(run.config_path, {**facts, **run.config.model_dump(mode="json")})
+def _write_config(run: Run, version: str) -> None:
+    """Write the run's config with the folder's format and the version of winnow that made the folder."""
+    write_json(run.config_path, {"format": FORMAT, "winnow_version": version, **run.config.model_dump(mode="json")})
 
 
 def open_run(root: Path, *, is_read_only: bool = False) -> Run:
