@@ -14,7 +14,7 @@ from winnow.errors import ConfigError, RunFolderError
 from winnow.run_config import RunConfig
 from winnow.rundir import FORMAT, Run, open_run, start_run
 
-OLDER = "was made by winnow 0.1.0 or older: its format is 1, and winnow .* continues format 2; continue it with winnow"
+OLDER = "was made by winnow 0.1.0: its format is 1, and winnow .* continues format 2; continue it with winnow"
 
 
 def make_config(folder: Path) -> RunConfig:
@@ -58,8 +58,8 @@ def test_an_older_folder_is_refused_by_resume_and_stages_and_shown_by_status(run
     for arguments in (("run", path, "--resume"), ("sft", str(run.root)), ("peak", str(run.root))):
         result = winnow(*arguments)
         assert result.returncode == 2
-        assert "was made by winnow 0.1.0 or older" in result.stderr
-        assert "continue it with winnow 0.1.0 or older, or set another name= or runs_dir=" in result.stderr
+        assert "was made by winnow 0.1.0" in result.stderr
+        assert "continue it with winnow 0.1.0, or set another name= or runs_dir=" in result.stderr
     assert len(run.ledger.entries()) == 1
     result = winnow("status", str(run.root), "--json")
     assert result.returncode == 0, result.stderr

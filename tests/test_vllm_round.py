@@ -18,6 +18,8 @@ def test_a_round_through_vllm_leaves_the_files_of_every_round(tmp_path: Path) ->
     config = tiny_config(tmp_path)
     # vLLM's CPU attention wants heads of at least 32 dimensions.
     make_model("mistral", tmp_path / "student", seed=0, head_dim=32)
+    # A random model seldom writes its EOS. With a quarter of the vocabulary as stop ids, most completions are finished.
+    (tmp_path / "student" / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(100, 200))}))
     config["sampling"] = {**config["sampling"], "engine": "vllm", "max_model_len": 128}
     config["rounds"] = {**config["rounds"], "num_rounds": 1}
     config["evaluation"] = {"benchmarks": []}

@@ -1,3 +1,3 @@
 """The base layer of winnow: records, chat rendering, configs, run folders. Importing it imports no torch."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

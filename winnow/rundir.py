@@ -152,7 +152,7 @@ def open_run(root: Path, *, is_read_only: bool = False) -> Run:
         raise RunFolderError(f"{root} is not a run folder (no config.json); give a folder that `winnow run` made")
     tree = json.loads(config_path.read_text())
     folder_format = tree.pop("format", 1)
-    version = tree.pop("winnow_version", "0.1.0 or older")
+    version = tree.pop("winnow_version", "0.1.0")
     if folder_format > FORMAT or (folder_format < FORMAT and not is_read_only):
         raise _format_error(root, folder_format, version)
     try:

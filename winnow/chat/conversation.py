@@ -408,7 +408,7 @@ class Chat:
         if not (self._written.after_last_turn or self._appended_end_of_turn):
             return None
         tokens = {self._written.after_last_turn, self._written.before_next_turn, self.end_of_turn, *self._eos_tokens}
-        return pattern_of(token for token in tokens if token is not None)
+        return pattern_of(token for token in self.control_tokens.values() if token in tokens)
 
     @cached_property
     def _writes_system_messages(self) -> bool:
