@@ -12,10 +12,12 @@ lm-eval's default seed.
 
 import difflib
 import hashlib
+import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -64,8 +66,12 @@ def run_benchmarks(config: EvaluationConfig, model: str, chat: Chat, dtype: Dtyp
             output = evaluate(
                 lm, tasks[benchmark.task], benchmark.num_fewshot, benchmark.limit, f"{label}: {benchmark.task}"
             )
-            results.append(_result(benchmark, output))
-            items.extend(_items(benchmark, output["samples"]))
+            result = _result(benchmark, output)
+            task_items = list(_items(benchmark, output["samples"]))
+            if benchmark.is_guard:
+                check_guard(result, task_items)
+            results.append(result)
+            items.extend(task_items)
     return BenchmarkRun(results, items)
 
 
@@ -97,6 +103,26 @@ def unknown_metric_error(benchmark: BenchmarkConfig, known: Iterable[str]) -> Us
     """Return the error of a metric that a task does not have, with the closest names."""
     suggestion = _suggestion(benchmark.metric, known)
     return UsageError(f"task {benchmark.task} has no metric {benchmark.metric!r}; {suggestion}")
+
+
+def check_guard(result: EvalResult, items: Sequence[BenchmarkItem]) -> None:
+    """Raise UsageError unless the metric has a direction and is the mean of one number for each item.
+
+    A loss is tested item by item. Perplexity, F1 or BLEU have no such number, or combine them in another way.
+    """
+    name = f"evaluation.benchmarks: {result.task} {result.metric}"
+    remedy = "choose another metric, or set is_guard: false"
+    if result.higher_is_better is None:
+        raise UsageError(f"{name} is a guard, but its task does not say whether higher is better; {remedy}")
+    if len(items) != result.n or not items:
+        raise UsageError(
+            f"{name} is a guard, but {len(items)} of its {result.n} items have a value of their own; {remedy}"
+        )
+    mean = fmean(item.value for item in items)
+    if not math.isclose(mean, result.value, rel_tol=1e-6, abs_tol=1e-9):
+        raise UsageError(
+            f"{name} is a guard, but its value {result.value:g} is not its items' mean, {mean:g}; {remedy}"
+        )
 
 
 def data_files(task_dir: str | Path) -> list[Path]:
@@ -144,6 +170,7 @@ def _result(benchmark: BenchmarkConfig, output: Mapping[str, Any]) -> EvalResult
         value=float(values[benchmark.metric]),
         stderr=stderr,
         n=num_items,
+        higher_is_better=output["higher_is_better"].get(benchmark.task, {}).get(metric),
     )
 
 

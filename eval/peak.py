@@ -1,13 +1,22 @@
 """The peak rule: it chooses the round whose checkpoint is kept. Pure.
 
-1. Guards. Every round is compared with round 0. A round is dropped when it is worse than round 0 on a guard benchmark
-   by more than `guard_tolerance`, and significantly worse: a one-sided exact McNemar test on the items that the two
-   rounds answer differently, Holm-corrected over all guards and rounds, at `guard_alpha`. Round 0 is never dropped.
-2. Judged score. The highest mean judged score of the kept rounds wins. The rounds at most `judge_tolerance` below it
-   form the tie set; they are called indistinguishable.
-3. Ties go to the highest batch reward, then to the earlier round. Round 0 has no batch reward and loses every tie.
+1. Guards. Every round is compared with round 0, item by item. A round is dropped when its loss on a guard benchmark is
+   significantly greater than `guard_tolerance`: one-sided, null hypothesis loss <= tolerance, Holm-corrected over all
+   guards and rounds, at `guard_alpha`. A loss that is merely unproven keeps the round; round 0 is never dropped. The
+   loss of a metric that is better when lower is its rise.
+2. Judged score. Of the kept rounds the one with the highest judged score is the best.
+3. Ties. The peak is the earliest kept round that is at most TIE_STDERRS paired standard errors below the best, since
+   training beyond it bought nothing that the judge sees. Reward has no say: among equals the highest reward is the most
+   over-optimised round.
+4. Tie set. The kept rounds at most APART_STDERRS paired standard errors below the best cannot be told apart from it.
 
-A round without a judged score ranks below every round with a judged score. If no round has one, all rounds are tied.
+    s(round)    mean over questions of the mean of a question's verdicts
+    d, e        mean and standard error over questions of best - round, on the (question, turn) keys that both have
+    peak        the earliest round with d <= 0.5 e        tie set    d <= 1.96 e
+
+The best is found on the (question, turn) keys that all kept judged rounds have, so that an unreadable verdict moves no
+round. Without verdicts by question the highest judged score wins, the earliest of equals, and no tie can be tested. A
+round without a judged score ranks below every judged round. If no round is judged, the last kept round is the peak.
 
 The tests are those of eval/statistics.
 """
@@ -16,89 +25,174 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from eval.statistics.estimates import clustered_estimate
 from eval.statistics.holm import holm
-from eval.statistics.mcnemar import mcnemar_p_value
+from eval.statistics.loss_test import LossTest, loss_test
+from eval.statistics.mcnemar import EQUAL
+from eval.statistics.pairing import paired_differences, shared_differences
 from winnow.errors import WinnowError
+from winnow.records import Row
 
-ItemValues = Mapping[str, float]
+TIE_STDERRS = 0.5
+APART_STDERRS = 1.96
+
+# (question, turn) -> verdict, the mean over runs.
+Verdicts = Mapping[tuple[int | str, int], float]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One guard benchmark of a round: item id -> value, and the direction of the metric."""
+
+    values: Mapping[str, float]
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A round as the rule sees it: mean judged score, batch reward, and guard name -> item id -> value."""
+    """A round as the rule sees it; `verdicts` are empty where no judgments by question are at hand."""
 
     round: int
     judge_score: float | None
-    batch_reward: float | None = None
-    guards: Mapping[str, ItemValues] = field(default_factory=dict)
+    verdicts: Verdicts = field(default_factory=dict)
+    guards: Mapping[str, Guard] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule's three numbers; the module's docstring explains them."""
+    """The rule's two settings; the module's docstring explains them."""
 
     guard_alpha: float = 0.05
     guard_tolerance: float = 0.0
-    judge_tolerance: float = 0.0
 
     @property
     def text(self) -> str:
         """The rule in one line, for peak.json."""
         return (
-            f"drop rounds worse than round 0 on a guard benchmark (one-sided exact McNemar test, Holm-corrected, "
-            f"alpha {self.guard_alpha:g}, tolerance {self.guard_tolerance:g}); then the highest judged score; ties "
-            f"(within {self.judge_tolerance:g}) by batch reward, then the earlier round"
+            f"drop rounds whose loss against round 0 on a guard benchmark is significantly greater than "
+            f"{100 * self.guard_tolerance:g} points (one-sided paired test, Holm-corrected, alpha "
+            f"{self.guard_alpha:g}); then the earliest round within {TIE_STDERRS:g} paired standard errors of the "
+            "highest judged score"
         )
 
 
-@dataclass(frozen=True)
-class Peak:
-    """The chosen round, the tie set (ascending, with the chosen round), and dropped round -> reason."""
-
-    round: int
-    ties: list[int]
-    dropped: dict[int, str]
-    rule: str
-
-
-@dataclass(frozen=True)
-class GuardTest:
-    """A comparison of one round with round 0 on one guard: `loss` is a fraction, `p_value` is Holm-corrected."""
+class GuardTest(Row):
+    """A round against round 0 on one guard: loss and 95 % interval as fractions; `p_value` is Holm-corrected."""
 
     round: int
     guard: str
     loss: float
+    low: float | None
+    high: float | None
     p_value: float
+    uncorrected_p_value: float
+    num_items: int
+    method: str
+
+
+class Comparison(Row):
+    """The best round minus a kept round, on the keys that both have; `stderr` is over questions, None for one."""
+
+    round: int
+    difference: float
+    stderr: float | None
+    num_questions: int
+    num_verdicts: int
+
+    def is_within(self, num_stderrs: float) -> bool:
+        """Tell whether the round is at most so many paired standard errors below the best."""
+        return self.difference <= max(num_stderrs * (self.stderr or 0.0), EQUAL)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The chosen round, and why.
+
+    `best` has the highest judged score; None if no round is judged. `ties` is the tie set with the best, ascending;
+    None if it could not be tested. `comparisons` are of the best with every kept judged round but itself.
+    """
+
+    round: int
+    best: int | None
+    ties: list[int] | None
+    dropped: dict[int, str]
+    rule: str
+    guards: list[GuardTest] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
 
 
 def choose_peak(candidates: Sequence[Candidate], rule: Rule) -> Peak:
     """Apply the rule; the order of the candidates has no effect.
 
-    Raises WinnowError without round 0, or if rounds were evaluated on different items of a guard.
+    Raises WinnowError without round 0, for a judged score that is not finite, for a guard without values by item, and
+    if rounds were evaluated on different items or have no verdict in common.
+
+    >>> verdicts = {(81, 1): 7.0, (82, 1): 8.0, (83, 1): 6.0}
+    >>> later = {(81, 1): 7.5, (82, 1): 7.5, (83, 1): 6.2}
+    >>> peak = choose_peak([Candidate(0, 7.0, verdicts), Candidate(1, 7.07, later)], Rule())
+    >>> peak.best, peak.round, peak.ties
+    (1, 0, [0, 1])
     """
-    tests = guard_tests(candidates)
+    ordered = sorted(candidates, key=lambda candidate: candidate.round)
+    tests = guard_tests(ordered, rule)
     dropped = dropped_rounds(tests, rule)
-    kept = [candidate for candidate in candidates if candidate.round not in dropped]
-    tied = _tie_set(kept, rule.judge_tolerance)
-    winner = max(tied, key=lambda candidate: (_or_lowest(candidate.batch_reward), -candidate.round))
-    return Peak(winner.round, sorted(candidate.round for candidate in tied), dropped, rule.text)
+    kept = [candidate for candidate in ordered if candidate.round not in dropped]
+    judged = [candidate for candidate in kept if candidate.judge_score is not None]
+    for candidate in judged:
+        if not math.isfinite(_score(candidate)):
+            raise WinnowError(
+                f"round {candidate.round} has the judged score {candidate.judge_score}; evaluate it again"
+            )
+    if not judged:
+        return Peak(kept[-1].round, None, None, dropped, rule.text, tests)
+    if not all(candidate.verdicts for candidate in judged):
+        best = max(judged, key=lambda candidate: (_score(candidate), -candidate.round))
+        return Peak(best.round, best.round, None, dropped, rule.text, tests)
+    best = _best(judged)
+    comparisons = [_comparison(best, candidate) for candidate in judged if candidate.round != best.round]
+    level = [comparison.round for comparison in comparisons if comparison.is_within(TIE_STDERRS)]
+    tied = [comparison.round for comparison in comparisons if comparison.is_within(APART_STDERRS)]
+    ties = sorted([best.round, *tied])
+    is_tested = all(comparison.stderr is not None for comparison in comparisons)
+    return Peak(
+        round=min([best.round, *level]),
+        best=best.round,
+        ties=ties if is_tested else None,
+        dropped=dropped,
+        rule=rule.text,
+        guards=tests,
+        comparisons=comparisons,
+    )
 
 
-def guard_tests(candidates: Sequence[Candidate]) -> list[GuardTest]:
+def guard_tests(candidates: Sequence[Candidate], rule: Rule) -> list[GuardTest]:
     """Compare every later round with round 0 on every guard of round 0; correct all p-values together."""
     ordered = sorted(candidates, key=lambda candidate: candidate.round)
     if not ordered or ordered[0].round != 0:
         raise WinnowError("the peak rule compares every round with round 0, which has no results; evaluate it")
     start = ordered[0]
-    comparisons: list[tuple[int, str, list[float]]] = []
+    results: list[tuple[int, str, LossTest]] = []
     for candidate in ordered[1:]:
         for guard in sorted(start.guards):
-            comparisons.append((candidate.round, guard, _differences(start, candidate, guard)))
-    p_values = holm([mcnemar_p_value(differences) for _, _, differences in comparisons])
-    tests = []
-    for (round_number, guard, differences), p_value in zip(comparisons, p_values, strict=True):
-        loss = -math.fsum(differences) / max(len(differences), 1)
-        tests.append(GuardTest(round_number, guard, loss, p_value))
+            differences = _guard_differences(start, candidate, guard)
+            results.append((candidate.round, guard, loss_test(differences, rule.guard_tolerance)))
+    corrected = holm([result.p_value for _, _, result in results])
+    tests: list[GuardTest] = []
+    for (round_number, guard, result), p_value in zip(results, corrected, strict=True):
+        low, high = result.interval or (None, None)
+        tests.append(
+            GuardTest(
+                round=round_number,
+                guard=guard,
+                loss=result.loss,
+                low=low,
+                high=high,
+                p_value=p_value,
+                uncorrected_p_value=result.p_value,
+                num_items=result.num_items,
+                method=result.method,
+            )
+        )
     return tests
 
 
@@ -106,30 +200,65 @@ def dropped_rounds(tests: Sequence[GuardTest], rule: Rule) -> dict[int, str]:
     """Return the reason for each dropped round; the reason names each guard that the round fails."""
     reasons: dict[int, list[str]] = {}
     for test in tests:
-        if test.p_value < rule.guard_alpha and test.loss > rule.guard_tolerance:
-            reason = f"{test.guard} is {100 * test.loss:.1f} points below round 0 (p = {test.p_value:.2g})"
+        if test.p_value < rule.guard_alpha:
+            interval = ""
+            if test.low is not None and test.high is not None:
+                interval = f" (95 % interval {100 * test.low:.1f} to {100 * test.high:.1f})"
+            reason = (
+                f"{test.guard} lost {100 * test.loss:.1f} points{interval} against round 0, significantly more than "
+                f"{100 * rule.guard_tolerance:g} (p = {test.p_value:.2g})"
+            )
             reasons.setdefault(test.round, []).append(reason)
     return {round_number: "; ".join(texts) for round_number, texts in sorted(reasons.items())}
 
 
-def _differences(start: Candidate, later: Candidate, guard: str) -> list[float]:
-    """Return later minus start for each item of one guard."""
-    before = start.guards[guard]
-    after = later.guards.get(guard, {})
-    if before.keys() != after.keys():
+def _guard_differences(start: Candidate, later: Candidate, name: str) -> list[float]:
+    """Return later minus start for each item of one guard, turned so that higher is better."""
+    guard = start.guards[name]
+    if not guard.values:
         raise WinnowError(
-            f"round {later.round} and round 0 were evaluated on different items or prompts of {guard}, so they cannot "
-            "be compared; evaluate both again with the same task files"
+            f"the guard {name} has no value for each item, so a loss cannot be tested; set is_guard: false for this "
+            "benchmark, or choose a metric that is a mean over items"
         )
-    return [after[item] - before[item] for item in sorted(before)]
+    values = later.guards[name].values if name in later.guards else {}
+    names = (f"{name} of round {start.round}", f"{name} of round {later.round}")
+    differences = list(paired_differences(guard.values, values, names).values())
+    return differences if guard.higher_is_better else [-difference for difference in differences]
 
 
-def _tie_set(kept: Sequence[Candidate], tolerance: float) -> list[Candidate]:
-    best = max(_or_lowest(candidate.judge_score) for candidate in kept)
-    return [candidate for candidate in kept if _or_lowest(candidate.judge_score) >= best - tolerance]
+def _best(judged: Sequence[Candidate]) -> Candidate:
+    """Return the round with the highest score on the keys that all have; the earliest of equals."""
+    shared = set(judged[0].verdicts).intersection(*(candidate.verdicts for candidate in judged[1:]))
+    if not shared:
+        rounds = ", ".join(str(candidate.round) for candidate in judged)
+        raise WinnowError(
+            f"rounds {rounds} have no question and turn in common that the judge scored; evaluate them on the same "
+            "question set"
+        )
+    best = judged[0]
+    highest = -math.inf
+    for candidate in judged:
+        verdicts = {key: candidate.verdicts[key] for key in sorted(shared, key=repr)}
+        score = clustered_estimate(verdicts, lambda key: key[0]).mean
+        if score > highest + EQUAL:
+            best = candidate
+            highest = score
+    return best
 
 
-def _or_lowest(value: float | None) -> float:
-    if value is None:
-        return -math.inf
-    return value
+def _comparison(best: Candidate, candidate: Candidate) -> Comparison:
+    names = (f"round {candidate.round}", f"round {best.round}")
+    differences = shared_differences(candidate.verdicts, best.verdicts, names)
+    result = clustered_estimate(differences, lambda key: key[0])
+    return Comparison(
+        round=candidate.round,
+        difference=result.mean,
+        stderr=result.stderr,
+        num_questions=result.n,
+        num_verdicts=len(differences),
+    )
+
+
+def _score(candidate: Candidate) -> float:
+    assert candidate.judge_score is not None
+    return candidate.judge_score

@@ -1,19 +1,24 @@
 """The content of peak.json: the results of every round and the chosen peak.
 
-    {"round", "checkpoint", "batch_reward", "judge_score", "ties", "rule", "dropped": [{"round", "reason"}],
+    {"round", "checkpoint", "batch_reward", "judge_score", "best", "ties", "rule", "dropped": [{"round", "reason"}],
+     "comparisons": [{"round", "difference", "stderr", "num_questions", "num_verdicts"}],
+     "guards": [{"round", "guard", "loss", "low", "high", "p_value", "uncorrected_p_value", "num_items", "method"}],
      "rounds": [{"round", "batch_reward", "random_control_reward",
                  "judge_score": {"mean", "min", "max", "num_unanswered", "num_unparsable", "num_judgments"},
                  "benchmarks": {task: {"value", "stderr", "n", "metric"}}}]}
 
-`batch_reward` and `judge_score` next to `round` and `checkpoint` belong to the peak. Values can be null: round 0 has no
-rewards, and no round has a judged score if no questions are configured.
+`batch_reward` and `judge_score` next to `round` and `checkpoint` belong to the peak. `best` is the round with the
+highest judged score, `ties` the rounds that cannot be told apart from it, null if that could not be tested.
+`comparisons` are the best minus every other kept round; `guards` are all tests against round 0, of kept and dropped
+rounds. Other values can be null: round 0 has no rewards, and no round has a judged score if no questions are
+configured.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.judging.judged_scores import JudgedScore
-from eval.peak import Peak
+from eval.peak import Comparison, GuardTest, Peak
 from eval.ranking import spearman
 from winnow.records import EvalResult, Row
 
@@ -69,10 +74,13 @@ class PeakReport(Row):
     checkpoint: str
     batch_reward: float | None
     judge_score: ScoreRange | None
-    ties: tuple[int, ...]
+    best: int | None
+    ties: tuple[int, ...] | None
     rule: str
     rounds: tuple[RoundReport, ...]
     dropped: tuple[DroppedRound, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    guards: tuple[GuardTest, ...] = ()
 
     @property
     def rank_agreement(self) -> float | None:
@@ -128,10 +136,13 @@ def peak_report(peak: Peak, rounds: Sequence[RoundReport], checkpoint: str) -> P
         checkpoint=checkpoint,
         batch_reward=chosen.batch_reward,
         judge_score=chosen.judge_score,
-        ties=tuple(peak.ties),
+        best=peak.best,
+        ties=None if peak.ties is None else tuple(peak.ties),
         rule=peak.rule,
         rounds=tuple(rounds),
         dropped=tuple(DroppedRound(round=round_number, reason=reason) for round_number, reason in peak.dropped.items()),
+        comparisons=tuple(peak.comparisons),
+        guards=tuple(peak.guards),
     )
 
 

@@ -10,13 +10,13 @@ pick_peak   each round's results.json and metrics.json -> peak.json, rounds.png,
 import gc
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks import BenchmarkItem, data_files, run_benchmarks
+from eval.benchmarks import data_files, run_benchmarks
+from eval.candidates import read_candidate
 from eval.chart import draw_chart
 from eval.judging.judged_scores import JudgedScore, check_readable, summarize, unreadable_warning
 from eval.judging.judges import Judge
@@ -30,7 +30,7 @@ from eval.table import print_closing
 from winnow.chat import Chat, load_chat
 from winnow.errors import WinnowError
 from winnow.records import EvalResult, Row, digest, seed_from
-from winnow.rows import file_sha256, read_jsonl, write_json, write_jsonl
+from winnow.rows import file_sha256, write_json, write_jsonl
 from winnow.run_config import JudgeConfig, QuestionsConfig
 from winnow.rundir import Run, atomic_folder
 
@@ -40,7 +40,6 @@ MAX_UNREADABLE = "evaluation.questions.judge.max_unreadable"
 DECIDING_KEYS: dict[str, Any] = {
     "guard_alpha": True,
     "guard_tolerance": True,
-    "judge_tolerance": True,
     "questions": {"judge": {"max_unreadable": True}},
 }
 
@@ -100,13 +99,15 @@ def pick_peak(run: Run, last_round: int) -> None:
     metrics_by_round = [_read_metrics(run, round_number) for round_number in rounds]
     for results in results_by_round:
         _check_readable(run, results)
+    config = run.config.evaluation
     candidates: list[Candidate] = []
     reports: list[RoundReport] = []
     for results, metrics in zip(results_by_round, metrics_by_round, strict=True):
-        candidates.append(_candidate(run, results, metrics))
+        judge_score = None if results.judge is None else results.judge.mean
+        folder = run.eval_dir(results.round)
+        candidates.append(read_candidate(folder, results.round, judge_score, results.benchmarks, config.benchmarks))
         reports.append(round_report(results.round, results.benchmarks, results.judge, metrics))
-    config = run.config.evaluation
-    peak = choose_peak(candidates, Rule(config.guard_alpha, config.guard_tolerance, config.judge_tolerance))
+    peak = choose_peak(candidates, Rule(config.guard_alpha, config.guard_tolerance))
     report = peak_report(peak, reports, results_by_round[peak.round].checkpoint)
     inputs = digest([report.model_dump(mode="json"), run.config.name])
     if not run.ledger.is_finished("peak", inputs):
@@ -207,22 +208,6 @@ def _read_question_set(config: QuestionsConfig | None) -> QuestionSet | None:
     if config is None:
         return None
     return read_questions(config.questions), read_references(config.references)
-
-
-def _candidate(run: Run, results: Results, metrics: Mapping[str, Any]) -> Candidate:
-    """Build a round's candidate for the peak rule."""
-    guard_metrics = {
-        (benchmark.task, benchmark.metric) for benchmark in run.config.evaluation.benchmarks if benchmark.is_guard
-    }
-    guards: dict[str, dict[str, float]] = defaultdict(dict)
-    for _, row in read_jsonl(run.eval_dir(results.round) / "benchmark_items.jsonl"):
-        item = BenchmarkItem.model_validate(row)
-        if (item.task, item.metric) in guard_metrics:
-            guards[f"{item.task} {item.metric}"][item.item_id] = item.value
-    judge_score = None
-    if results.judge is not None:
-        judge_score = results.judge.mean
-    return Candidate(results.round, judge_score, metrics.get("batch_reward"), guards)
 
 
 def _read_metrics(run: Run, round_number: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.peak import APART_STDERRS, Comparison
 from eval.report import BenchmarkScore, PeakReport, RoundReport, ScoreRange
 
 PIPED_WIDTH = 100
@@ -57,12 +58,9 @@ def rounds_table(report: PeakReport) -> Table:
 def explanation(report: PeakReport) -> Iterator[str]:
     """Yield lines of text that explain the choice of the peak."""
     yield f"Peak: round {report.round} ({report.checkpoint}), {_reason(report)}."
-    num_kept = len(report.rounds) - len(report.dropped)
-    if len(report.ties) > 1:
-        tied = ", ".join(map(str, report.ties))
-        yield f"Ties: {len(report.ties)} of {num_kept} rounds are indistinguishable by judged score: {tied}."
-    else:
-        yield f"Ties: none; 1 of {num_kept} rounds leads."
+    yield f"Ties: {_ties(report)}."
+    for comparison in report.comparisons:
+        yield _comparison(report, comparison)
     for dropped in report.dropped:
         yield f"Dropped: round {dropped.round}: {dropped.reason}."
     yield from _left_out(report)
@@ -86,15 +84,34 @@ def _left_out(report: PeakReport) -> Iterator[str]:
 
 
 def _reason(report: PeakReport) -> str:
-    if report.judge_score is None:
-        return "by batch reward, since no round has a judged score"
     kept = "of the rounds that no guard dropped" if report.dropped else "of all rounds"
-    if len(report.ties) == 1:
+    if report.best is None:
+        return f"the last {kept}; no round has a judged score, so nothing ranks them"
+    if report.best == report.round:
         return f"the highest judged score {kept}"
-    tied = [peer for peer in report.rounds if peer.round in report.ties and peer.round != report.round]
-    if report.batch_reward is None or any(peer.batch_reward == report.batch_reward for peer in tied):
-        return f"the earliest of the highest judged scores {kept}"
-    return f"the highest batch reward among the tied highest judged scores {kept}"
+    return f"the earliest within half a paired standard error of round {report.best}, the highest judged score {kept}"
+
+
+def _ties(report: PeakReport) -> str:
+    """Say which rounds cannot be told apart, or why that could not be tested."""
+    if report.best is None:
+        return "not tested, since no round has a judged score"
+    if report.ties is None:
+        return "not tested, since that takes verdicts by question, on two questions or more"
+    if not report.comparisons:
+        return f"round {report.best} is the only kept round with a judged score"
+    if len(report.ties) == 1:
+        return f"round {report.best} is told apart from every other by more than {APART_STDERRS} paired standard errors"
+    *first, last = map(str, report.ties)
+    return f"rounds {', '.join(first)} and {last} cannot be told apart (within {APART_STDERRS} paired standard errors)"
+
+
+def _comparison(report: PeakReport, comparison: Comparison) -> str:
+    error = "standard error unknown" if comparison.stderr is None else f"paired standard error {comparison.stderr:.3f}"
+    return (
+        f"Judged: round {report.best} minus round {comparison.round}: {comparison.difference:+.3f} ({error}, "
+        f"{comparison.num_questions} questions, {comparison.num_verdicts} verdicts)."
+    )
 
 
 def _cells(report: RoundReport, tasks: list[str]) -> list[str]:

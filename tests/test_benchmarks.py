@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from eval.benchmarks import BenchmarkItem, BenchmarkRun, data_files, run_benchmarks
+from eval.benchmarks import BenchmarkItem, BenchmarkRun, check_guard, data_files, run_benchmarks
 from tests.tiny_models import make_model
 from tests.tiny_run import write_jsonl
 from winnow.chat import Chat, load_tokenizer
 from winnow.errors import UsageError, WinnowError
 from winnow.models import load_causal_lm
+from winnow.records import EvalResult
 from winnow.run_config import BenchmarkConfig, EvaluationConfig
 
 pytestmark = pytest.mark.usefixtures("_evaluation_resources")
@@ -187,6 +188,45 @@ def test_a_group_of_tasks_is_one_benchmark_with_all_items(card: BenchmarkRun, mo
     first.unlink()
     assert (both.results[0].n, len({item.item_id for item in both.items})) == (18, 18)
     assert both.results[0].value == pytest.approx(card.results[0].value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "aggregation", "output_type", "complaint"),
+    [
+        ("brier_score", "brier_score", "multiple_choice", "0 of its 9 items have a value of their own"),
+        ("perplexity", "perplexity", "loglikelihood", "is not its items' mean"),
+    ],
+)
+def test_a_guard_whose_metric_is_no_mean_over_items_is_refused(
+    model: str, task_dir: Path, tmp_path: Path, metric: str, aggregation: str, output_type: str, complaint: str
+) -> None:
+    text = CHOICE_TASK.format(task="odd", metric=metric, data=task_dir / "choices.jsonl")
+    text = text.replace("aggregation: mean", f"aggregation: {aggregation}")
+    text = text.replace("output_type: multiple_choice", f"output_type: {output_type}")
+    if output_type == "loglikelihood":
+        text = text.replace("doc_to_choice: choices\n", "").replace("doc_to_target: answer", 'doc_to_target: "red"')
+    (tmp_path / "odd.yaml").write_text(text)
+    guard = BenchmarkConfig(task="odd", metric=f"{metric},none")
+    with pytest.raises(UsageError, match=rf"odd {metric},none is a guard, but .*{complaint}.*is_guard: false"):
+        run(model, tmp_path, guard)
+    report = run(model, tmp_path, guard.model_copy(update={"is_guard": False}))
+    assert report.results[0].n == 9
+
+
+def test_the_direction_of_a_metric_is_the_tasks(card: BenchmarkRun, model: str, task_dir: Path, tmp_path: Path) -> None:
+    assert [result.higher_is_better for result in card.results] == [True, True, True]
+    text = EXACT_TASK.format(task="errors", data=task_dir / "sums.jsonl").replace("better: true", "better: false")
+    (tmp_path / "errors.yaml").write_text(text)
+    [result] = run(model, tmp_path, BenchmarkConfig(task="errors", metric="exact_match,none")).results
+    assert result.higher_is_better is False
+
+
+def test_a_guard_without_a_direction_is_refused() -> None:
+    result = EvalResult(task="a", metric="b,none", value=0.5, stderr=None, n=2, higher_is_better=None)
+    items = [BenchmarkItem(task="a", metric="b,none", item_id=str(n), value=float(n)) for n in range(2)]
+    with pytest.raises(UsageError, match="a b,none is a guard, but its task does not say whether higher is better"):
+        check_guard(result, items)
+    check_guard(result.model_copy(update={"higher_is_better": False}), items)
 
 
 def test_only_winnows_progress_bar_is_shown(model: str, task_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,14 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from eval.chart import draw_chart
 from eval.judging.judged_scores import JudgedScore
-from eval.peak import Peak, Rule
+from eval.peak import Comparison, GuardTest, Peak, Rule
 from eval.report import PeakReport, RoundReport, named_results, peak_report, round_report
 from eval.table import print_closing
 from winnow.records import EvalResult
@@ -48,8 +49,26 @@ def rounds(tasks: tuple[str, ...] = ("facts", "sums"), *, is_judged: bool = True
 
 
 def report(tasks: tuple[str, ...] = ("facts", "sums"), *, is_judged: bool = True) -> PeakReport:
-    rule = Rule(judge_tolerance=0.1).text
-    peak = Peak(2, [1, 2], {3: "facts is 16.0 points below round 0 (p = 0.0004)"}, rule)
+    rounds_below = [(0, 1.95, 0.3), (2, 0.05, 0.12)]
+    comparisons = [
+        Comparison(round=number, difference=difference, stderr=stderr, num_questions=20, num_verdicts=40)
+        for number, difference, stderr in rounds_below
+    ]
+    tests = [
+        GuardTest(
+            round=number,
+            guard="facts",
+            loss=loss,
+            low=loss - 0.05,
+            high=loss + 0.05,
+            p_value=p_value,
+            uncorrected_p_value=p_value / 3,
+            num_items=240,
+            method="exact McNemar test",
+        )
+        for number, loss, p_value in [(1, 0.0, 1.0), (2, 0.01, 0.6), (3, 0.16, 0.0004)]
+    ]
+    peak = Peak(2, 1, [1, 2], {3: "facts lost 16.0 points"}, Rule().text, tests, comparisons)
     return peak_report(peak, rounds(tasks, is_judged=is_judged), "runs/tiny/round-02/checkpoint")
 
 
@@ -66,15 +85,38 @@ def test_peak_report_has_exactly_the_documented_keys() -> None:
         "checkpoint",
         "batch_reward",
         "judge_score",
+        "best",
         "ties",
         "rule",
         "rounds",
         "dropped",
+        "comparisons",
+        "guards",
     }
     assert (content["round"], content["checkpoint"]) == (2, "runs/tiny/round-02/checkpoint")
     assert content["batch_reward"] == 1.77
-    assert content["judge_score"] == {"mean": 7.85, "min": 7.85 - 0.2, "max": 7.85 + 0.1, "num_unanswered": 0, **COUNTS}
-    assert content["dropped"] == [{"round": 3, "reason": "facts is 16.0 points below round 0 (p = 0.0004)"}]
+    judge_score = {"mean": 7.85, "min": 7.85 - 0.2, "max": 7.85 + 0.1, "num_unanswered": 0, **COUNTS}
+    assert content["judge_score"] == judge_score
+    assert (content["best"], content["ties"]) == (1, [1, 2])
+    assert content["dropped"] == [{"round": 3, "reason": "facts lost 16.0 points"}]
+    assert content["comparisons"][1] == {
+        "round": 2,
+        "difference": 0.05,
+        "stderr": 0.12,
+        "num_questions": 20,
+        "num_verdicts": 40,
+    }
+    assert content["guards"][1] == {
+        "round": 2,
+        "guard": "facts",
+        "loss": 0.01,
+        "low": 0.01 - 0.05,
+        "high": 0.01 + 0.05,
+        "p_value": 0.6,
+        "uncorrected_p_value": 0.6 / 3,
+        "num_items": 240,
+        "method": "exact McNemar test",
+    }
     assert content["rounds"][0] == {
         "round": 0,
         "batch_reward": None,
@@ -104,10 +146,27 @@ def test_print_closing_shows_every_round_and_marks_the_peak() -> None:
 
 def test_print_closing_explains_the_peak_the_ties_and_the_dropped_rounds() -> None:
     text = " ".join(printed(report()).split())
-    assert "Peak: round 2 (runs/tiny/round-02/checkpoint), the highest batch reward among the tied" in text
-    assert "Ties: 2 of 3 rounds are indistinguishable by judged score: 1, 2." in text
-    assert "Dropped: round 3: facts is 16.0 points below round 0 (p = 0.0004)." in text
+    assert "Peak: round 2 (runs/tiny/round-02/checkpoint), the earliest within half a paired standard error" in text
+    assert "Ties: rounds 1 and 2 cannot be told apart (within 1.96 paired standard errors)." in text
+    assert "Judged: round 1 minus round 2: +0.050 (paired standard error 0.120, 20 questions, 40 verdicts)." in text
+    assert "Dropped: round 3: facts lost 16.0 points." in text
     assert "Spearman of batch reward against judged score over rounds: -1.00." in text
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ({"ties": (1,)}, "Ties: round 1 is told apart from every other by more than 1.96 paired standard errors."),
+        ({"ties": (0, 1, 2)}, "Ties: rounds 0, 1 and 2 cannot be told apart"),
+        ({"ties": None}, "Ties: not tested, since that takes verdicts by question, on two questions or more."),
+        ({"best": None, "ties": None}, "Ties: not tested, since no round has a judged score."),
+        ({"ties": (1,), "comparisons": ()}, "Ties: round 1 is the only kept round with a judged score."),
+    ],
+)
+def test_print_closing_says_of_every_tie_set_whether_it_was_tested(update: dict[str, Any], words: str) -> None:
+    text = " ".join(printed(report().model_copy(update=update)).split())
+    assert words in text
+    assert "Ties: none" not in text
 
 
 def test_print_closing_counts_the_turns_without_an_answer() -> None:
@@ -133,21 +192,17 @@ def test_print_closing_fits_100_columns_with_a_line_per_round(tasks: tuple[str, 
     assert all(line.count("71.5+-2.9") == len(tasks) for line in lines if "71.5+-2.9" in line)
 
 
-def test_print_closing_explains_a_single_leader_and_the_earlier_of_equals() -> None:
-    alone = report().model_copy(update={"ties": (2,), "dropped": ()})
+def test_print_closing_explains_a_single_leader() -> None:
+    alone = report().model_copy(update={"best": 2, "dropped": ()})
     assert "the highest judged score of all rounds." in " ".join(printed(alone).split())
-    assert "Ties: none; 1 of 4 rounds leads." in printed(alone)
-    equal = [round_row.model_copy(update={"batch_reward": 1.0}) for round_row in rounds()]
-    earlier = report().model_copy(update={"rounds": tuple(equal), "batch_reward": 1.0})
-    assert "the earliest of the highest judged scores" in " ".join(printed(earlier).split())
 
 
 def test_table_and_chart_show_the_rewards_without_questions_and_benchmarks(tmp_path: Path) -> None:
-    bare = report((), is_judged=False)
-    assert "by batch reward, since no round has a judged score" in printed(bare)
+    bare = report((), is_judged=False).model_copy(update={"best": None, "ties": None, "comparisons": ()})
+    assert "no round has a judged score, so nothing ranks them" in " ".join(printed(bare).split())
     assert "not defined" in printed(bare)
     draw_chart(bare, "tiny", [tmp_path / "rounds.png"])
-    start_only = peak_report(Peak(0, [0], {}, Rule().text), rounds()[:1], "start")
+    start_only = peak_report(Peak(0, 0, [0], {}, Rule().text), rounds()[:1], "start")
     draw_chart(start_only, "tiny", [tmp_path / "rounds.svg"])
     assert (tmp_path / "rounds.svg").stat().st_size > 0
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,15 +248,30 @@ def test_a_run_without_evaluation_has_results_and_a_peak(run: Run, capsys: pytes
 
 
 def record_round(
-    run: Run, round_number: int, judged: float, num_right: int, reward: float, num_unparsable: int = 0
+    run: Run,
+    round_number: int,
+    judged: float,
+    num_right: int,
+    reward: float,
+    num_unparsable: int = 0,
+    verdicts: Sequence[float] = (),
 ) -> None:
-    """Write a round's files as evaluate and select do: right items of 20, a mean judged score, a batch reward."""
+    """Write a round's files as evaluate and select do: right items of 20, a mean judged score, a batch reward.
+
+    `verdicts` are of turn 1 of the questions 1, 2 and so on.
+    """
     items = []
     for index in range(20):
         value = float(index < num_right)
         items.append({"task": "sums", "metric": "exact_match,none", "item_id": f"sums/{index}/x", "value": value})
     run.eval_dir(round_number).mkdir(parents=True)
     write_jsonl(run.eval_dir(round_number) / "benchmark_items.jsonl", items)
+    judgments = []
+    for question, score in enumerate(verdicts, start=1):
+        judgment = {"question_id": question, "model": "tiny", "judge": ["reference-judge", "single"], "turn": 1}
+        judgments.append({**judgment, "user_prompt": "", "judgment": "", "score": score})
+    if judgments:
+        write_jsonl(run.eval_dir(round_number) / "judgments.jsonl", judgments)
     judge = {
         "judge": "reference-judge",
         "mean": judged,
@@ -284,20 +300,23 @@ def record_round(
 
 @pytest.fixture
 def finished(run: Run) -> Run:
-    """Record four rounds: 2 is judged best but forgot its sums, 1 and 3 are equal, 3 has the higher reward."""
-    record_round(run, 0, judged=5.0, num_right=15, reward=0.0)
-    record_round(run, 1, judged=7.0, num_right=16, reward=1.0)
-    record_round(run, 2, judged=9.0, num_right=3, reward=1.5)
-    record_round(run, 3, judged=7.0, num_right=14, reward=2.0)
+    """Record four rounds: 2 is judged best but forgot its sums; 1 and 3 are nearly equal, 3 has the higher reward."""
+    record_round(run, 0, judged=5.0, num_right=15, reward=0.0, verdicts=(4, 5, 6, 5))
+    record_round(run, 1, judged=7.0, num_right=16, reward=1.0, verdicts=(6, 7, 8, 7))
+    record_round(run, 2, judged=9.0, num_right=3, reward=1.5, verdicts=(9, 9, 9, 9))
+    record_round(run, 3, judged=7.1, num_right=14, reward=2.0, verdicts=(7, 7, 8, 6.4))
     return run
 
 
 def test_pick_peak_chooses_writes_and_shows_the_peak(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
     pick_peak(finished, 3)
     peak = json.loads(finished.peak_path.read_text())
-    assert (peak["round"], peak["ties"], peak["checkpoint"]) == (3, [1, 3], finished.policy_path(3))
-    assert (peak["batch_reward"], peak["judge_score"]["mean"]) == (2.0, 7.0)
+    assert (peak["round"], peak["best"], peak["ties"]) == (1, 3, [1, 3])
+    assert peak["checkpoint"] == finished.policy_path(1)
+    assert (peak["batch_reward"], peak["judge_score"]["mean"]) == (1.0, 7.0)
     assert [dropped["round"] for dropped in peak["dropped"]] == [2]
+    assert [(test["round"], test["loss"]) for test in peak["guards"]] == [(1, -0.05), (2, 0.6), (3, 0.05)]
+    assert [(row["round"], row["num_questions"]) for row in peak["comparisons"]] == [(0, 4), (1, 4)]
     assert [row["batch_reward"] for row in peak["rounds"]] == [None, 1.0, 1.5, 2.0]
     assert [row["random_control_reward"] for row in peak["rounds"]] == [None, 0.0, 0.5, 1.0]
     assert peak["rounds"][2]["benchmarks"]["sums"] == {
@@ -310,8 +329,43 @@ def test_pick_peak_chooses_writes_and_shows_the_peak(finished: Run, capsys: pyte
     assert finished.chart_path("svg").exists()
     shown = capsys.readouterr().out
     assert "<- peak" in shown
-    assert "2 of 3 rounds are indistinguishable" in shown
-    assert "Dropped: round 2: sums exact_match,none is 60.0 points below round 0" in shown
+    words = " ".join(shown.split())
+    assert "rounds 1 and 3 cannot be told apart" in words
+    assert "Dropped: round 2: sums exact_match,none lost 60.0 points" in words
+
+
+def test_pick_peak_without_judgments_says_that_ties_are_not_tested(
+    finished: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished.eval_dir(3) / "judgments.jsonl").unlink()
+    pick_peak(finished, 3)
+    peak = json.loads(finished.peak_path.read_text())
+    assert (peak["round"], peak["ties"]) == (3, None)
+    assert "Ties: not tested, since that takes verdicts by question" in " ".join(capsys.readouterr().out.split())
+
+
+def test_unreadable_verdicts_are_left_out_of_the_comparison(finished: Run) -> None:
+    path = finished.eval_dir(3) / "judgments.jsonl"
+    rows = read_jsonl_files([path])
+    rows[0]["score"] = -1
+    write_jsonl(path, rows)
+    pick_peak(finished, 3)
+    peak = json.loads(finished.peak_path.read_text())
+    # Without question 1 round 1 is better than round 3, and the best itself.
+    assert (peak["round"], peak["best"]) == (1, 1)
+    assert [(row["round"], row["num_verdicts"]) for row in peak["comparisons"]] == [(0, 4), (3, 3)]
+
+
+def test_a_guard_that_is_better_when_lower_drops_the_rounds_with_more_errors(finished: Run) -> None:
+    for round_number in range(4):
+        path = finished.eval_dir(round_number) / "results.json"
+        results = json.loads(path.read_text())
+        results["benchmarks"][0]["higher_is_better"] = False
+        path.write_text(json.dumps(results))
+    pick_peak(finished, 3)
+    peak = json.loads(finished.peak_path.read_text())
+    assert (peak["round"], peak["dropped"]) == (2, [])
+    assert peak["guards"][1]["loss"] == -0.6
 
 
 def test_pick_peak_shows_a_recorded_peak_again_and_records_it_once(finished: Run) -> None:

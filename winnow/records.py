@@ -96,13 +96,17 @@ class Selection(Row):
 
 
 class EvalResult(Row):
-    """One metric of one task on one checkpoint; `stderr` is the standard error of `value` over `n` items."""
+    """One metric of one task on one checkpoint; `stderr` is the standard error of `value` over `n` items.
+
+    `higher_is_better` is the metric's direction, None if the task does not say.
+    """
 
     task: str
     metric: str
     value: float
     stderr: float | None
     n: int
+    higher_is_better: bool | None = True
 
 
 def digest(value: object) -> str:

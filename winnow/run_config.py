@@ -238,7 +238,7 @@ class BenchmarkConfig(Section):
     limit: Positive | None = None
     """Items of the task to use; unset: all."""
     is_guard: bool = True
-    """Exclude a checkpoint from the peak if it is significantly worse here than round 0."""
+    """Exclude a checkpoint from the peak if its loss against round 0 is significantly greater than guard_tolerance."""
 
 
 class JudgeConfig(Section):
@@ -311,11 +311,9 @@ class EvaluationConfig(Section):
     """lm-eval's batch size."""
     questions: QuestionsConfig | None = None
     guard_alpha: float = Field(default=0.05, gt=0, lt=1)
-    """One-sided significance (Holm over all guards and rounds) at which a guard drops a checkpoint."""
+    """One-sided significance (Holm over all guards and rounds) at which a loss above the tolerance is proven."""
     guard_tolerance: float = Field(default=0.0, ge=0, lt=1)
-    """Loss on a guard, as a fraction, that is accepted even if it is significant."""
-    judge_tolerance: float = Field(default=0.0, ge=0)
-    """Judged scores closer than this count as tied."""
+    """Accepted loss on a guard, as a fraction; a checkpoint is dropped if its loss is significantly greater."""
 
 
 class RunConfig(Section):
