@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.peak_rule import CURVES, RULES, SHIPPED, measure
 from eval.peak import Candidate, Comparison, Guard, Rule, Verdicts, choose_peak, guard_tests
 from eval.ranking import average_ranks, spearman
 from winnow.errors import WinnowError
@@ -295,6 +296,17 @@ def test_the_peak_is_tied_with_the_best_and_no_tied_round_before_it_is_closer(
 def test_a_round_above_the_best_on_the_shared_keys_counts_as_tied() -> None:
     comparison = Comparison(round=1, difference=-0.1, stderr=0.0, num_questions=3, num_verdicts=6)
     assert comparison.is_within(0.5)
+
+
+@pytest.mark.parametrize("curve", ["mid-run", "flat", "sharp"])
+def test_on_mid_run_peaks_the_shipped_rule_is_near_the_best_simple_rule(curve: str) -> None:
+    result = measure(curve, 0.1, 300)
+    assert result["behind_best"] <= 0.02 + 2 * result["behind_best_stderr"]
+    assert result["tie_set"]["holds_peak"] > 0.9
+    halves = result["rules"]["within .5 paired standard error, earliest"]
+    assert result["rules"][SHIPPED] == halves
+    assert set(result["rules"]) == {SHIPPED, *RULES}
+    assert max(CURVES[curve]) == CURVES[curve][2]
 
 
 def test_ranks_of_equal_values_are_averaged() -> None:
