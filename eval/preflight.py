@@ -79,6 +79,20 @@ def _check_metric(inspection: Inspection, benchmark: BenchmarkConfig, entry: Any
     known = list(_metrics(entry.kind.name, task))
     if benchmark.metric not in known:
         raise unknown_metric_error(benchmark, known)
+    if benchmark.is_guard:
+        _check_guard_metric(benchmark, task)
+
+
+def _check_guard_metric(benchmark: BenchmarkConfig, task: Mapping[str, Any]) -> None:
+    """Raise UsageError for a guard whose task aggregates the metric otherwise than by the mean; see `check_guard`."""
+    name = benchmark.metric.partition(",")[0]
+    for entry in task.get("metric_list") or []:
+        aggregation = entry.get("aggregation", "mean")
+        if entry["metric"] == name and aggregation != "mean":
+            raise UsageError(
+                f"{benchmark.task} {benchmark.metric} is a guard, but the task aggregates it by {aggregation}, not by "
+                "the mean, so that a loss cannot be tested item by item; choose another metric, or set is_guard: false"
+            )
 
 
 def _has_plain_metrics(kind: str, task: Mapping[str, Any]) -> bool:

@@ -457,6 +457,17 @@ def test_metrics_are_those_that_the_task_file_defines(
     assert any("only its evaluation knows it" in line for line in inspection.unchecked) == (task_file == OWN_METRIC)
 
 
+@pytest.mark.parametrize("is_guard", [True, False])
+def test_a_guard_whose_metric_is_no_mean_over_items_is_a_fault(config: Tree, tmp_path: Path, is_guard: bool) -> None:
+    path = tmp_path / "tasks" / "sums.yaml"
+    path.write_text(path.read_text().replace("aggregation: mean", "aggregation: median"))
+    config["evaluation"]["benchmarks"] = [{"task": "sums", "metric": "exact_match,none", "is_guard": is_guard}]
+    inspection = inspect(config)
+    check_evaluation(inspection, None)
+    assert len(inspection.faults) == is_guard
+    assert all("aggregates it by median" in fault and "is_guard: false" in fault for fault in inspection.faults)
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
