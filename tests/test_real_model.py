@@ -34,7 +34,7 @@ CHATML = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
-PLAIN = "<|im_start|>{}\n\n"
+PLAIN = "{}\n\n"
 NUM_PAIRS = 20
 NUM_ORACLE_ROWS = 4
 NUM_INSTRUCTIONS = 12
@@ -202,7 +202,6 @@ def test_served_logps_equal_the_oracles(model: Path, scored_pairs: list[Row]) ->
                 expected = oracle.logprobs(prompt_ids, completion_ids)
                 logprobs = scored[f"{reading}_token_logprobs"]
                 np.testing.assert_allclose(logprobs, expected, atol=MAX_TOKEN_ERROR, rtol=0)
-                print("ERR", np.abs(np.array(logprobs) - expected).max(), scored[f"{reading}_logp"] - expected.sum())
                 assert abs(scored[f"{reading}_logp"] - expected.sum()) <= MAX_ERROR
 
 
