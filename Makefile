@@ -32,7 +32,7 @@ test-real: .venv/real        ## a small open model on real data, through the pub
 	$(TESTING) $(BIN)/python -m pytest -m real tests/test_real_model.py
 
 clean:
-	rm -rf .venv .venv-vllm runs
+	rm -rf .venv .venv-vllm runs .pytest_cache
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
