@@ -26,7 +26,20 @@ from winnow.run_config import RewardConfig, RunConfig
 from winnow.rundir import locked, run_root
 from winnow.serve_config import ServeConfig
 
-VERBS = ("run", "status", "serve", "score", "gateway", "sample", "select", "sft", "eval", "judge", "peak")
+VERBS = (
+    "run",
+    "status",
+    "serve",
+    "score",
+    "gateway",
+    "sample",
+    "select",
+    "sft",
+    "eval",
+    "eval-reward",
+    "judge",
+    "peak",
+)
 
 # Prints the help of `winnow` and of each verb as JSON, and the heavy modules that were loaded for it.
 HELP_PROGRAM = """

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "eval": {"winnow", "eval.judging", "eval.statistics", "sampler.engines", "reward_server.client"},
     "eval.judging": {"winnow", "sampler.engines"},
     "eval.statistics": {"winnow"},
+    "eval.reward_audit": {"winnow", "reward_server.client", "eval", "eval.statistics"},
 }
 # The composition roots know every package, inside functions only, so that importing them stays light.
 COMPOSITION_ROOTS = ("winnow/cli.py", "winnow/stages.py")

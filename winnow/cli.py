@@ -371,6 +371,54 @@ def evaluate(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
     _run_stage("evaluate", run_dir, round_number)
 
 
+@app.command(
+    "eval-reward",
+    cls=Verb,
+    epilog="Example: winnow eval-reward --address localhost:50051 --pairs pairs.jsonl --output reward-audit",
+)
+@with_reward_flags(*(option for option in RewardOptions.model_fields if option != "want_token_logprobs"))
+def eval_reward(
+    *,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="A reward server, or several separated by commas.")
+    ] = None,
+    pairs: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Chosen and rejected completions, JSONL, JSON or Parquet; may be repeated."),
+    ] = None,
+    best_of_n: Annotated[
+        Path | None,
+        typer.Option("--best-of-n", metavar="FILE", help='JSONL rows: {"prompt", "completions", "gold_scores"}.'),
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where rewards and report go.")] = Path("reward-audit"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an audit that was stopped.")] = False,
+    options: RewardOptions,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    timeout_s: Timeout = 600.0,
+) -> None:
+    """Audit a reward: accuracy on preference pairs, length bias, RewardBench's score, best of n against gold scores."""
+    from eval.reward_audit.audit import AuditRequest, audit_reward
+    from reward_server.client import open_connection_settings
+
+    connection = None
+    if address is not None:
+        connection = open_connection_settings(address, token_file, tls_ca, tls_certificate, tls_key)
+    audit_reward(
+        AuditRequest(
+            connection=connection,
+            pair_paths=tuple(pairs or ()),
+            best_of_n_path=best_of_n,
+            output_dir=output,
+            options=options,
+            timeout_s=timeout_s,
+            is_resumed=resume,
+        )
+    )
+
+
 @app.command(cls=Verb, epilog="Example: winnow judge --summary gpt-4_single.jsonl --questions question.jsonl")
 def judge(
     summary: Annotated[Path, typer.Option(metavar="FILE", help="FastChat's judgments of single answers, in JSONL.")],
