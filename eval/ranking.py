@@ -4,6 +4,7 @@ spearman = Pearson correlation of the ranks, ties at their average rank      (Sp
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -14,10 +15,11 @@ def average_ranks(values: Sequence[float]) -> list[float]:
     >>> average_ranks([30, 10, 10])
     [3.0, 1.5, 1.5]
     """
+    ordered = sorted(values)
     ranks = []
     for value in values:
-        num_smaller = sum(peer < value for peer in values)
-        num_equal = sum(peer == value for peer in values)  # the value itself included
+        num_smaller = bisect_left(ordered, value)
+        num_equal = bisect_right(ordered, value) - num_smaller  # the value itself included
         ranks.append(num_smaller + (num_equal + 1) / 2)
     return ranks
 

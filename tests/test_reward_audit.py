@@ -183,6 +183,17 @@ def test_a_finished_audit_needs_no_server_and_is_not_replaced(tmp_path: Path) ->
     assert (changed.returncode, "options.beta: 1.0 -> 2.0" in changed.stderr) == (2, True)
 
 
+def test_other_pairs_are_refused_and_leave_the_audit_as_it_is(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", make_pairs(3))
+    with scripted_server(DefinedService()) as address:
+        assert winnow_in_process(*arguments(address, tmp_path)).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "audit").iterdir()}
+    write_jsonl(tmp_path / "pairs.jsonl", make_pairs(4))
+    refused = winnow_in_process(*arguments(NO_SERVER, tmp_path, "--resume"))
+    assert (refused.returncode, "rewards.jsonl has rewards of other pairs" in refused.stderr) == (2, True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "audit").iterdir()} == before
+
+
 def test_several_servers_share_the_pairs(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", make_pairs(60))
     services = [GatedService(num_free=0), GatedService(num_free=0)]

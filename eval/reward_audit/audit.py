@@ -69,7 +69,7 @@ def audit_reward(request: AuditRequest, console: Console | None = None) -> None:
         jobs.append(_job(request, gold_path, "best-of-n.jsonl"))
         gold_path = jobs[-1].out_path
     if pairs:
-        write_jsonl(jobs[0].in_path, [_score_row(pair) for pair in pairs])
+        _write_pairs(jobs[0], pairs)
     report: dict[str, Any] = {"inputs": _inputs(request), "options": request.options.model_dump()}
     if jobs:
         report["server"] = _scored_by(request, jobs)
@@ -110,6 +110,18 @@ def _job(request: AuditRequest, in_path: Path, out_name: str) -> ScoreJob:
     return ScoreJob(request.connection, in_path, out_path, request.options, request.timeout_s, request.is_resumed)
 
 
+def _write_pairs(job: ScoreJob, pairs: Sequence[LocatedPair]) -> None:
+    """Write the input of the job that scores the pairs. Raises UsageError if its output has rewards of other pairs."""
+    rows = [_score_row(pair) for pair in pairs]
+    has_rewards = job.out_path.exists() or partial_path(job.out_path).exists()
+    if has_rewards and job.in_path.exists() and [row for _, row in read_jsonl(job.in_path)] != rows:
+        raise UsageError(
+            f"{job.out_path} has rewards of other pairs, those of {job.in_path}; give the same --pairs in the same "
+            "order, or set another --output"
+        )
+    write_jsonl(job.in_path, rows)
+
+
 def _score_row(pair: LocatedPair) -> dict[str, Any]:
     """Return a pair as a row of `winnow score`."""
     return {
@@ -117,7 +129,6 @@ def _score_row(pair: LocatedPair) -> dict[str, Any]:
         "completions": [pair.texts.chosen, pair.texts.rejected],
         "subset": pair.subset,
         "id": pair.pair_id,
-        "source": pair.location,
     }
 
 

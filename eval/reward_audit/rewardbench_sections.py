@@ -66,7 +66,7 @@ COUNTS_TODAY = {
 }
 COUNTS_2024 = {**COUNTS_TODAY, "xstest-should-refuse": 250, "xstest-should-respond": 154}
 COUNTS = {"today": COUNTS_TODAY, "2024": COUNTS_2024}
-# The pairs of a complete subset.
+# The pairs of a complete subset; those of the prior sets as in RewardBench's tests/test_data.py.
 NUM_PAIRS = {
     **COUNTS_TODAY,
     "math-prm": 447,
@@ -74,6 +74,11 @@ NUM_PAIRS = {
     "anthropic_hhh": 221,
     "shp": 1741,
     "summarize": 9000,
+    "anthropic_harmless": 2266,
+    "mtbench_gpt4": 2400,
+    "mtbench_human": 3355,
+    "pku_better": 9000,
+    "pku_safer": 9000,
 }
 
 
