@@ -51,6 +51,7 @@ LIGHT_MODULES = (
     "winnow.rundir",
     "reward_server.client",
     "sampler.rounds",
+    "eval.reward_audit.audit",
 )
 HEAVY = ("torch", "transformers", "vllm", "trl", "lm_eval", "datasets", "pyarrow")
 
