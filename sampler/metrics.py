@@ -2,16 +2,24 @@
 
     batch reward   mean reward of the selected completions; comparable between rounds only on one prompt set
     gap            batch reward - mean reward of a random control of equal size
-    max@n          mean over prompts of E[max of n draws without replacement from the prompt's N rewards]
-                   = sum_i C(i-1, n-1) / C(N, n) * x_(i),  x_(1) <= ... <= x_(N)
+    max@n          mean over prompts of E[reward that best of n selects] from n of the prompt's N completions
+                   = sum_i C(N-m+i-1, n-1) x_(i) / (C(N, n) - C(N-m, n)),  x_(1) <= ... <= x_(m), the m eligible of N
     KL bound       KL(best-of-N || policy) <= log N - (N-1)/N        (Beirami et al., arXiv 2401.01879)
+
+max@n is over all sets of n of a prompt's N completions. An ineligible completion (failed or unfinished) takes up one of
+the n draws and is never selected, as in a round; a set without an eligible completion selects nothing and is left out.
+So every prompt with an eligible completion is in the mean for every n up to N: the curve compares the same prompts and
+never falls, max@1 is the mean of the eligible rewards, and max@N is the batch reward of best of N.
+
+Worked example, N = 3: rewards 1, 3 and a failure. The sets of two are {1, 3}, {1, failed}, {3, failed}, so
+max@2 = (3 + 1 + 3) / 3 = 2.33; max@1 = (1 + 3) / 2 = 2, and max@3 = 3.
 
 The bound holds for the ideal best-of-N distribution. It is not the divergence of the policy that is trained on it.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -19,23 +27,36 @@ from sampler.selection import is_eligible, random_control
 from winnow.records import OK, Reward
 
 
-def max_at_n(rewards: Sequence[float], n: int) -> float:
-    """Return the expected maximum of `n` of the rewards, drawn without replacement; 1 <= n <= len(rewards).
+def max_at_n(rewards: Sequence[float], n: int, num_ineligible: int = 0) -> float:
+    """Return the expected maximum of `n` completions of a prompt, drawn without replacement, if one is eligible.
+
+    `rewards` are those of the eligible completions, at least one; n is at most the number of all completions.
 
     >>> max_at_n([1.0, 2.0, 3.0], 2)
     2.6666666666666665
+    >>> round(max_at_n([1.0, 3.0], 2, num_ineligible=1), 2)
+    2.33
     """
-    ordered = sorted(rewards)
-    num_draws = math.comb(len(ordered), n)
-    return math.fsum(math.comb(i, n - 1) / num_draws * x for i, x in enumerate(ordered))
+    num_draws = math.comb(len(rewards) + num_ineligible, n) - math.comb(num_ineligible, n)
+    # Ineligible completions rank below all others.
+    ranked = enumerate(sorted(rewards), start=num_ineligible)
+    return math.fsum(math.comb(rank, n - 1) / num_draws * reward for rank, reward in ranked)
 
 
-def max_at_n_curve(rewards_of_prompts: Sequence[Sequence[float]]) -> list[float]:
-    """Return max@1, max@2, ... averaged over prompts, up to the smallest number of rewards of a prompt."""
-    smallest = min(map(len, rewards_of_prompts), default=0)
+def max_at_n_curve(groups: Iterable[Sequence[Reward]]) -> list[tuple[float, int]]:
+    """Return max@1, max@2, ..., max@N averaged over prompts, each with the number of prompts that it is from.
+
+    A prompt counts if it has an eligible completion, for every n up to the number of its completions.
+    """
+    counted = [(eligible_rewards(group), len(group)) for group in groups]
+    counted = [(rewards, num_completions) for rewards, num_completions in counted if rewards]
     curve = []
-    for n in range(1, smallest + 1):
-        curve.append(fmean(max_at_n(rewards, n) for rewards in rewards_of_prompts))
+    for n in range(1, max((num_completions for _, num_completions in counted), default=0) + 1):
+        values: list[float] = []
+        for rewards, num_completions in counted:
+            if n <= num_completions:
+                values.append(max_at_n(rewards, n, num_completions - len(rewards)))
+        curve.append((fmean(values), len(values)))
     return curve
 
 
@@ -62,17 +83,11 @@ def round_metrics(
     rewards: list[Reward] = []
     kept: list[Reward] = []
     control: list[Reward] = []
-    eligible_rewards: list[list[float]] = []
     for prompt_id, prompt_rewards in rewards_by_prompt.items():
         prompt_kept = kept_by_prompt[prompt_id]
         rewards += prompt_rewards
         kept += prompt_kept
         control += random_control(prompt_rewards, len(prompt_kept), seed)
-        values = [reward.reward for reward in prompt_rewards if is_eligible(reward) and reward.reward is not None]
-        if values:
-            eligible_rewards.append(values)
-    scored = [reward for reward in rewards if reward.status == OK]
-    failures = Counter(reward.status for reward in rewards if reward.status != OK)
     batch_reward = mean_reward(kept)
     control_reward = mean_reward(control)
     gap = None
@@ -81,17 +96,40 @@ def round_metrics(
     return {
         "num_prompts": len(rewards_by_prompt),
         "num_selected": len(kept),
-        "num_scored": len(scored),
-        "num_truncated": sum(reward.is_truncated for reward in rewards),
-        "failures": dict(sorted(failures.items())),
+        **reward_counts(rewards),
         "batch_reward": batch_reward,
         "random_control_reward": control_reward,
         "gap": gap,
-        "max_at_n": max_at_n_curve(eligible_rewards),
+        **max_at_n_metrics(rewards_by_prompt.values()),
         "kl_bound": kl_bound(num_completions),
         "selected_tokens": mean_tokens(kept),
+    }
+
+
+def reward_counts(rewards: Sequence[Reward]) -> dict[str, Any]:
+    """Count the completions that were scored, that are unfinished, and that failed; the length is of the scored."""
+    scored = [reward for reward in rewards if reward.status == OK]
+    failures = Counter(reward.status for reward in rewards if reward.status != OK)
+    return {
+        "num_scored": len(scored),
+        "num_truncated": sum(reward.is_truncated for reward in rewards),
+        "failures": dict(sorted(failures.items())),
         "completion_tokens": mean_tokens(scored),
     }
+
+
+def max_at_n_metrics(groups: Iterable[Sequence[Reward]]) -> dict[str, Any]:
+    """Return the values of max@1 to max@N, and the number of prompts that each is from."""
+    curve = max_at_n_curve(groups)
+    return {
+        "max_at_n": [value for value, _ in curve],
+        "max_at_n_prompts": [num_prompts for _, num_prompts in curve],
+    }
+
+
+def eligible_rewards(rewards: Sequence[Reward]) -> list[float]:
+    """Return the rewards of the eligible completions of a prompt."""
+    return [reward.reward for reward in rewards if is_eligible(reward) and reward.reward is not None]
 
 
 def mean_reward(rewards: Sequence[Reward]) -> float | None:
