@@ -36,10 +36,11 @@ from winnow.rundir import Run, atomic_folder
 
 QuestionSet = tuple[list[Question], References]
 MAX_UNREADABLE = "evaluation.questions.judge.max_unreadable"
-# Keys that decide about results and do not change them.
+# Keys that decide about results, or that do not change them.
 DECIDING_KEYS: dict[str, Any] = {
     "guard_alpha": True,
     "guard_tolerance": True,
+    "probe": True,
     "questions": {"judge": {"max_unreadable": True}},
 }
 

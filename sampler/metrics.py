@@ -1,4 +1,4 @@
-"""Metrics of a round's rewards: batch reward, the gap over the random control, max@n, the KL bound, lengths.
+"""Metrics of a round's rewards and of the probe's: batch reward, gap over the random control, max@n, KL bound, lengths.
 
     batch reward   mean reward of the selected completions; comparable between rounds only on one prompt set
     gap            batch reward - mean reward of a random control of equal size
@@ -24,7 +24,7 @@ from statistics import fmean
 from typing import Any
 
 from sampler.selection import is_eligible, random_control
-from winnow.records import OK, Reward
+from winnow.records import OK, ProbeReward, Prompt, Reward
 
 
 def max_at_n(rewards: Sequence[float], n: int, num_ineligible: int = 0) -> float:
@@ -104,6 +104,42 @@ def round_metrics(
         "kl_bound": kl_bound(num_completions),
         "selected_tokens": mean_tokens(kept),
     }
+
+
+def probe_metrics(rewards_by_prompt: Mapping[str, Sequence[Reward]], num_completions: int) -> dict[str, Any]:
+    """Compute the metrics of a round's policy on the probe; `num_completions` is N, a metric without data is None.
+
+    `mean_reward` is max@1 and `best_of_n_reward` max@N: means over the prompts with an eligible completion.
+    """
+    rewards: list[Reward] = []
+    for prompt_rewards in rewards_by_prompt.values():
+        rewards += prompt_rewards
+    curve = max_at_n_metrics(rewards_by_prompt.values())
+    ends = curve["max_at_n"] or [None]
+    return {
+        "num_prompts": len(rewards_by_prompt),
+        "num_completions": num_completions,
+        **reward_counts(rewards),
+        "mean_reward": ends[0],
+        "best_of_n_reward": ends[-1],
+        **curve,
+    }
+
+
+def probe_rewards(prompts: Sequence[Prompt], rewards_by_prompt: Mapping[str, Sequence[Reward]]) -> list[ProbeReward]:
+    """Return a row for each prompt of the probe, in order: what tests between rounds are paired by."""
+    rows = []
+    for prompt in prompts:
+        rewards = eligible_rewards(rewards_by_prompt[prompt.prompt_id])
+        row = ProbeReward(
+            prompt_id=prompt.prompt_id,
+            source=prompt.source,
+            num_eligible=len(rewards),
+            mean_reward=fmean(rewards) if rewards else None,
+            best_of_n_reward=max(rewards, default=None),
+        )
+        rows.append(row)
+    return rows
 
 
 def reward_counts(rewards: Sequence[Reward]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sampler.prompts import PROBE_DIVISOR
 from winnow.chat import Chat, RenderedConversation, load_chat
 from winnow.checkpoints import num_weight_bytes
 from winnow.conversations import row_messages
@@ -26,6 +27,8 @@ from winnow.run_config import PhaseConfig, RunConfig, TrainConfig
 
 BYTES_PER_PARAMETER = 2
 BYTES_PER_COMPLETION_TOKEN = 6
+# The name of the probe's line in the plan begins with it.
+PROBE = "probe"
 COUNT_PREFIXES = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
 BYTE_PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
 EXAMPLE = (
@@ -50,9 +53,10 @@ class PlannedStage:
 
 def plan(config: RunConfig) -> list[PlannedStage]:
     """Return the stages of a run, in order."""
-    stages = [*_lab_stages(config), _evaluation(config, 0)]
+    stages = [*_lab_stages(config), *_probe_stages(config, 0), _evaluation(config, 0)]
     for round_number in range(1, config.rounds.num_rounds + 1):
-        stages += [*_round_stages(config, round_number), _evaluation(config, round_number)]
+        stages += _round_stages(config, round_number)
+        stages += [*_probe_stages(config, round_number), _evaluation(config, round_number)]
     return stages
 
 
@@ -127,6 +131,33 @@ def _round_stages(config: RunConfig, round_number: int) -> Iterator[PlannedStage
     yield _training(config, round_number, "train", config.rounds.train, num_prompts)
 
 
+def _probe_stages(config: RunConfig, round_number: int) -> Iterator[PlannedStage]:
+    """Yield the probe of a round; its tokens are sampled once and scored by two models."""
+    if config.probe is None:
+        return
+    num_completions = num_probe_prompts(config) * config.sampling.num_completions
+    max_tokens = num_completions * config.sampling.max_new_tokens
+    yield PlannedStage(
+        round_number,
+        f"{PROBE} (N = {config.sampling.num_completions})",
+        num_rows=num_completions,
+        max_tokens=3 * max_tokens,
+        num_bytes=max_tokens * BYTES_PER_COMPLETION_TOKEN,
+    )
+
+
+def num_probe_prompts(config: RunConfig) -> int:
+    """Return the number of the probe's prompts, or a bound of it: sources with few prompts may give fewer."""
+    assert config.probe is not None  # for runs with a probe
+    assert config.prompts is not None  # RunConfig: rounds need prompts
+    num_rows = _num_rows([file.path for file in config.probe.files or config.prompts.files])
+    if num_rows is None:
+        return config.probe.num_prompts
+    if not config.probe.files:
+        num_rows //= PROBE_DIVISOR
+    return min(config.probe.num_prompts, num_rows)
+
+
 def _training(
     config: RunConfig, round_number: int, name: str, train: TrainConfig, num_rows: int | None
 ) -> PlannedStage:
@@ -162,12 +193,17 @@ def _evaluation(config: RunConfig, round_number: int) -> PlannedStage:
 
 def _num_file_rows(phase: PhaseConfig) -> int | None:
     """Count the rows of the phase's files; return the number that the config states if a file is missing."""
-    if not all(Path(path).is_file() for path in phase.files):
+    num_rows = _num_rows(phase.files)
+    if num_rows is None:
         return phase.num_rows
-    num_rows = 0
-    for path in phase.files:
-        num_rows += count_lines(path)
     return num_rows
+
+
+def _num_rows(paths: Sequence[str]) -> int | None:
+    """Count the lines of files; None if one is missing."""
+    if not all(Path(path).is_file() for path in paths):
+        return None
+    return sum(count_lines(path) for path in paths)
 
 
 def _headline(config: RunConfig) -> str:

@@ -8,18 +8,18 @@ disk      the plan's bytes of unfinished stages <= the free bytes where the run'
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sampler.plan import format_bytes, plan
-from sampler.prompts import check_has_prompts, parse_prompt, source_of
+from sampler.plan import PROBE, format_bytes, plan
+from sampler.prompts import check_has_prompts, parse_prompt, probe_sizes, quotas, source_of
 from winnow.chat import Chat, load_chat
 from winnow.checkpoints import check_checkpoint, has_tokenizer, is_on_this_machine
 from winnow.errors import UsageError
 from winnow.inspection import Inspection
 from winnow.models import check_model_path
-from winnow.row_checks import FileReport, Measure, check_rows, describe, tell_refusals
+from winnow.row_checks import FileReport, Measure, check_rows, counted, describe, tell_refusals
 from winnow.run_config import PromptFile
 
 
@@ -72,25 +72,36 @@ def check_prompts(inspection: Inspection, chat: Chat | None) -> None:
     if config is None or all(inspection.is_finished(piece) for piece in rounds):
         return
     num_faults = len(inspection.faults)
-    limit = _max_prompt_tokens(inspection)
-    prompt_ids: set[str] = set()
-    reports: list[FileReport] = []
-    for file in config.files:
-        with inspection.collect():
-            report = check_rows(file.path, _measure(file, chat, prompt_ids), inspection)
-            reports.append(report)
-            _tell_refused_prompts(inspection, report, limit)
+    sources: dict[str, str] = {}
+    reports = _check_files(inspection, config.files, chat, sources)
     if len(reports) < len(config.files):
         return  # a missing file is a fault already
+    train = inspection.config.rounds.train
+    assert train is not None  # RunConfig: rounds need train
+    for report in reports:
+        _tell_untrainable_prompts(inspection, report, train.max_tokens)
     num_rows = sum(report.num_rows for report in reports)
-    with inspection.collect():
-        check_has_prompts(config.files, num_rows)
-    num_prompts = len(prompt_ids) if inspection.is_thorough else num_rows
+    num_probe = 0
+    if all(report.num_checked == report.num_rows for report in reports):
+        num_probe = _num_probe_prompts(inspection, Counter(sources.values()))
+    num_prompts = (len(sources) if inspection.is_thorough else num_rows) - num_probe
     if 0 < num_prompts < config.num_prompts:
         inspection.warnings.append(
             f"prompts.num_prompts is {config.num_prompts}, but there are {num_prompts} prompts; no round has more"
         )
+    limit = _max_prompt_tokens(inspection)
     inspection.add_checked(describe(reports, "prompts", limit), num_faults)
+
+
+def check_probe_files(inspection: Inspection, chat: Chat | None) -> None:
+    """Check the prompts of a probe that has files and has not drawn its prompts."""
+    probe = inspection.config.probe
+    if probe is None or not probe.files or inspection.is_finished(inspection.run.probe_prompts_piece):
+        return
+    num_faults = len(inspection.faults)
+    reports = _check_files(inspection, probe.files, chat, {})
+    if len(reports) == len(probe.files):
+        inspection.add_checked(describe(reports, "the probe's prompts", _max_prompt_tokens(inspection)), num_faults)
 
 
 def check_disk(inspection: Inspection, free_bytes: Callable[[Path], int] = free_bytes_of) -> None:
@@ -109,6 +120,45 @@ def check_disk(inspection: Inspection, free_bytes: Callable[[Path], int] = free_
         inspection.checked.append(f"disk: {format_bytes(num_bytes)} needed, {format_bytes(num_free)} free")
 
 
+def _check_files(
+    inspection: Inspection, files: Sequence[PromptFile], chat: Chat | None, sources: dict[str, str]
+) -> list[FileReport]:
+    """Check files of prompts; a file that cannot be read is a fault and has no report.
+
+    The source of each prompt is added to `sources` under the prompt's id.
+    """
+    limit = _max_prompt_tokens(inspection)
+    reports: list[FileReport] = []
+    for file in files:
+        with inspection.collect():
+            report = check_rows(file.path, _measure(file, chat, sources), inspection)
+            reports.append(report)
+            _tell_refused_prompts(inspection, report, limit)
+    if len(reports) == len(files):
+        with inspection.collect():
+            check_has_prompts(files, sum(report.num_rows for report in reports))
+    return reports
+
+
+def _num_probe_prompts(inspection: Inspection, sizes: dict[str, int]) -> int:
+    """Return how many prompts the probe takes from the pool; tell if that is fewer than configured, warn of none."""
+    probe = inspection.config.probe
+    if probe is None or probe.files or not sizes:
+        return 0
+    num_prompts = sum(quotas(probe_sizes(sizes), probe.num_prompts).values())
+    if num_prompts == 0:
+        inspection.warnings.append(
+            "the probe has no prompts, since no source of the pool has ten; rewards of rounds cannot be compared; "
+            "set evaluation.probe.files, or evaluation.probe=null"
+        )
+    elif num_prompts < probe.num_prompts:
+        inspection.checked.append(
+            f"the probe has {counted(num_prompts, 'prompt')}, a tenth of each source (evaluation.probe.num_prompts: "
+            f"{probe.num_prompts})"
+        )
+    return num_prompts
+
+
 def _max_prompt_tokens(inspection: Inspection) -> int | None:
     """Return the longest prompt that can be completed, in tokens; None if the policy's positions are unknown."""
     if inspection.context_tokens is None:
@@ -116,12 +166,12 @@ def _max_prompt_tokens(inspection: Inspection) -> int | None:
     return inspection.context_tokens - inspection.config.sampling.max_new_tokens
 
 
-def _measure(file: PromptFile, chat: Chat | None, prompt_ids: set[str]) -> Measure:
-    """Return a function that counts the tokens of a row's prompt, and adds the prompt's id to `prompt_ids`."""
+def _measure(file: PromptFile, chat: Chat | None, sources: dict[str, str]) -> Measure:
+    """Return a function that counts the tokens of a row's prompt, and adds its source under its id to `sources`."""
 
     def measure(row: dict[str, Any], location: str) -> int | None:
         prompt = parse_prompt(row, source_of(file), location)
-        prompt_ids.add(prompt.prompt_id)
+        sources[prompt.prompt_id] = prompt.source
         if chat is None:
             return None
         return len(chat.prompt_ids(prompt.messages))
@@ -139,11 +189,12 @@ def _tell_refused_prompts(inspection: Inspection, report: FileReport, limit: int
         ] = num_long
     remedy = "mend the file, set another policy.chat_template, or lower sampling.max_new_tokens"
     tell_refusals(inspection, report, refused, "will be refused in sampling", remedy)
-    train = inspection.config.rounds.train
-    assert train is not None  # RunConfig: rounds need train
-    num_untrainable = report.num_longer(train.max_tokens - 1)
+
+
+def _tell_untrainable_prompts(inspection: Inspection, report: FileReport, max_tokens: int) -> None:
+    num_untrainable = report.num_longer(max_tokens - 1)
     if num_untrainable:
-        reason = f"{train.max_tokens} tokens (rounds.train.max_tokens) or more, before the completion"
+        reason = f"{max_tokens} tokens (rounds.train.max_tokens) or more, before the completion"
         remedy = "raise rounds.train.max_tokens"
         tell_refusals(inspection, report, Counter({reason: num_untrainable}), "will be left out of training", remedy)
 
@@ -153,9 +204,11 @@ def _planned_bytes(inspection: Inspection) -> int:
     num_bytes = 0
     for stage in plan(inspection.config):
         round_name = inspection.run.round_name(stage.round_number)
-        last_piece = f"{round_name}/select"
-        if not stage.name.startswith("sample"):
-            last_piece = inspection.run.policy_piece(stage.round_number)
+        last_piece = inspection.run.policy_piece(stage.round_number)
+        if stage.name.startswith("sample"):
+            last_piece = f"{round_name}/select"
+        elif stage.name.startswith(PROBE):
+            last_piece = inspection.run.probe_piece(stage.round_number)
         if not inspection.is_finished(last_piece):
             num_bytes += stage.num_bytes or 0
     return num_bytes

@@ -1,4 +1,4 @@
-"""Prompt pools: files -> prompts without duplicates -> the prompts of a round, uniformly by source.
+"""Prompt pools: files -> prompts without duplicates -> the probe, the prompts of a round, uniformly by source.
 
     {"messages": [{"role": "user", "content": "..."}], "source": "arithmetic"}     or     {"prompt": "..."}
 
@@ -8,7 +8,7 @@ sources stay two prompts, and equal rows of one source are one prompt.
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from winnow.errors import InputError
 from winnow.records import Prompt, make_prompt
 from winnow.rows import read_jsonl
 from winnow.run_config import PromptFile
+
+# The probe takes at most this part of each source's prompts: one in ten.
+PROBE_DIVISOR = 10
 
 
 def read_pool(files: Sequence[PromptFile]) -> list[Prompt]:
@@ -72,6 +75,45 @@ def draw_prompts(pool: Sequence[Prompt], num_prompts: int, round_number: int, se
         drawn += [order[(first + offset) % len(order)] for offset in range(quota)]
     random.Random(f"{seed}/round-{round_number}").shuffle(drawn)
     return drawn
+
+
+def draw_probe(pool: Sequence[Prompt], num_prompts: int, seed: int, *, is_shared: bool) -> list[Prompt]:
+    """Draw the prompts of the probe, equally many of each source.
+
+    If rounds draw from the pool too (`is_shared`), each source gives a tenth of its prompts at most, rounded down.
+    """
+    by_source = group_by_source(pool)
+    sizes = {source: len(prompts) for source, prompts in by_source.items()}
+    drawn: list[Prompt] = []
+    for source, quota in quotas(probe_sizes(sizes) if is_shared else sizes, num_prompts).items():
+        in_order = sorted(by_source[source], key=lambda prompt: prompt.prompt_id)
+        drawn += random.Random(f"{seed}/probe/{source}").sample(in_order, quota)
+    random.Random(f"{seed}/probe").shuffle(drawn)
+    return drawn
+
+
+def probe_sizes(sizes: dict[str, int]) -> dict[str, int]:
+    """Return the number of prompts that each source may give to the probe.
+
+    >>> probe_sizes({"a": 100, "b": 25, "c": 9})
+    {'a': 10, 'b': 2, 'c': 0}
+    """
+    return {source: size // PROBE_DIVISOR for source, size in sizes.items()}
+
+
+def without_probe(pool: Sequence[Prompt], probe: Collection[Prompt]) -> list[Prompt]:
+    """Return the prompts of the pool whose messages are not in the probe, whatever their source.
+
+    Raises InputError if none are left.
+    """
+    probed = {prompt.messages for prompt in probe}
+    remaining = [prompt for prompt in pool if prompt.messages not in probed]
+    if not remaining:
+        raise InputError(
+            "no prompts are left for the rounds: evaluation.probe.files holds all prompts of prompts.files; "
+            "give the probe files of its own, or none"
+        )
+    return remaining
 
 
 def quotas(sizes: dict[str, int], num_prompts: int) -> dict[str, int]:

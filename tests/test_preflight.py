@@ -128,10 +128,12 @@ def test_a_run_finds_a_fault_of_its_server_before_it_samples(tmp_path: Path) -> 
     assert not (tmp_path / "runs" / "tiny" / "ledger.jsonl").exists()
 
 
-def test_a_run_needs_no_reward_models_once_its_last_round_is_selected(tmp_path: Path) -> None:
-    run = Run(tmp_path, RunConfig.model_validate(tiny_config(tmp_path)))
+def test_a_run_needs_no_reward_models_once_its_last_round_is_selected_and_probed(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    run = Run(tmp_path, RunConfig.model_validate(config))
+    probed_run = Run(tmp_path, RunConfig.model_validate({**config, "evaluation": {}}))
 
-    def has_all_rewards() -> bool:
+    def has_all_rewards(run: Run = run) -> bool:
         return Inspection(run, is_dry=False, finished_pieces=run.ledger.pieces()).has_all_rewards
 
     assert not has_all_rewards()
@@ -142,3 +144,7 @@ def test_a_run_needs_no_reward_models_once_its_last_round_is_selected(tmp_path: 
     with run.ledger.record("round-02/select", "inputs"):
         pass
     assert has_all_rewards()
+    assert not has_all_rewards(probed_run)
+    with run.ledger.record("round-02/probe/metrics", "inputs"):
+        pass
+    assert has_all_rewards(probed_run)

@@ -12,8 +12,8 @@ from reward_server.client.requests import requests_of
 from reward_server.client.server_info import parse_server_info
 from reward_server.pb import reward_pb2 as pb
 from reward_server.serving.wire import parse_options
+from sampler.prompt_sets import CONNECTION_FIELDS
 from sampler.score import reward_options as options_of_config
-from sampler.stages import CONNECTION_FIELDS
 from tests.processes import ROOT
 from winnow import cli
 from winnow.config import differences, dump_config, load_config, parse_config

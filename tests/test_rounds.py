@@ -53,9 +53,11 @@ def test_the_loop_is_its_stages_in_order(config: dict[str, Any], tmp_path: Path)
     called: list[tuple[str, int]] = []
     run = Run(tmp_path, parse_config(config, RunConfig, "test"))
     run_rounds(run, lambda name, _, round_number: called.append((name, round_number)))
-    stages = ["sample", "score", "select", "train", "evaluate"]
+    probe = ["sample_probe", "score_probe"]
+    stages = ["sample", "score", "select", "train", *probe, "evaluate"]
     assert called == [
         ("start", 0),
+        *[(name, 0) for name in probe],
         ("evaluate", 0),
         *[(name, 1) for name in stages],
         *[(name, 2) for name in stages],
@@ -163,7 +165,8 @@ def test_resuming_a_finished_run_does_nothing(folder: Path, config: dict[str, An
 
 def test_status_counts_finished_pieces(undisturbed: Path) -> None:
     status = json.loads(winnow("status", str(undisturbed), "--json").stdout)
-    assert status["rounds"][2] == {"round": 2, "sample": 3, "score": 3, "select": 1, "train": 1, "evaluate": 1}
+    once = {"select": 1, "train": 1, "evaluate": 1}
+    assert status["rounds"][2] == {"round": 2, "sample": 3, "score": 3, "probe": 0, **once}
     assert "3/3" in winnow("status", str(undisturbed)).stdout
 
 

@@ -132,6 +132,7 @@ def test_a_config_without_faults_is_said_to_be_checked(config: Tree, tmp_path: P
     patterns = [
         r"policy .*/student, its files, tokenizer and template lab",
         r"1 file of SFT rows, 2 of 2 rows, the longest has \d+ tokens",
+        r"the probe has 2 prompts, a tenth of each source \(evaluation.probe.num_prompts: 256\)",
         r"2 files of prompts, 32 of 32 rows, the longest has \d+ tokens \(at most 500 fit\)",
         r"reward server of .*/instruct and .*/base",
         r"1 benchmark: name and metric",
@@ -255,7 +256,8 @@ def test_prompts_that_are_too_long_or_invalid_are_counted_and_do_not_stop_a_run(
     inspection = inspect(config)
     check_prompts(inspection, check_policy(inspection))
     assert inspection.faults == []
-    refused, untrainable, few = inspection.warnings
+    refused, untrainable, without_probe, few = inspection.warnings
+    assert without_probe.startswith("the probe has no prompts, since no source of the pool has ten")
     assert "mixed.jsonl: 3 of 4 rows will be refused in sampling: 2 x the user message holds the control" in refused
     assert "(first: line 3); 1 x more than 500 tokens (the policy's 512 positions less" in refused
     assert "1 of 4 rows will be left out of training: 1 x 128 tokens" in untrainable

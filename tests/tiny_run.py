@@ -54,6 +54,7 @@ def tiny_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "sampling": {"num_completions": 3, "max_new_tokens": 12, "shard_size": 4},
         "reward": {"server": {**make_pair(folder), "chat_template": "mixtral"}},
         "rounds": {"num_rounds": 2, "train": train},
+        "evaluation": {"probe": None},  # tests/test_probe.py has runs with one
         **changes,
     }
 

@@ -181,7 +181,7 @@ def _plan_run(config: "RunConfig", *, is_resumed: bool) -> None:
 
 def _inspect(inspection: "Inspection") -> None:
     """Check everything of a run that can be checked without weights; a package is imported if the run needs it."""
-    from sampler.preflight import check_disk, check_libraries, check_policy, check_prompts
+    from sampler.preflight import check_disk, check_libraries, check_policy, check_probe_files, check_prompts
 
     config = inspection.config
     if inspection.is_finished("peak"):
@@ -195,6 +195,7 @@ def _inspect(inspection: "Inspection") -> None:
         check_phases(inspection, chat)
     if not inspection.has_all_rewards:
         check_prompts(inspection, chat)
+        check_probe_files(inspection, chat)
         _inspect_reward_server(inspection)
     if config.evaluation.benchmarks or config.evaluation.questions is not None:
         from eval.preflight import check_evaluation

@@ -77,9 +77,13 @@ class Inspection:
 
     @property
     def has_all_rewards(self) -> bool:
-        """True if no stage samples or scores any more: the last round's completions are scored and selected."""
+        """True if no stage samples or scores any more: the last round's rewards and its probe's are there."""
         last_round = self.config.rounds.num_rounds
-        return last_round == 0 or self.is_finished(f"{self.run.round_name(last_round)}/select")
+        if last_round == 0:
+            return True
+        if self.config.probe is not None:
+            return self.is_finished(self.run.probe_piece(last_round))
+        return self.is_finished(f"{self.run.round_name(last_round)}/select")
 
     def is_finished(self, piece: str) -> bool:
         """Tell whether a resumed run has finished a piece."""

@@ -4,6 +4,7 @@
     completions/*.parquet     Completion    one sampled assistant turn
     rewards/*.parquet         Reward        the reward server's result for one completion
     selected.jsonl            Selection     the kept completion as a training row
+    rewards_by_prompt.jsonl   ProbeReward   a policy's rewards on one prompt of the probe
     eval/results.json         EvalResult    one metric of one task
 
 The row of a failed item has a `status` other than "ok", and the reason as its `error`. It is counted and kept, but
@@ -93,6 +94,19 @@ class Selection(Row):
 
     messages: tuple[Message, ...]
     metadata: dict[str, Any]
+
+
+class ProbeReward(Row):
+    """A policy's mean and highest reward on one prompt of the probe, over its `num_eligible` eligible completions.
+
+    Both are None if none of the completions is eligible.
+    """
+
+    prompt_id: str
+    source: str
+    num_eligible: int
+    mean_reward: float | None
+    best_of_n_reward: float | None
 
 
 class EvalResult(Row):

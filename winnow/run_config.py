@@ -301,8 +301,21 @@ class QuestionsConfig(Section):
     """Unset: MT-Bench's temperature for the question's category."""
 
 
+class ProbeConfig(Section):
+    """The probe: prompts on which the rewards of all rounds are compared; no round trains on them."""
+
+    num_prompts: Positive = 256
+    """Prompts of the probe, drawn once by seed, uniformly by source."""
+    files: tuple[PromptFile, ...] = ()
+    """Files of prompts for the probe; unset: at most a tenth of each source of `prompts.files`."""
+
+
 class EvaluationConfig(Section):
-    """The benchmarks and questions on which every round is evaluated."""
+    """The probe, benchmarks and questions on which every round is evaluated."""
+
+    probe: ProbeConfig | None = ProbeConfig()
+    """Prompts that every round's policy completes and the reward server scores; null: none. A run without rounds has
+    none either."""
 
     benchmarks: tuple[BenchmarkConfig, ...] = ()
     task_dir: str | None = None
@@ -335,6 +348,13 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     rounds: RoundsConfig = RoundsConfig(num_rounds=0)
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def probe(self) -> ProbeConfig | None:
+        """The probe; None if it is turned off, or if there are no rounds to compare."""
+        if self.rounds.num_rounds == 0:
+            return None
+        return self.evaluation.probe
 
     @model_validator(mode="after")
     def _check_rounds(self) -> Self:

@@ -3,9 +3,12 @@
 runs/<name>/
   config.json            resolved: what really ran; the folder's format, and the version of winnow that made it
   ledger.jsonl           one entry per finished piece, written last
-  round-00/              the SFT start: phases/ (LAB), checkpoint/, eval/
+  probe/                 prompts.jsonl, the same for all rounds
+  round-00/              the SFT start: phases/ (LAB), checkpoint/, probe/, probe.json, eval/
   round-01/              prompts.jsonl  completions/*.parquet  rewards/*.parquet  selected.jsonl  metrics.json
-                         server.json  server.log  checkpoint/  eval/
+                         server.json  server.log  checkpoint/  probe.json  eval/
+                         probe/: completions/*.parquet  rewards/*.parquet  rewards_by_prompt.jsonl
+                                 server.json  server.log
   peak.json  rounds.png  rounds.svg
 """
 
@@ -81,6 +84,24 @@ class Run:
     def metrics_path(self, round_number: int) -> Path:
         return self.round_dir(round_number) / "metrics.json"
 
+    @property
+    def probe_prompts_piece(self) -> str:
+        """The name of the piece that draws the probe."""
+        return "probe/prompts"
+
+    @property
+    def probe_prompts_path(self) -> Path:
+        return self.root / "probe" / "prompts.jsonl"
+
+    def probe_dir(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "probe"
+
+    def probe_path(self, round_number: int) -> Path:
+        return self.round_dir(round_number) / "probe.json"
+
+    def probe_rewards_path(self, round_number: int) -> Path:
+        return self.probe_dir(round_number) / "rewards_by_prompt.jsonl"
+
     def checkpoint_dir(self, round_number: int) -> Path:
         return self.round_dir(round_number) / "checkpoint"
 
@@ -101,6 +122,10 @@ class Run:
         """Return the name of the piece that makes the policy of a round."""
         stage = "start" if round_number == 0 else "train"
         return f"{self.round_name(round_number)}/{stage}"
+
+    def probe_piece(self, round_number: int) -> str:
+        """Return the name of the piece that ends the probe of a round."""
+        return f"{self.round_name(round_number)}/probe/metrics"
 
 
 def run_root(config: RunConfig) -> Path:

@@ -58,6 +58,18 @@ def _train() -> Stage:
     return train
 
 
+def _sample_probe() -> Stage:
+    from sampler.probe import sample_probe
+
+    return sample_probe
+
+
+def _score_probe() -> Stage:
+    from sampler.probe import score_probe
+
+    return score_probe
+
+
 def _evaluate() -> Stage:
     from eval.stages import evaluate
 
@@ -76,6 +88,8 @@ STAGES: Mapping[str, Callable[[], Stage]] = {
     "score": _score,
     "select": _select,
     "train": _train,
+    "sample_probe": _sample_probe,
+    "score_probe": _score_probe,
     "evaluate": _evaluate,
     "peak": _peak,
 }
