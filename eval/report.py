@@ -3,15 +3,21 @@
     {"round", "checkpoint", "batch_reward", "judge_score", "best", "ties", "rule", "dropped": [{"round", "reason"}],
      "comparisons": [{"round", "difference", "stderr", "num_questions", "num_verdicts"}],
      "guards": [{"round", "guard", "loss", "low", "high", "p_value", "uncorrected_p_value", "num_items", "method"}],
+     "saturation_round",
+     "probe_gains": [{"round", "mean_reward", "mean_reward_stderr", "best_of_n_reward", "best_of_n_stderr", "p_value",
+                      "num_prompts"}],
      "rounds": [{"round", "batch_reward", "random_control_reward",
+                 "probe": {"mean_reward", "mean_reward_stderr", "best_of_n_reward", "best_of_n_stderr", "num_prompts"},
                  "judge_score": {"mean", "min", "max", "num_unanswered", "num_unparsable", "num_judgments"},
                  "benchmarks": {task: {"value", "stderr", "n", "metric"}}}]}
 
 `batch_reward` and `judge_score` next to `round` and `checkpoint` belong to the peak. `best` is the round with the
 highest judged score, `ties` the rounds that cannot be told apart from it, null if that could not be tested.
 `comparisons` are the best minus every other kept round; `guards` are all tests against round 0, of kept and dropped
-rounds. Other values can be null: round 0 has no rewards, and no round has a judged score if no questions are
-configured.
+rounds. `probe_gains` are every round minus the round before on the probe, and `saturation_round` is the first round
+after which the mean reward does not gain significantly (eval/probe.py); null if every round gains or without a probe.
+Other values can be null: round 0 has no batch reward, no round has a judged score if no questions are configured, and
+none has a `probe` without one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +25,9 @@ from typing import Any
 
 from eval.judging.judged_scores import JudgedScore
 from eval.peak import Comparison, GuardTest, Peak
+from eval.probe import ProbeGain, ProbeScore, probe_gains, probe_score, saturation_round
 from eval.ranking import spearman
-from winnow.records import EvalResult, Row
+from winnow.records import EvalResult, ProbeReward, Row
 
 
 class ScoreRange(Row):
@@ -44,11 +51,16 @@ class BenchmarkScore(Row):
 
 
 class RoundReport(Row):
-    """The results of one round; rewards are means over its selected completions and a random control of equal size."""
+    """The results of one round.
+
+    Batch reward and the reward of the random control are means over the round's own prompts; only `probe` compares with
+    other rounds.
+    """
 
     round: int
     batch_reward: float | None
     random_control_reward: float | None
+    probe: ProbeScore | None
     judge_score: ScoreRange | None
     benchmarks: dict[str, BenchmarkScore]
 
@@ -81,23 +93,40 @@ class PeakReport(Row):
     dropped: tuple[DroppedRound, ...]
     comparisons: tuple[Comparison, ...] = ()
     guards: tuple[GuardTest, ...] = ()
+    probe_gains: tuple[ProbeGain, ...] = ()
+    saturation_round: int | None = None
+
+    @property
+    def has_probe(self) -> bool:
+        """True if a round has rewards on the probe."""
+        return any(report.probe is not None for report in self.rounds)
 
     @property
     def rank_agreement(self) -> float | None:
-        """Spearman's correlation of batch reward and mean judged score over the rounds that have both."""
+        """Spearman's correlation of reward and mean judged score over the rounds that have both.
+
+        The reward is the mean on the probe, or batch reward in a run without a probe.
+        """
         rewards: list[float] = []
         scores: list[float] = []
         for report in self.rounds:
-            if report.batch_reward is not None and report.judge_score is not None:
-                rewards.append(report.batch_reward)
+            reward = report.batch_reward
+            if self.has_probe:
+                reward = None if report.probe is None else report.probe.mean_reward
+            if reward is not None and report.judge_score is not None:
+                rewards.append(reward)
                 scores.append(report.judge_score.mean)
         return spearman(rewards, scores)
 
 
 def round_report(
-    round_number: int, benchmarks: Sequence[EvalResult], judged: JudgedScore | None, metrics: Mapping[str, Any]
+    round_number: int,
+    benchmarks: Sequence[EvalResult],
+    judged: JudgedScore | None,
+    metrics: Mapping[str, Any],
+    probe: Sequence[ProbeReward] = (),
 ) -> RoundReport:
-    """Build the report of one round from its results and its reward metrics (empty for round 0)."""
+    """Build the report of one round from its results, its reward metrics (empty for round 0) and its probe."""
     judge_score = None
     if judged is not None:
         judge_score = ScoreRange(
@@ -112,6 +141,7 @@ def round_report(
         round=round_number,
         batch_reward=metrics.get("batch_reward"),
         random_control_reward=metrics.get("random_control_reward"),
+        probe=probe_score(probe),
         judge_score=judge_score,
         benchmarks={name: _score(result) for name, result in named_results(benchmarks).items()},
     )
@@ -128,8 +158,11 @@ def named_results(results: Sequence[EvalResult]) -> dict[str, EvalResult]:
     return named
 
 
-def peak_report(peak: Peak, rounds: Sequence[RoundReport], checkpoint: str) -> PeakReport:
-    """Build the content of peak.json; `rounds` must hold the peak's round."""
+def peak_report(
+    peak: Peak, rounds: Sequence[RoundReport], checkpoint: str, probes: Sequence[Sequence[ProbeReward]] = ()
+) -> PeakReport:
+    """Build the content of peak.json; `rounds` must hold the peak's round, `probes` are those of rounds 0, 1, ..."""
+    gains = probe_gains(probes)
     chosen = next(report for report in rounds if report.round == peak.round)
     return PeakReport(
         round=peak.round,
@@ -143,6 +176,8 @@ def peak_report(peak: Peak, rounds: Sequence[RoundReport], checkpoint: str) -> P
         dropped=tuple(DroppedRound(round=round_number, reason=reason) for round_number, reason in peak.dropped.items()),
         comparisons=tuple(peak.comparisons),
         guards=tuple(peak.guards),
+        probe_gains=tuple(gains),
+        saturation_round=saturation_round(gains),
     )
 
 

@@ -4,7 +4,7 @@ evaluate    round-NN/checkpoint -> round-NN/eval/  results.json           EvalRe
                                                    benchmark_items.jsonl  BenchmarkItem rows, for paired tests
                                                    answers.jsonl          FastChat's answer rows
                                                    judgments.jsonl        FastChat's judgment rows
-pick_peak   each round's results.json and metrics.json -> peak.json, rounds.png, rounds.svg, the closing table
+pick_peak   each round's results.json, metrics.json and probe -> peak.json, rounds.png, rounds.svg, the closing table
 """
 
 import gc
@@ -25,6 +25,7 @@ from eval.judging.mt_bench import Answer, answer_questions, check_answered, chec
 from eval.judging.questions import Question, References, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
 from eval.peak import Candidate, Rule, choose_peak
+from eval.probe import read_probe_rewards
 from eval.report import RoundReport, peak_report, round_report
 from eval.table import print_closing
 from winnow.chat import Chat, load_chat
@@ -98,22 +99,23 @@ def pick_peak(run: Run, last_round: int) -> None:
     rounds = range(last_round + 1)
     results_by_round = [read_results(run, round_number) for round_number in rounds]
     metrics_by_round = [_read_metrics(run, round_number) for round_number in rounds]
+    probes = [read_probe_rewards(run.probe_rewards_path(round_number)) for round_number in rounds]
     for results in results_by_round:
         _check_readable(run, results)
     config = run.config.evaluation
     candidates: list[Candidate] = []
     reports: list[RoundReport] = []
-    for results, metrics in zip(results_by_round, metrics_by_round, strict=True):
+    for results, metrics, probe in zip(results_by_round, metrics_by_round, probes, strict=True):
         judge_score = None if results.judge is None else results.judge.mean
         folder = run.eval_dir(results.round)
         candidates.append(read_candidate(folder, results.round, judge_score, results.benchmarks, config.benchmarks))
-        reports.append(round_report(results.round, results.benchmarks, results.judge, metrics))
+        reports.append(round_report(results.round, results.benchmarks, results.judge, metrics, probe))
     peak = choose_peak(candidates, Rule(config.guard_alpha, config.guard_tolerance))
-    report = peak_report(peak, reports, results_by_round[peak.round].checkpoint)
+    report = peak_report(peak, reports, results_by_round[peak.round].checkpoint, probes)
     inputs = digest([report.model_dump(mode="json"), run.config.name])
     if not run.ledger.is_finished("peak", inputs):
         with run.ledger.record("peak", inputs) as facts:
-            title = f"{run.config.name}: batch reward and judged score by round"
+            title = f"{run.config.name}: reward and judged score by round"
             draw_chart(report, title, [run.chart_path("png"), run.chart_path("svg")])
             write_json(run.peak_path, report.model_dump(mode="json"))
             facts.update(round=peak.round, ties=peak.ties)

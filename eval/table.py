@@ -1,6 +1,7 @@
 """The closing table on the terminal: the content of peak.json, one row per round, and the reason for the peak.
 
-Benchmarks are in percent with their standard error; judged scores are means with [min..max] over runs.
+Benchmarks are in percent with their standard error; judged scores are means with [min..max] over runs. Rewards on the
+probe compare between rounds; batch reward and its gap are of the round's own prompts.
 """
 
 from collections.abc import Iterator
@@ -11,12 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.peak import APART_STDERRS, Comparison
+from eval.probe import ALPHA, ProbeGain
 from eval.report import BenchmarkScore, PeakReport, RoundReport, ScoreRange
 
 PIPED_WIDTH = 100
 # With more tasks than this, the padding is dropped, so that the five tasks of the model cards fit 100 columns.
 MANY_TASKS = 3
 NOTHING = "-"
+PROBE_HEADERS = ("probe\nmean", "probe\nbest")
+BATCH_HEADERS = ("batch\nreward", "gap over\nrandom")
 
 
 def print_closing(report: PeakReport, console: Console | None = None) -> None:
@@ -38,7 +42,8 @@ def rounds_table(report: PeakReport) -> Table:
     padding = (0, 1) if len(tasks) <= MANY_TASKS else (0, 0)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, padding=padding)
     breakable = [task.replace("_", "_\n") for task in tasks]
-    for header in ("round", "batch\nreward", "gap over\nrandom", *breakable, "judged score\n[min..max]"):
+    reward_headers = _reward_headers(report, len(tasks))
+    for header in ("round", *reward_headers, *breakable, "judged score\n[min..max]"):
         table.add_column(Text(header), justify="right", overflow="fold")
     table.add_column("", no_wrap=True)
     dropped = {dropped_round.round for dropped_round in report.dropped}
@@ -51,7 +56,7 @@ def rounds_table(report: PeakReport) -> Table:
         elif round_report.round in dropped:
             mark = "dropped"
             style = "dim"
-        table.add_row(*map(Text, _cells(round_report, tasks)), mark, style=style)
+        table.add_row(*map(Text, _cells(round_report, reward_headers, tasks)), mark, style=style)
     return table
 
 
@@ -65,9 +70,14 @@ def explanation(report: PeakReport) -> Iterator[str]:
         yield f"Dropped: round {dropped.round}: {dropped.reason}."
     yield from _left_out(report)
     yield f"Rule: {report.rule}."
+    for gain in report.probe_gains:
+        yield _gain(gain)
+    if report.probe_gains:
+        yield f"Saturation: {_saturation(report)}."
     agreement = report.rank_agreement
     value = "not defined (too few rounds, or no spread)" if agreement is None else f"{agreement:+.2f}"
-    yield f"Spearman of batch reward against judged score over rounds: {value}."
+    measure = "mean reward on the probe" if report.has_probe else "batch reward"
+    yield f"Spearman of {measure} against judged score over rounds: {value}."
 
 
 def _left_out(report: PeakReport) -> Iterator[str]:
@@ -114,11 +124,52 @@ def _comparison(report: PeakReport, comparison: Comparison) -> str:
     )
 
 
-def _cells(report: RoundReport, tasks: list[str]) -> list[str]:
+def _gain(gain: ProbeGain) -> str:
+    """Say what a round gained on the probe."""
+    mean = _with_stderr(gain.mean_reward, gain.mean_reward_stderr)
+    best = _with_stderr(gain.best_of_n_reward, gain.best_of_n_stderr)
+    return (
+        f"Probe: round {gain.round} minus round {gain.round - 1}: mean reward {mean} (one-sided p = "
+        f"{gain.p_value:.2g}), best of N {best}, with paired standard errors over {gain.num_prompts} prompts."
+    )
+
+
+def _saturation(report: PeakReport) -> str:
+    if report.saturation_round is None:
+        return f"none; the mean reward on the probe gains significantly in every round (alpha {ALPHA:g})"
+    return (
+        f"round {report.saturation_round}, the first after which the mean reward on the probe does not gain "
+        f"significantly (alpha {ALPHA:g})"
+    )
+
+
+def _with_stderr(value: float, stderr: float | None) -> str:
+    text = f"{round(value, 3) + 0.0:+.3f}"  # + 0.0 turns -0.0 into 0.0
+    if stderr is None:
+        return text
+    return f"{text}+-{stderr:.3f}"
+
+
+def _reward_headers(report: PeakReport, num_tasks: int) -> list[str]:
+    """Return the headers of the rewards; beside many tasks the probe's alone fit."""
+    if not report.has_probe:
+        return list(BATCH_HEADERS)
+    if num_tasks > MANY_TASKS:
+        return list(PROBE_HEADERS)
+    return [*PROBE_HEADERS, *BATCH_HEADERS]
+
+
+def _cells(report: RoundReport, reward_headers: list[str], tasks: list[str]) -> list[str]:
+    probe = report.probe
+    rewards = {
+        "probe\nmean": _decimal(probe.mean_reward if probe else None),
+        "probe\nbest": _decimal(probe.best_of_n_reward if probe else None),
+        "batch\nreward": _decimal(report.batch_reward),
+        "gap over\nrandom": _decimal(report.gap, sign="+"),
+    }
     return [
         str(report.round),
-        _decimal(report.batch_reward),
-        _decimal(report.gap, sign="+"),
+        *(rewards[header] for header in reward_headers),
         *(_benchmark(report.benchmarks.get(task)) for task in tasks),
         _judged(report.judge_score),
     ]

@@ -167,6 +167,21 @@ def test_every_round_from_round_0_has_its_numbers(undisturbed: Path) -> None:
     assert content(run.probe_path(0))["mean_reward"] != content(run.probe_path(1))["mean_reward"]
 
 
+def test_peak_json_compares_the_rounds_on_the_probe(undisturbed: Path) -> None:
+    peak = content(undisturbed / "peak.json")
+    for round_number in ROUNDS:
+        probe = peak["rounds"][round_number]["probe"]
+        metrics = content(undisturbed / f"round-{round_number:02d}" / "probe.json")
+        assert probe["mean_reward"] == pytest.approx(metrics["mean_reward"])
+        assert probe["best_of_n_reward"] == pytest.approx(metrics["best_of_n_reward"])
+        assert probe["num_prompts"] == metrics["max_at_n_prompts"][0]
+    [gain] = peak["probe_gains"]
+    assert gain["round"] == 1
+    assert 1 < gain["num_prompts"] <= NUM_PROBE
+    assert peak["saturation_round"] in (0, None)
+    assert (peak["saturation_round"] is None) == (gain["p_value"] < 0.05)
+
+
 def test_a_killed_run_repeats_no_piece_of_the_probe_and_ends_with_the_same_files(
     folder: Path, config: dict[str, Any], undisturbed: Path
 ) -> None:

@@ -4,10 +4,11 @@
 
 Each seed has a world, models and a run of its own under runs/miniature-seeds/<seed>. The claims, for each seed:
 
-    rises      batch reward is higher in round 2 than in round 1
+    rises      mean reward on the probe is higher in round 2 than in round 1
     selects    the selected set has a higher mean reward than a random control of equal size, in every round
     gains      held-out exact match at the peak minus that at round 0, in points (10 or more)
-    agrees     Spearman's rank correlation of batch reward and judged score over rounds 1, 2, ...
+    saturates  the first round after which the mean reward on the probe does not gain significantly; - if all gain
+    agrees     Spearman's rank correlation of mean reward on the probe and judged score over all rounds
     goes on    the peak is not the last round: the run includes a round without improvement
 """
 
@@ -54,8 +55,9 @@ def run_seed(seed: int) -> PeakReport:
 def rounds_table(reports: dict[int, PeakReport]) -> Iterator[str]:
     """Yield a Markdown table with one line per seed and round; the peak is bold."""
     tasks = list(next(iter(reports.values())).rounds[0].benchmarks)
-    yield "| seed | round | batch reward | random control | " + " | ".join(tasks) + " | judged score [min..max] |"
-    yield "|" + "---|" * (len(tasks) + 5)
+    rewards = "probe mean | probe best of N | batch reward | random control"
+    yield f"| seed | round | {rewards} | " + " | ".join(tasks) + " | judged score [min..max] |"
+    yield "|" + "---|" * (len(tasks) + 7)
     for seed, report in reports.items():
         for round_report in report.rounds:
             cells = [str(seed), str(round_report.round), *_cells(round_report, tasks)]
@@ -66,23 +68,24 @@ def rounds_table(reports: dict[int, PeakReport]) -> Iterator[str]:
 
 def claims_table(reports: dict[int, PeakReport]) -> Iterator[str]:
     """Yield a Markdown table of the recipe's claims with one line per seed."""
-    yield "| seed | peak | rises | selects | gains, points | agrees (Spearman) | goes on |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| seed | peak | rises | selects | gains, points | saturates | agrees (Spearman) | goes on |"
+    yield "|---|---|---|---|---|---|---|---|"
     for seed, report in reports.items():
-        rewards = [round_report.batch_reward or 0.0 for round_report in report.rounds[1:]]
+        gains = {gain.round: gain.mean_reward for gain in report.probe_gains}
         gaps = [round_report.gap or 0.0 for round_report in report.rounds[1:]]
         cells = [
             f"round {report.round}",
-            _yes(rewards[1] > rewards[0]),
+            _yes(gains[2] > 0),
             _yes(min(gaps) > 0),
-            f"{gain(report):+.1f}",
+            f"{exact_match_gain(report):+.1f}",
+            "-" if report.saturation_round is None else f"round {report.saturation_round}",
             f"{report.rank_agreement or 0.0:+.2f}",
             _yes(report.round != report.rounds[-1].round),
         ]
         yield f"| {seed} | " + " | ".join(cells) + " |"
 
 
-def gain(report: PeakReport) -> float:
+def exact_match_gain(report: PeakReport) -> float:
     """Return the gain in exact match from round 0 to the peak, in points."""
     start = report.rounds[0].benchmarks[EXACT_TASK].value
     peak = report.rounds[report.round].benchmarks[EXACT_TASK].value
@@ -97,7 +100,9 @@ def write_between_marks(path: Path, text: str) -> None:
 
 
 def _cells(report: RoundReport, tasks: Sequence[str]) -> Iterator[str]:
-    for reward in (report.batch_reward, report.random_control_reward):
+    probe = report.probe
+    on_probe = (probe.mean_reward, probe.best_of_n_reward) if probe else (None, None)
+    for reward in (*on_probe, report.batch_reward, report.random_control_reward):
         yield "" if reward is None else f"{reward:.2f}"
     for task in tasks:
         score = report.benchmarks[task]
