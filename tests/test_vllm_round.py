@@ -22,7 +22,7 @@ def test_a_round_through_vllm_leaves_the_files_of_every_round(tmp_path: Path) ->
     (tmp_path / "student" / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(100, 200))}))
     config["sampling"] = {**config["sampling"], "engine": "vllm", "max_model_len": 128}
     config["rounds"] = {**config["rounds"], "num_rounds": 1}
-    config["evaluation"] = {"benchmarks": []}
+    config["evaluation"] = {"benchmarks": [], "probe": None}
     config["stages"] = "subprocess"
     path = write_config(tmp_path, config)
     result = winnow("run", path)
