@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import check_task, data_files, strings_of, task_manager, unknown_metric_error
-from eval.judging.chat_endpoint import open_chat_endpoint
 from eval.judging.llm_judge import JudgePrompt, prompt_fields, prompt_name, read_judge_prompts
 from eval.judging.mt_bench import check_questions
+from eval.judging.opening import endpoint_settings
 from eval.judging.questions import NUM_TURNS, Question, References, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
+from sampler.engines.chat_endpoint import open_chat_endpoint
 from winnow.chat import Chat
 from winnow.errors import ChatError, InputError, UsageError
 from winnow.inspection import Inspection
@@ -172,7 +173,7 @@ def _check_judge(inspection: Inspection, config: JudgeConfig) -> dict[str, Judge
     """Open the endpoint of a judging model without a call, and return its prompts; None if there are none."""
     prompts = None
     if config.kind == "llm" and config.prompts is not None:
-        with inspection.collect(), open_chat_endpoint(config) as endpoint:
+        with inspection.collect(), open_chat_endpoint(endpoint_settings(config)) as endpoint:
             inspection.unchecked.append(f"judge {config.model} at {endpoint.url}: it is called before each evaluation")
         with inspection.collect():
             prompts = read_judge_prompts(config.prompts)

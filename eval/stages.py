@@ -10,8 +10,7 @@ pick_peak   each round's results.json, metrics.json and probe -> peak.json, roun
 import gc
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ from eval.benchmarks import data_files, run_benchmarks
 from eval.candidates import read_candidate
 from eval.chart import draw_chart
 from eval.judging.judged_scores import JudgedScore, check_readable, summarize, unreadable_warning
-from eval.judging.judges import Judge
-from eval.judging.llm_judge import open_llm_judge
 from eval.judging.mt_bench import Answer, answer_questions, check_answered, check_questions, judge_answers
+from eval.judging.opening import open_judge
 from eval.judging.questions import Question, References, read_questions, read_references
-from eval.judging.reference_judge import ReferenceJudge
 from eval.peak import Candidate, Rule, choose_peak
 from eval.probe import read_probe_rewards
 from eval.report import RoundReport, peak_report, round_report
@@ -32,7 +29,7 @@ from winnow.chat import Chat, load_chat
 from winnow.errors import WinnowError
 from winnow.records import EvalResult, Row, digest, seed_from
 from winnow.rows import file_sha256, write_json, write_jsonl
-from winnow.run_config import JudgeConfig, QuestionsConfig
+from winnow.run_config import QuestionsConfig
 from winnow.rundir import Run, atomic_folder
 
 QuestionSet = tuple[list[Question], References]
@@ -146,16 +143,6 @@ def read_results(run: Run, round_number: int) -> Results:
     """Read a round's results. Raises WinnowError for a round that was not evaluated."""
     path = run.eval_dir(round_number) / "results.json"
     return Results.model_validate(_read_json(path, f"evaluate round {round_number} first"))
-
-
-@contextmanager
-def open_judge(config: JudgeConfig) -> Iterator[Judge]:
-    """Yield the judge that the config names."""
-    if config.kind == "llm":
-        with open_llm_judge(config) as judge:
-            yield judge
-    else:
-        yield ReferenceJudge()
 
 
 def _judged_score(run: Run, round_number: int, chat: Chat, question_set: QuestionSet, folder: Path) -> JudgedScore:

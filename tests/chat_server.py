@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from eval.judging.judges import Judge
-from eval.stages import open_judge
+from eval.judging.opening import open_judge
 from winnow.run_config import JudgeConfig
 
 
@@ -26,6 +26,7 @@ class HttpReply:
     status: int
     body: str
     content_type: str = "application/json"
+    retry_after: str | None = None
 
 
 # The text of a chat completion, or another response.
@@ -37,6 +38,12 @@ def openai_error(status: int, message: str, param: str | None, code: str | None)
     """Return an error in OpenAI's form."""
     error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
     return HttpReply(status, json.dumps({"error": error}))
+
+
+class _Server(ThreadingHTTPServer):
+    """A server that takes many connections at once."""
+
+    request_queue_size = 128
 
 
 @contextmanager
@@ -65,13 +72,15 @@ def chat_server(script: Script) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             self.send_response(reply.status)
             self.send_header("Content-Type", reply.content_type)
             self.send_header("Content-Length", str(len(payload)))
+            if reply.retry_after is not None:
+                self.send_header("Retry-After", reply.retry_after)
             self.end_headers()
             self.wfile.write(payload)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class prescribes the name
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _Server(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -81,10 +90,13 @@ def chat_server(script: Script) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             thread.join()
 
 
-def completion(text: str, finish_reason: str = "stop") -> str:
-    """Return the body of a chat completion with this text."""
+def completion(text: str, finish_reason: str = "stop", usage: tuple[int, int] | None = None) -> str:
+    """Return the body of a chat completion with this text, and with a count of prompt and completion tokens."""
     choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
-    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]})
+    body: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
+    if usage is not None:
+        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+    return json.dumps(body)
 
 
 TEMPLATES = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from eval.judging.llm_judge import REMINDER, prompt_name, read_judge_prompts
+from eval.judging.opening import open_judge
 from eval.judging.questions import Question
 from eval.judging.reference_judge import REFERENCE_JUDGE, ReferenceJudge, has_form, reference_score, word_overlap
-from eval.stages import open_judge
 from tests.chat_server import HttpReply, chat_server, completion, llm, prompts_fixture  # noqa: F401
 from winnow.errors import InputError
 from winnow.run_config import JudgeConfig

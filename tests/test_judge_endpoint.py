@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks.tiny_models import make_tokenizer
 from eval.judging.llm_judge import MAX_REFUSED
+from eval.judging.opening import open_judge
 from eval.judging.questions import Question
-from eval.stages import evaluate, open_judge, read_results
+from eval.stages import evaluate, read_results
 from tests.chat_server import HttpReply, Reply, chat_server, llm, openai_error, prompts_fixture  # noqa: F401
 from tests.tiny_models import make_model
 from tests.tiny_run import write_jsonl

@@ -277,7 +277,9 @@ def test_an_unreadable_verdict_is_stored_as_minus_1() -> None:
     class UnreadableJudge(ReferenceJudge):
         num_parallel = 4
 
-        def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
+        def judge(
+            self, question: Question, answers: Sequence[str], reference: Sequence[str] | None, repetition: str = ""
+        ) -> Verdict:
             score = 4.0 if len(answers) == 1 else None
             return Verdict(score, "...", "rule-v1")
 

@@ -261,6 +261,10 @@ class JudgeConfig(Section):
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name under which max_tokens is sent (llm): OpenAI's reasoning models accept only max_completion_tokens, some
     servers only max_tokens."""
+    timeout_s: Seconds = 600.0
+    """Longest wait for a reply (llm); it is asked for again after that."""
+    num_parallel: Positive = 32
+    """Most calls at a time (llm); an endpoint that is overloaded gets fewer."""
     max_unreadable: Fraction = 0.1
     """Share of unreadable verdicts above which a judged score is refused; it may be changed on --resume."""
 

@@ -38,6 +38,11 @@ class Judge(Protocol):
         """Raise WinnowError if the judge cannot judge anything; called before answers are generated."""
         ...
 
-    def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
-        """Return the verdict on the last of `answers`, which holds one answer per turn so far."""
+    def judge(
+        self, question: Question, answers: Sequence[str], reference: Sequence[str] | None, repetition: str = ""
+    ) -> Verdict:
+        """Return the verdict on the last of `answers`, which holds one answer per turn so far.
+
+        Verdicts of the same answers with several names of `repetition` are independent of each other.
+        """
         ...

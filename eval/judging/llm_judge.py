@@ -16,28 +16,23 @@ the first MAX_REFUSED prompts are all refused, that is an error.
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
-from eval.judging.chat_endpoint import ChatEndpoint, RefusedPromptError, open_chat_endpoint
 from eval.judging.judges import Verdict
 from eval.judging.questions import NUM_TURNS, Question, parse_rows
 from eval.judging.reply_text import without_reasoning
 from eval.judging.verdicts import Reply, parse_rating
+from sampler.engines.chat_endpoint import ChatEndpoint, ChatMessage, RefusedPromptError
 from winnow.errors import InputError, ServerError
-from winnow.run_config import JudgeConfig
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletionMessageParam
 
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
 PROMPT_NAMES = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
 REMINDER = 'Your reply holds no rating that can be read. Reply with the rating alone, from 1 to 10, like "[[5]]".'
 CHECK_PROMPT = 'Reply with the rating "[[5]]" alone.'
-NUM_PARALLEL = 8
+# Tries of the first call: a fault of every call should show at once.
+NUM_CHECK_TRIES = 3
 # Refusals from the first prompt on that are an error: prompts are seldom refused, so the cause concerns all of them.
 MAX_REFUSED = 8
 
@@ -59,24 +54,13 @@ def read_judge_prompts(path: str) -> dict[str, JudgePrompt]:
     return prompts
 
 
-@contextmanager
-def open_llm_judge(config: JudgeConfig) -> Iterator["LlmJudge"]:
-    """Yield the judge of a config with its connections open. Raises UsageError if it cannot be called as configured."""
-    assert config.model is not None  # JudgeConfig: llm needs both
-    assert config.prompts is not None
-    prompts = read_judge_prompts(config.prompts)
-    with open_chat_endpoint(config) as endpoint:
-        yield LlmJudge(endpoint, config.model, prompts)
-
-
 class LlmJudge:
     """A judging model; the judge's name in results is the model's name."""
 
-    num_parallel = NUM_PARALLEL
-
-    def __init__(self, endpoint: ChatEndpoint, model: str, prompts: Mapping[str, JudgePrompt]) -> None:
-        self.name = model
-        self._endpoint = endpoint
+    def __init__(self, endpoint: ChatEndpoint, prompts: Mapping[str, JudgePrompt]) -> None:
+        self.name = endpoint.settings.model
+        self.num_parallel = endpoint.settings.num_parallel
+        self.endpoint = endpoint
         self._prompts = prompts
         self._lock = threading.Lock()
         self._is_any_accepted = False
@@ -84,37 +68,33 @@ class LlmJudge:
 
     def check(self) -> None:
         """Ask for a short reply; a line on stderr tells so. Raises ServerError if the endpoint gives none."""
-        print(f"checking the judge {self.name} at {self._endpoint.url}", file=sys.stderr, flush=True)
-        self._endpoint.ask(
-            [
-                {"role": "system", "content": self._prompts["single-v1"].system_prompt},
-                {"role": "user", "content": CHECK_PROMPT},
-            ]
-        )
+        print(f"checking the judge {self.name} at {self.endpoint.url}", file=sys.stderr, flush=True)
+        system_prompt = self._prompts["single-v1"].system_prompt
+        self.endpoint.send([ChatMessage("system", system_prompt), ChatMessage("user", CHECK_PROMPT)], NUM_CHECK_TRIES)
 
-    def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
+    def judge(
+        self, question: Question, answers: Sequence[str], reference: Sequence[str] | None, repetition: str = ""
+    ) -> Verdict:
         """Ask for a verdict on the last answer. Raises ServerError if the endpoint fails."""
         prompt = self._prompts[prompt_name(question, len(answers))]
         text = prompt.prompt_template.format(**prompt_fields(question, answers, reference))
-        messages: list[ChatCompletionMessageParam] = [
-            {"role": "system", "content": prompt.system_prompt},
-            {"role": "user", "content": text},
-        ]
+        messages = [ChatMessage("system", prompt.system_prompt), ChatMessage("user", text)]
         try:
-            rating, explanation = self._rate(messages)
+            rating, explanation = self._rate(messages, repetition)
         except RefusedPromptError as error:
             self._count_refusal(error)
             return Verdict(None, f"the endpoint refused the prompt: {error}", prompt.name, text)
         return Verdict(rating, explanation, prompt.name, text)
 
-    def _rate(self, messages: "list[ChatCompletionMessageParam]") -> tuple[float | None, str]:
+    def _rate(self, messages: Sequence[ChatMessage], repetition: str) -> tuple[float | None, str]:
         """Return the rating, None if it is unreadable, and the reply. Raises ServerError, RefusedPromptError."""
-        reply = self._endpoint.ask(messages)
+        reply = Reply(*self.endpoint.ask(messages, repetition))
         self._is_any_accepted = True
         rating = parse_rating(*reply)
         if rating is not None:
             return rating, reply.explanation
-        second_reply = self._endpoint.ask([*messages[:-1], *_reminded(messages[-1], reply)])
+        reminded = [*messages[:-1], *_reminded(messages[-1], reply)]
+        second_reply = Reply(*self.endpoint.ask(reminded, repetition))
         return parse_rating(*second_reply), f"{reply.explanation}\n\n{second_reply.explanation}"
 
     def _count_refusal(self, error: RefusedPromptError) -> None:
@@ -128,12 +108,12 @@ class LlmJudge:
             ) from None
 
 
-def _reminded(prompt: "ChatCompletionMessageParam", reply: Reply) -> "list[ChatCompletionMessageParam]":
+def _reminded(prompt: ChatMessage, reply: Reply) -> list[ChatMessage]:
     """Return the messages that ask again. A reply without an answer is not sent: servers refuse an empty message."""
     answer = without_reasoning(reply.text).strip()
     if not answer:
-        return [{"role": "user", "content": f"{prompt['content']}\n\n{REMINDER}"}]
-    return [prompt, {"role": "assistant", "content": answer}, {"role": "user", "content": REMINDER}]
+        return [ChatMessage("user", f"{prompt.content}\n\n{REMINDER}")]
+    return [prompt, ChatMessage("assistant", answer), ChatMessage("user", REMINDER)]
 
 
 def prompt_name(question: Question, turn: int) -> str:

@@ -165,7 +165,7 @@ def judge_answers(
     def judge_turn(job: tuple[Answer, int]) -> Judgment:
         answer, turn = job
         reference = references.get(answer.question_id)
-        verdict = judge.judge(question_of[answer.question_id], answer.turns[:turn], reference)
+        verdict = judge.judge(question_of[answer.question_id], answer.turns[:turn], reference, f"run {answer.run_id}")
         return Judgment(
             question_id=answer.question_id,
             model=model,

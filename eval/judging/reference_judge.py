@@ -21,8 +21,13 @@ class ReferenceJudge:
     def check(self) -> None:
         """Return at once: a rule is always there."""
 
-    def judge(self, question: Question, answers: Sequence[str], reference: Sequence[str] | None) -> Verdict:
-        """Score the last answer by the rule. Raises InputError for a turn without a reference answer."""
+    def judge(
+        self, question: Question, answers: Sequence[str], reference: Sequence[str] | None, repetition: str = ""
+    ) -> Verdict:
+        """Score the last answer by the rule, equally in every repetition.
+
+        Raises InputError for a turn without a reference answer.
+        """
         turn = len(answers)
         if reference is None or len(reference) < turn:
             raise InputError(

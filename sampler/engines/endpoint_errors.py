@@ -16,9 +16,8 @@ Messages are read in the forms of OpenAI, vLLM ({"error": {"message"}} or {"mess
 import json
 import re
 
-from winnow.run_config import JudgeConfig
+from sampler.engines.endpoint_settings import EndpointSettings
 
-SECTION = "evaluation.questions.judge"
 # Refusals that concern one prompt or the parameters: the next prompt may be accepted.
 REFUSAL_STATUSES = (400, 413, 422)
 MAX_MESSAGE_CHARS = 300
@@ -66,36 +65,47 @@ def _message(text: str) -> str:
     return text
 
 
-def remedy(status: int, text: str, config: JudgeConfig) -> str:
+def remedy(status: int, text: str, settings: EndpointSettings) -> str:
     """Return what to change after an answer with this status and body, as the end of a sentence."""
     message = _message(text).lower()
     if status in (401, 403) or (status in REFUSAL_STATUSES and KEY.search(message)):
-        return f"set OPENAI_API_KEY in the environment to a key that the endpoint accepts for {config.model}"
+        return f"set OPENAI_API_KEY in the environment to a key that the endpoint accepts for {settings.model}"
     if status in REFUSAL_STATUSES:
-        return _refusal_remedy(status, message, config)
+        return _refusal_remedy(status, message, settings)
     if status == 404 and "model" in message:
-        return f"set {SECTION}.model to a model that the endpoint serves"
+        return f"set {settings.name_of('model')} to a model that the endpoint serves"
+    repetition = "repeat the command" if settings.section is None else "resume the run"
     if status == 429:
-        return "wait until the account's limit allows more, or raise its quota, and resume the run"
+        return f"wait until the account's limit allows more, or raise its quota, and {repetition}"
     if status >= 500:
-        return "see the endpoint's own log, and resume the run when it is mended"
+        return f"see the endpoint's own log, and {repetition} when it is mended"
     return (
-        f"set {SECTION}.base_url to the address to which /chat/completions can be appended, often one that ends in /v1"
+        f"set {settings.name_of('base_url')} to the address to which /chat/completions can be appended, often one that "
+        "ends in /v1"
     )
 
 
-def _refusal_remedy(status: int, message: str, config: JudgeConfig) -> str:
+def _refusal_remedy(status: int, message: str, settings: EndpointSettings) -> str:
     """Return the setting that a refusal is about; `message` is in lower case."""
     if "temperature" in message:
-        return f"set {SECTION}.temperature to null, which does not send it, or to a value that the endpoint accepts"
+        return (
+            f"set {settings.name_of('temperature')} to null, which does not send it, or to a value that the endpoint "
+            "accepts"
+        )
     if status == 413 or LENGTH.search(message):
-        return f"lower {SECTION}.max_tokens (now {config.max_tokens}), or take a judge with a longer context"
-    if config.max_tokens_name in message:
+        return (
+            f"lower {settings.name_of('max_tokens')} (now {settings.max_tokens}), or take a {settings.role} with a "
+            "longer context"
+        )
+    if settings.max_tokens_name in message:
         names = ["max_tokens", "max_completion_tokens"]
-        names.remove(config.max_tokens_name)
-        return f"set {SECTION}.max_tokens_name to {names[0]}"
+        names.remove(settings.max_tokens_name)
+        return f"set {settings.name_of('max_tokens_name')} to {names[0]}"
     if SYSTEM.search(message):
-        return "serve the judge with a chat template that accepts a system message, or take another judge"
+        return (
+            f"serve the {settings.role} with a chat template that accepts a system message, or take another "
+            f"{settings.role}"
+        )
     if "model" in message:
-        return f"set {SECTION}.model to a model that the endpoint serves"
-    return f"check {SECTION}.base_url and {SECTION}.model"
+        return f"set {settings.name_of('model')} to a model that the endpoint serves"
+    return f"check {settings.name_of('base_url')} and {settings.name_of('model')}"
