@@ -5,19 +5,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from benchmarks.tiny_models import make_tokenizer
 from eval.stages import Results, evaluate, pick_peak, read_results
-from tests.chat_server import chat_server, prompts_fixture  # noqa: F401
-from tests.processes import ROOT
+from tests.chat_server import Reply, chat_server, openai_error, prompts_fixture  # noqa: F401
+from tests.processes import ROOT, wait_until
 from tests.tiny_models import make_model
 from tests.tiny_run import write_jsonl
 from winnow.config import parse_config
-from winnow.errors import InputError, RunFolderError, WinnowError
-from winnow.records import EvalResult
+from winnow.errors import InputError, RunFolderError, ServerError, WinnowError
+from winnow.records import EvalResult, digest
 from winnow.rows import read_jsonl_files
 from winnow.run_config import JudgeConfig, RunConfig
 from winnow.rundir import Run, open_run, start_run
@@ -73,7 +74,12 @@ def stored(run: Run, round_number: int) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.eval_dir(round_number).iterdir()}
 
 
-def test_evaluate_writes_four_files(run: Run) -> None:
+def pieces(run: Run) -> list[str]:
+    """Return the finished pieces of round 0, oldest first."""
+    return [entry["piece"].removeprefix("round-00/") for entry in run.ledger.entries()]
+
+
+def test_evaluate_writes_its_files(run: Run) -> None:
     evaluate(run, 0)
     results = json.loads((run.eval_dir(0) / "results.json").read_text())
     assert (results["round"], results["checkpoint"]) == (0, run.config.policy.model)
@@ -195,7 +201,7 @@ def test_a_round_with_too_many_unreadable_verdicts_is_refused_and_kept(run: Run)
         evaluate(run, 0)
     tolerant = with_max_unreadable(run, 0.25)
     evaluate(tolerant, 0)
-    assert [entry["piece"] for entry in run.ledger.entries()] == ["round-00/evaluate"]
+    assert pieces(run) == ["benchmarks", "answers", "judgments", "evaluate"]
 
 
 def test_evaluate_warns_of_unreadable_verdicts(
@@ -217,11 +223,14 @@ def test_evaluate_warns_of_unreadable_verdicts(
     assert warning in capsys.readouterr().err
 
 
-def test_a_resumed_run_may_change_the_share_of_unreadable_verdicts(run: Run, tmp_path: Path) -> None:
+def test_a_resumed_run_may_change_the_judge_and_the_number_of_runs(run: Run, tmp_path: Path) -> None:
     started = start_run(run.config.model_copy(update={"runs_dir": str(tmp_path)}), is_resumed=False)
     with started.ledger.record("round-00/evaluate", "inputs"):
         pass
     tolerant = with_max_unreadable(started, 0.25).config
+    start_run(tolerant, is_resumed=True)
+    assert open_run(started.root).config == tolerant
+    tolerant = with_judge(started, "http://127.0.0.1:1/v1", "prompts.jsonl", num_runs=5).config
     start_run(tolerant, is_resumed=True)
     assert open_run(started.root).config == tolerant
     with pytest.raises(RunFolderError, match="seed: 0 -> 5"):
@@ -233,7 +242,7 @@ def test_evaluate_stops_if_no_question_has_an_answer(run: Run, tmp_path: Path) -
     write_jsonl(tmp_path / "data" / "question.jsonl", [long])
     with pytest.raises(WinnowError, match=r"run 0 .* no answer to judge; question_id 2: the prompt has .* tokens"):
         evaluate(run, 0)
-    assert run.ledger.entries() == []
+    assert pieces(run) == ["benchmarks"]
 
 
 def test_a_run_without_evaluation_has_results_and_a_peak(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,6 +251,105 @@ def test_a_run_without_evaluation_has_results_and_a_peak(run: Run, capsys: pytes
     assert read_results(bare, 0) == Results(round=0, checkpoint=run.config.policy.model, benchmarks=(), judge=None)
     pick_peak(bare, 0)
     assert "Peak: round 0" in capsys.readouterr().out
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def rating(request: dict[str, Any]) -> str:
+    """Reply with a rating that depends on the prompt alone."""
+    prompt = json.dumps(request["messages"])
+    return f"Rating: [[{int(digest(prompt), 16) % 10 + 1}]]"
+
+
+def with_judge(run: Run, address: str, prompts: str, num_runs: int = 2, **settings: Any) -> Run:
+    """Return the run with a judging model; run 0 and 1 have two questions of two turns each."""
+    judge = JudgeConfig(kind="llm", model="judge-1", base_url=address, prompts=prompts, num_parallel=1)
+    evaluation = run.config.evaluation
+    assert evaluation.questions is not None
+    changes = {"judge": judge.model_copy(update=settings), "num_runs": num_runs}
+    questions = evaluation.questions.model_copy(update=changes)
+    return Run(
+        run.root,
+        run.config.model_copy(update={"evaluation": evaluation.model_copy(update={"questions": questions})}),
+    )
+
+
+def test_a_failing_judge_call_costs_no_benchmark_no_answer_and_no_other_judgment(run: Run, prompts: str) -> None:
+    num_calls = [0]
+
+    def reply(request: dict[str, Any]) -> Reply:
+        num_calls[0] += 1
+        return openai_error(401, "Expired.", None, None) if num_calls[0] == 7 else "[[8]]"
+
+    with chat_server(reply) as (address, _), pytest.raises(ServerError, match="Expired"):
+        evaluate(with_judge(run, address, prompts), 0)
+    assert pieces(run) == ["benchmarks", "answers"]
+    before = run.ledger.entries()
+    num_kept = len(stored(run, 0)["judge_requests.jsonl"].splitlines())
+    assert num_kept >= 5
+    with chat_server(rating) as (address, requests):
+        evaluate(with_judge(run, address, prompts), 0)
+        assert len(requests) == 1 + 8 - num_kept
+    assert run.ledger.entries()[:2] == before
+    assert pieces(run) == ["benchmarks", "answers", "judgments", "evaluate"]
+    score = read_results(run, 0).judge
+    assert score is not None
+    assert score.num_judgments == 8
+
+
+def test_a_changed_judge_or_number_of_runs_repeats_nothing_else(run: Run, prompts: str) -> None:
+    with chat_server(rating) as (address, requests):
+        evaluate(with_judge(run, address, prompts), 0)
+        answers = stored(run, 0)["answers.jsonl"]
+        evaluate(with_judge(run, address, prompts, model="judge-2"), 0)
+        assert pieces(run)[4:] == ["judgments", "evaluate"]
+        assert len(requests) == 2 * (1 + 8)
+        evaluate(with_judge(run, address, prompts, num_runs=3), 0)
+        assert pieces(run)[6:] == ["answers", "judgments", "evaluate"]
+        # The check, and the judgments of run 2; those of runs 0 and 1 by judge-1 are there.
+        assert len(requests) == 2 * (1 + 8) + 1 + 4
+    assert stored(run, 0)["answers.jsonl"].startswith(answers)
+    parts = stored(run, 0)["finished_answers.jsonl"].splitlines()
+    assert len(parts) == 1 + 3  # greedy answers once, sampled ones in each run
+
+
+def test_settings_that_change_no_judgment_judge_nothing_again(run: Run, prompts: str) -> None:
+    with chat_server(rating) as (address, requests):
+        evaluate(with_judge(run, address, prompts), 0)
+        evaluate(with_judge(run, f"{address}/", prompts, timeout_s=7.0, num_parallel=2, max_unreadable=0.5), 0)
+        assert len(requests) == 1 + 8
+    assert len(pieces(run)) == 4
+
+
+def test_an_evaluation_killed_at_random_moments_has_the_results_of_an_undisturbed_one(
+    run: Run, tmp_path: Path, prompts: str
+) -> None:
+    random = Random(0)
+    with chat_server(rating) as (address, requests):
+        judged = with_judge(run, address, prompts)
+        undisturbed = Run(tmp_path / "undisturbed", judged.config)
+        evaluate(undisturbed, 0)
+        requests.clear()
+        killed = start_run(judged.config.model_copy(update={"runs_dir": str(tmp_path)}), is_resumed=False)
+        command = [sys.executable, "-m", "winnow.stages", "evaluate", str(killed.root), "0"]
+        num_kills = 0
+        for num_requests in sorted(random.sample(range(2, 9), 3)):
+            process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+            wait_until(lambda: len(requests) >= num_requests or process.poll() is not None, "the kill", 120)  # noqa: B023
+            assert process.poll() is None
+            process.kill()
+            process.wait()
+            num_kills += 1
+        evaluate(killed, 0)
+    files = stored(killed, 0)
+    for name, content in stored(undisturbed, 0).items():
+        assert files[name] == content, name
+    # A kill loses the call in flight; each start makes a check.
+    num_checks = sum("[[5]]" in request["messages"][1]["content"] for request in requests)
+    assert num_checks == num_kills + 1
+    assert 8 <= len(requests) - num_checks <= 8 + num_kills
+    assert pieces(killed).count("benchmarks") == 1
 
 
 # --- the peak -------------------------------------------------------------------------------------------------------

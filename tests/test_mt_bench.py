@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.tiny_models import make_tokenizer
+from eval.judging.answering import EngineAnswerer, answer_questions, by_temperature
 from eval.judging.judged_scores import (
     UNREADABLE,
     JudgedScore,
@@ -22,14 +23,7 @@ from eval.judging.judged_scores import (
 )
 from eval.judging.judges import Verdict
 from eval.judging.judgment_files import only_set, read_judgment_sets
-from eval.judging.mt_bench import (
-    Answer,
-    answer_questions,
-    by_temperature,
-    check_answered,
-    check_questions,
-    judge_answers,
-)
+from eval.judging.mt_bench import Answer, check_answered, check_questions, judge_answers
 from eval.judging.questions import Question, References, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
 from sampler.engines import SamplingParams
@@ -74,6 +68,10 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
 
 def config(**changes: Any) -> QuestionsConfig:
     return QuestionsConfig(questions="question.jsonl", **changes)
+
+
+def answers_of(engine: Parrot, questions: Sequence[Question], settings: QuestionsConfig, seed: int) -> list[Answer]:
+    return answer_questions(lambda: EngineAnswerer(engine, engine.chat), questions, settings, seed, "round 0")
 
 
 def write(path: Path, *lines: Any) -> str:
@@ -138,7 +136,7 @@ def test_read_references_returns_answers_by_question_id(tmp_path: Path) -> None:
 
 def test_the_prompt_of_turn_2_contains_the_answer_to_turn_1(chat: Chat) -> None:
     engine = Parrot(chat)
-    [answer] = answer_questions(engine, chat, [MATH], config(), 0, "round 0")
+    [answer] = answers_of(engine, [MATH], config(), 0)
     assert answer == Answer(1, 0, ("2 + 3? ", "DOUBLE IT. "))
     second = engine.calls[1][0][0]
     assert second.endswith(
@@ -148,7 +146,7 @@ def test_the_prompt_of_turn_2_contains_the_answer_to_turn_1(chat: Chat) -> None:
 
 def test_questions_of_equal_temperature_go_to_the_engine_in_one_call(chat: Chat) -> None:
     engine = Parrot(chat)
-    answers = answer_questions(engine, chat, [ESSAY, MATH, STORY], config(), 0, "round 0")
+    answers = answers_of(engine, [ESSAY, MATH, STORY], config(), 0)
     assert [answer.question_id for answer in answers] == [2, 1, 3]
     assert [(len(texts), params.temperature) for texts, params in engine.calls] == [
         (2, 0.7),
@@ -168,7 +166,7 @@ def test_by_temperature_uses_mt_benchs_or_the_configured_temperature() -> None:
 
 def test_answers_differ_between_runs_and_seeds_and_are_reproducible(chat: Chat) -> None:
     def answers(seed: int) -> list[Answer]:
-        return answer_questions(Parrot(chat), chat, [ESSAY, MATH], config(num_runs=2), seed, "round 0")
+        return answers_of(Parrot(chat), [ESSAY, MATH], config(num_runs=2), seed)
 
     first = answers(0)
     assert first == answers(0)
@@ -188,7 +186,7 @@ def test_an_answer_with_a_control_token_leaves_turn_2_with_an_error_and_unjudged
             return generated
 
     essay = ESSAY.model_copy(update={"category": "math"})
-    answers = answer_questions(ControlTokenEngine(chat), chat, [MATH, essay], config(), 0, "round 0")
+    answers = answers_of(ControlTokenEngine(chat), [MATH, essay], config(), 0)
     assert [answer.turns for answer in answers] == [("a <|user|> b", ""), ("c", "c")]
     assert [answer.num_unanswered for answer in answers] == [1, 0]
     assert answers[0].texts == ["a <|user|> b"]
@@ -208,7 +206,7 @@ def test_a_prompt_that_is_too_long_leaves_both_turns_with_an_error_and_unjudged(
 
     long = MATH.model_copy(update={"question_id": 9, "turns": ("Why? " * 50, "And?")})
     engine = ShortEngine(chat)
-    answers = answer_questions(engine, chat, [long, MATH], config(max_new_tokens=8), 0, "round 0")
+    answers = answers_of(engine, [long, MATH], config(max_new_tokens=8), 0)
     assert [answer.num_unanswered for answer in answers] == [2, 0]
     assert [len(texts) for texts, _ in engine.calls] == [1, 1]
     errors = answers[0].row("tiny")["errors"]

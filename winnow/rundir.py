@@ -30,8 +30,9 @@ from winnow.run_config import RunConfig
 # Format of a run folder: of its files, and of the digests in its ledger. A change after which `--resume` would misread
 # the files, or compute finished pieces again, needs a new one. Folders of format 1 do not state it.
 FORMAT = 2
-# Keys that may change when a run is resumed: they decide whether a result is accepted, and change no file.
-CHANGEABLE_KEYS = frozenset({"evaluation.questions.judge.max_unreadable"})
+# Keys that may change when a run is resumed: the judge and the number of runs. The ledger knows which judgments and
+# answers they concern; those alone are made again.
+CHANGEABLE_KEYS = ("evaluation.questions.judge.", "evaluation.questions.num_runs")
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
         raise RunFolderError(f"{run.root} exists; continue with --resume, set another name=, or delete the folder")
     changed: list[str] = []
     for line in differences(open_run(run.root).config, config):
-        if line.partition(":")[0] not in CHANGEABLE_KEYS:
+        if not line.startswith(CHANGEABLE_KEYS):
             changed.append(line)
     if changed:
         raise RunFolderError(
