@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "sampler.engines": {"winnow"},
     "sft": {"winnow", "sampler.engines"},
     "eval": {"winnow", "eval.judging", "eval.statistics", "sampler.engines", "reward_server.client"},
-    "eval.judging": {"winnow", "sampler.engines"},
+    "eval.judging": {"winnow", "eval.statistics", "sampler.engines"},
     "eval.statistics": {"winnow"},
     "eval.reward_audit": {"winnow", "reward_server.client", "eval", "eval.statistics"},
 }

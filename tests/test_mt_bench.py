@@ -16,7 +16,6 @@ from eval.judging.judged_scores import (
     JudgedScore,
     Judgment,
     check_readable,
-    clustered_stderr,
     mean_score,
     summarize,
     unreadable_warning,
@@ -351,21 +350,13 @@ def test_summarize_refuses_two_models_two_judges_and_unknown_questions() -> None
 def test_summarize_has_standard_errors_over_questions() -> None:
     judgments = [judgment(8), judgment(6, turn=2), judgment(4, 2), judgment(2, 2, turn=2), judgment(5, 3)]
     score = summarize(judgments, {1: "math", 2: "math", 3: "writing"}, [])
-    # math: question means 7 and 3, mean 5: sqrt(2 / 1 * (4^2 + 4^2)) / 4 = 2
+    # math: question means 7 and 3: sd over sqrt(2)
     assert score.by_category_stderr == {"math": 2.0, "writing": None}
     # turn 1: 8, 4, 5: sd over sqrt(3)
     assert score.by_turn_stderr == {"1": pytest.approx(stdev([8, 4, 5]) / 3**0.5), "2": 2.0}
-    # all: mean 5; deviations 4, -4, 0: sqrt(3 / 2 * 32) / 5
-    assert score.stderr == pytest.approx(48**0.5 / 5)
+    # all: question means 7, 3, 5
+    assert score.stderr == pytest.approx(stdev([7, 3, 5]) / 3**0.5)
     assert score.mean_answer_chars is None
-
-
-def test_clustered_stderr_of_equal_clusters_is_that_of_their_means() -> None:
-    scores = [9.0, 7.0, 3.0, 2.0, 6.0, 6.0, 10.0, 1.0]
-    clusters = [1, 1, 2, 2, 3, 3, 4, 4]
-    assert clustered_stderr(scores, clusters) == pytest.approx(stdev([8, 2.5, 6, 5.5]) / 2)
-    assert clustered_stderr(scores[:2], clusters[:2]) is None
-    assert clustered_stderr([], []) is None
 
 
 def unreadable_share(num_unreadable: int, num_judgments: int) -> JudgedScore:

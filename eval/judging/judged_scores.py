@@ -4,7 +4,8 @@
     mean, min, max     over runs;  sd: the sample standard deviation over runs, None for a single run
     by_category        mean over the readable verdicts of all runs, for each category of questions
     by_turn            the same for each turn
-    stderr             standard error over questions (`clustered_stderr`), of the mean and of both tables
+    stderr             standard error over questions of the mean and of both tables
+                       (`clustered_estimate`, eval/statistics/estimates.py)
 
 An unreadable verdict (score -1 in the file) is left out of every mean, and counted; a share above the allowed one
 is refused by `check_readable`, since judges fail on hard questions first. A turn without an answer has no verdict.
@@ -13,12 +14,12 @@ is refused by `check_readable`, since judges fail on hard questions first. A tur
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from statistics import fmean, stdev
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.judging.questions import QuestionId
+from eval.statistics.estimates import clustered_estimate
 from winnow.errors import InputError, WinnowError
 from winnow.records import Row
 
@@ -84,40 +85,23 @@ def mean_score(judgments: Iterable[Judgment]) -> float | None:
     return fmean(scores)
 
 
-def clustered_stderr(scores: Sequence[float], clusters: Sequence[QuestionId]) -> float | None:
-    """Return the standard error of the mean of scores that are dependent within their cluster, their question.
-
-        sqrt(G / (G - 1) * sum over clusters of (sum over the cluster of (score - mean))^2) / n
-
-    for n scores in G clusters; None for fewer than two. The turns and runs of a question share its difficulty. With
-    equally many scores in each cluster this is the standard deviation of the cluster means over sqrt(G).
-
-    >>> clustered_stderr([8.0, 6.0, 4.0, 2.0], [1, 1, 2, 2])
-    2.0
-    """
-    sums: dict[QuestionId, float] = defaultdict(float)
-    if scores:
-        mean = fmean(scores)
-        for score, cluster in zip(scores, clusters, strict=True):
-            sums[cluster] += score - mean
-    num_clusters = len(sums)
-    if num_clusters < 2:
-        return None
-    squares = sum(value**2 for value in sums.values())
-    return sqrt(num_clusters / (num_clusters - 1) * squares) / len(scores)
-
-
 def group_score(judgments: Sequence[Judgment]) -> GroupScore:
     """Compute mean and standard error over the readable ones of these judgments."""
     readable = [judgment for judgment in judgments if judgment.score != UNREADABLE]
     return GroupScore(
         mean=mean_score(readable),
-        stderr=clustered_stderr(
-            [judgment.score for judgment in readable], [judgment.question_id for judgment in readable]
-        ),
+        stderr=_stderr(readable),
         num_judgments=len(judgments),
         num_unparsable=len(judgments) - len(readable),
     )
+
+
+def _stderr(readable: Sequence[Judgment]) -> float | None:
+    """Return the standard error over questions: the turns and runs of a question share its difficulty."""
+    scores = {(judgment.question_id, judgment.turn, judgment.run_id): judgment.score for judgment in readable}
+    if not scores:
+        return None
+    return clustered_estimate(scores, lambda key: key[0]).stderr
 
 
 def group_scores(judgments: Sequence[Judgment], keys: Sequence[str]) -> dict[str, GroupScore]:
