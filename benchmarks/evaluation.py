@@ -3,8 +3,8 @@
     judge_ratio = seconds of judge_answers / max(sum of latencies / 32, latencies of the slowest question)
 
 The endpoint is a real HTTP server in this process. It answers each judgment after 1 to 3 s (uniform, drawn by a seed),
-times --scale. The bound is what 32 calls at a time could reach at best; calls that end at different times leave some of
-it unused: lists of random latencies, each taken by the first free caller, need 1.08 to 1.21 times the bound (500 seeds).
+times --scale. The bound is what 32 calls at a time could reach at best. Since calls end at different times, a client
+without overhead needs 1.08 to 1.21 times the bound (500 seeds; each latency is taken by the first free caller).
 
     python -m benchmarks.evaluation [--json] [--scale 0.1] [--seed 0]
 """

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks.tiny_models import make_tokenizer
-from eval.judging.llm_judge import MAX_REFUSED
 from eval.judging.opening import open_judge
 from eval.judging.questions import Question
+from eval.judging.verdict_calls import MAX_REFUSED
 from eval.stages import evaluate, read_results
 from tests.chat_server import HttpReply, Reply, chat_server, llm, openai_error, prompts_fixture  # noqa: F401
 from tests.tiny_models import make_model

@@ -63,7 +63,7 @@ def test_the_summary_says_what_was_not_given(files: dict[str, Path]) -> None:
 
 
 def test_the_summary_has_the_length_of_the_answers(files: dict[str, Path]) -> None:
-    lines = printed(SummaryRequest(files["judgments"], answers=files["answers"]))
+    lines = printed(SummaryRequest(files["judgments"], answers=(files["answers"],)))
     assert "answers: 3.0 characters on average, 0 turns without one" in lines
     assert len([line for line in lines if line.startswith("answers:")]) == 1
 
@@ -72,7 +72,7 @@ def test_a_turn_without_an_answer_needs_no_judgment(files: dict[str, Path]) -> N
     write_jsonl(files["judgments"], rows()[:3])
     unanswered = answer(82, ["abcdef", ""], errors=[None, "the prompt is too long"])
     write_jsonl(files["answers"], [answer(81, ["ab", "abcd"]), unanswered])
-    lines = printed(SummaryRequest(files["judgments"], files["questions"], files["answers"]))
+    lines = printed(SummaryRequest(files["judgments"], files["questions"], (files["answers"],)))
     assert "answers: 4.0 characters on average, 1 turns without one" in lines
     with pytest.raises(InputError, match="question_id 82 has no judgment of turn 2"):
         printed(SummaryRequest(files["judgments"], files["questions"]))
@@ -83,7 +83,7 @@ def test_a_turn_without_an_answer_needs_no_judgment(files: dict[str, Path]) -> N
 def test_answers_of_another_model_are_refused(files: dict[str, Path]) -> None:
     write_jsonl(files["answers"], [answer(81, ["a", "b"], model="huge")])
     with pytest.raises(InputError, match=r"holds answers of huge, and .* judgments of tiny, large; give the answers"):
-        printed(SummaryRequest(files["judgments"], answers=files["answers"]))
+        printed(SummaryRequest(files["judgments"], answers=(files["answers"],)))
 
 
 def test_the_summary_shows_repeated_runs(files: dict[str, Path]) -> None:

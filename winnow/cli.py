@@ -420,27 +420,107 @@ def eval_reward(
     )
 
 
-@app.command(cls=Verb, epilog="Example: winnow judge --summary gpt-4_single.jsonl --questions question.jsonl")
+@app.command(
+    cls=Verb,
+    epilog=(
+        "Example: winnow judge answers.jsonl --questions question.jsonl --judge-model gpt-4 --output judged\n"
+        "  Example: winnow judge a.jsonl b.jsonl --pairwise --questions question.jsonl --judge-model gpt-4 "
+        "--output pairs\n"
+        "  Example: winnow judge --summary gpt-4_single.jsonl --questions question.jsonl"
+    ),
+)
 def judge(
-    summary: Annotated[Path, typer.Option(metavar="FILE", help="FastChat's judgments of single answers, in JSONL.")],
-    questions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The questions that were judged, for means by category.")
+    answer_files: Annotated[
+        list[Path] | None, typer.Argument(metavar="ANSWERS", help="FastChat's answer files, of any models.")
     ] = None,
+    *,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge nothing: print what a judgment file says.")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(metavar="FILE", help="The questions; --summary: optional.")] = None,
+    references: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Reference answers, for math, reasoning and coding.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Judge prompts; unset: judge_prompts.jsonl beside or above the questions."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the judgments.")] = None,
+    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name at its endpoint.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The endpoint, like http://localhost:8000/v1; unset: OpenAI's.")
+    ] = None,
+    temperature: Annotated[str, typer.Option(help="Temperature of the judge, or none: not sent.")] = "0",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the judge, reasoning included.")] = 2048,
+    max_tokens_name: Annotated[str, typer.Option(help="max_tokens or max_completion_tokens.")] = "max_tokens",
+    timeout_s: Annotated[float, typer.Option("--timeout-s", help="Longest wait for a reply.")] = 600.0,
+    num_parallel: Annotated[int, typer.Option(min=1, help="Most calls at a time.")] = 32,
+    pairwise: Annotated[
+        bool, typer.Option("--pairwise", help="Compare the answers of each pair of models, in both orders.")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Pairs with this model alone (with --pairwise).")
+    ] = None,
+    rejudge: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Judge everything N times more, and show the judge's noise.")
+    ] = 0,
     answers: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The answers that were judged, for their length.")
+        list[Path] | None, typer.Option(metavar="FILE", help="With --summary: the answers, for their length.")
     ] = None,
     max_unreadable: Annotated[
         float,
         typer.Option(min=0, max=1, metavar="SHARE", help="Share of unreadable verdicts above which a mean is refused."),
     ] = 0.1,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Accept questions with turns that were not judged.")
+        bool, typer.Option("--allow-missing", help="Accept questions without an answer, or turns without a judgment.")
     ] = False,
 ) -> None:
-    """Print what a judgment file says: means by model, judge, turn and category, with standard errors."""
-    from eval.judging.summary import SummaryRequest, print_summary
+    """Judge answers that exist; print means by model, turn and category, or wins, with standard errors.
 
-    print_summary(SummaryRequest(summary, questions, answers, max_unreadable, allow_missing))
+    The key is read from OPENAI_API_KEY. The same command again repeats no call that is finished.
+    """
+    if (summary is None) == (not answer_files):
+        raise UsageError("give ANSWERS to judge, or --summary FILE to print a judgment file")
+    if summary is not None:
+        from eval.judging.summary import SummaryRequest, print_summary
+
+        print_summary(SummaryRequest(summary, questions, tuple(answers or ()), max_unreadable, allow_missing))
+        return
+    needed = {"--questions": questions, "--judge-model": judge_model, "--output": output}
+    missing = [flag for flag, value in needed.items() if value is None]
+    if missing or questions is None or output is None:
+        raise UsageError(f"{missing[0]} is missing; judging answers needs {', '.join(needed)}")
+    if (baseline is not None and not pairwise) or (rejudge and pairwise):
+        raise UsageError("--baseline needs --pairwise, and --rejudge judges single answers alone")
+    from eval.judging.judge_command import JudgeCommand, find_prompts, judge_answer_files
+    from winnow.config import parse_config
+    from winnow.run_config import JudgeConfig
+
+    tree = {
+        "kind": "llm",
+        "model": judge_model,
+        "base_url": base_url,
+        "prompts": str(prompts or find_prompts(questions)),
+        "temperature": None if temperature == "none" else temperature,
+        "max_tokens": max_tokens,
+        "max_tokens_name": max_tokens_name,
+        "timeout_s": timeout_s,
+        "num_parallel": num_parallel,
+        "max_unreadable": max_unreadable,
+    }
+    judge_answer_files(
+        JudgeCommand(
+            answers=tuple(answer_files or ()),
+            questions=questions,
+            output=output,
+            judge=parse_config(tree, JudgeConfig, "winnow judge"),
+            references=references,
+            is_pairwise=pairwise,
+            baseline=baseline,
+            num_rejudged=rejudge,
+            is_missing_allowed=allow_missing,
+        )
+    )
 
 
 @app.command(cls=Verb, epilog="Example: winnow peak runs/miniature")

@@ -5,6 +5,7 @@ answers.jsonl   {"question_id", "model_id", "choices": [{"index": 0, "turns": [.
 The first of several choices counts, as in FastChat's judging. "run_id" and "errors" are winnow's (mt_bench.py).
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -24,6 +25,19 @@ class _AnswerRow(BaseModel):
     choices: tuple[_AnswerChoice, ...]
     run_id: int = 0
     errors: tuple[str | None, ...] = (None,) * NUM_TURNS
+
+
+def read_answer_files(paths: Iterable[Path]) -> dict[str, list[Answer]]:
+    """Return model -> its answers, over several files. Raises InputError for a model that two of them hold."""
+    answers: dict[str, list[Answer]] = {}
+    path_of: dict[str, Path] = {}
+    for path in paths:
+        for model, answers_of_model in read_answers(path).items():
+            if model in answers:
+                raise InputError(f"{path} and {path_of[model]} both hold answers of model {model!r}; give one of them")
+            answers[model] = answers_of_model
+            path_of[model] = path
+    return answers
 
 
 def read_answers(path: str | Path) -> dict[str, list[Answer]]:

@@ -114,8 +114,13 @@ def judge_answers(
     answers: Sequence[Answer],
     model: str,
     label: str,
+    judging: int = 0,
 ) -> list[Judgment]:
-    """Judge each turn that has an answer, and turn 2 only after an answered turn 1; keep the order of the answers."""
+    """Judge each turn that has an answer, and turn 2 only after an answered turn 1; keep the order of the answers.
+
+    Several judgings of the same answers are independent of each other.
+    """
+    prefix = f"judging {judging}, " if judging else ""
     question_of = {question.question_id: question for question in questions}
     jobs: list[tuple[Answer, int]] = []
     for answer in answers:
@@ -124,7 +129,9 @@ def judge_answers(
     def judge_turn(job: tuple[Answer, int]) -> Judgment:
         answer, turn = job
         reference = references.get(answer.question_id)
-        verdict = judge.judge(question_of[answer.question_id], answer.turns[:turn], reference, f"run {answer.run_id}")
+        verdict = judge.judge(
+            question_of[answer.question_id], answer.turns[:turn], reference, f"{prefix}run {answer.run_id}"
+        )
         return Judgment(
             question_id=answer.question_id,
             model=model,

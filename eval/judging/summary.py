@@ -6,7 +6,8 @@
     turn 1   ...
     writing  ...                                                with the question set
 
-Line "all" is the mean over runs; the other lines pool the runs. Unreadable verdicts are in no mean.
+Line "all" is the mean over runs; the other lines pool the runs. Unreadable verdicts are in no mean. A file of pairwise
+judgments has a table of its own (pair_summary.py).
 """
 
 import sys
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.judging.answer_files import read_answers
+from eval.judging.answer_files import read_answer_files
 from eval.judging.judged_scores import (
     GroupScore,
     JudgedScore,
@@ -32,8 +33,11 @@ from eval.judging.judged_scores import (
 )
 from eval.judging.judgment_files import JudgmentSet, TurnKey, read_judgment_sets
 from eval.judging.mt_bench import Answer
+from eval.judging.pair_files import PAIR_KEYS
+from eval.judging.pair_summary import print_pair_summary
 from eval.judging.questions import Question, QuestionId, read_questions
 from winnow.errors import InputError, WinnowError
+from winnow.rows import read_jsonl
 
 PIPED_WIDTH = 100
 HEADERS = ("", "mean", "standard error", "verdicts", "unreadable")
@@ -45,7 +49,7 @@ class SummaryRequest:
 
     judgments: Path
     questions: Path | None = None
-    answers: Path | None = None
+    answers: tuple[Path, ...] = ()
     max_unreadable: float = 0.1
     is_missing_allowed: bool = False
 
@@ -58,21 +62,22 @@ def print_summary(request: SummaryRequest, console: Console | None = None) -> No
     console = console or Console()
     if not console.is_terminal:
         console.width = PIPED_WIDTH
+    if is_pairwise(request.judgments):
+        print_pair_summary(request.judgments, request.max_unreadable, console)
+        return
     questions: list[Question] | None = None
     categories: dict[QuestionId, str] | None = None
     if request.questions is not None:
         questions = read_questions(request.questions)
         categories = {question.question_id: question.category for question in questions}
-    answers: dict[str, list[Answer]] = {}
-    if request.answers is not None:
-        answers = read_answers(request.answers)
+    answers = read_answer_files(request.answers)
     sets = read_judgment_sets(
         request.judgments, questions, _unanswered(answers), is_missing_allowed=request.is_missing_allowed
     )
     if answers and not answers.keys() & {judged.model for judged in sets}:
         raise InputError(
-            f"{request.answers} holds answers of {', '.join(answers)}, and {request.judgments} judgments of "
-            f"{', '.join({judged.model: None for judged in sets})}; give the answers that were judged"
+            f"{', '.join(map(str, request.answers))} holds answers of {', '.join(answers)}, and {request.judgments} "
+            f"judgments of {', '.join({judged.model: None for judged in sets})}; give the answers that were judged"
         )
     refusals: list[WinnowError] = []
     for judged in sets:
@@ -82,6 +87,13 @@ def print_summary(request: SummaryRequest, console: Console | None = None) -> No
             refusals.append(error)
     if refusals:
         raise refusals[0]
+
+
+def is_pairwise(path: Path) -> bool:
+    """Tell whether the first row of a file is a pairwise judgment. Raises UsageError and InputError."""
+    for _, row in read_jsonl(path):
+        return not PAIR_KEYS.isdisjoint(row)
+    return False
 
 
 def _print_set(

@@ -88,9 +88,10 @@ def remedy(status: int, text: str, settings: EndpointSettings) -> str:
 def _refusal_remedy(status: int, message: str, settings: EndpointSettings) -> str:
     """Return the setting that a refusal is about; `message` is in lower case."""
     if "temperature" in message:
+        unset = "none" if settings.section is None else "null"
         return (
-            f"set {settings.name_of('temperature')} to null, which does not send it, or to a value that the endpoint "
-            "accepts"
+            f"set {settings.name_of('temperature')} to {unset}, which does not send it, or to a value that the "
+            "endpoint accepts"
         )
     if status == 413 or LENGTH.search(message):
         return (
