@@ -36,6 +36,7 @@ from winnow.rundir import Run
 NOT_OF_BENCHMARKS: dict[str, Any] = {
     "guard_alpha": True,
     "guard_tolerance": True,
+    "probe": True,
     "questions": True,
     "benchmarks": {"__all__": {"is_guard": True}},
 }
