@@ -38,6 +38,7 @@ VERBS = (
     "eval",
     "eval-reward",
     "judge",
+    "compare",
     "peak",
 )
 

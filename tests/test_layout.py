@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "sft": {"winnow", "sampler.engines"},
     "eval": {"winnow", "eval.judging", "eval.statistics", "sampler.engines", "reward_server.client"},
     "eval.judging": {"winnow", "eval.statistics", "sampler.engines"},
+    "eval.compare": {"winnow", "eval", "eval.judging", "eval.statistics"},
+    "eval.judging": {"winnow", "sampler.engines"},
     "eval.statistics": {"winnow"},
     "eval.reward_audit": {"winnow", "reward_server.client", "eval", "eval.statistics"},
 }

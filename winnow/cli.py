@@ -523,6 +523,36 @@ def judge(
     )
 
 
+@app.command(cls=Verb, epilog="Example: winnow compare out/start out/round-2 --only 'arc_challenge acc_norm,none'")
+def compare(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RESULT...",
+            help="Two or more, the baseline first: a round's eval folder, a folder or results_*.json of lm-eval, or a "
+            "judgment file of FastChat's, FILE#MODEL if it holds several models.",
+        ),
+    ],
+    rounds: Annotated[bool, typer.Option("--rounds", help="Each RESULT is a run; compare all its rounds.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A task, a task with its metric, or 'judged score'; may be repeated."),
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="The judge to read where a file holds several.")] = None,
+    max_unreadable: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="SHARE", help="Share of unreadable verdicts above which a mean is refused."),
+    ] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare results that exist: paired differences, intervals and tests; refuse what does not compare."""
+    from eval.compare.comparison import print_comparison
+    from eval.compare.reading import ReadingOptions
+
+    options = ReadingOptions(has_rounds=rounds, judge=judge, max_unreadable=max_unreadable)
+    print_comparison(results, options, only or (), is_json=as_json)
+
+
 @app.command(cls=Verb, epilog="Example: winnow peak runs/miniature")
 def peak(run_dir: RunFolder) -> None:
     """Pick the peak checkpoint of a run's evaluated rounds; write peak.json and the chart."""
