@@ -40,6 +40,7 @@ VERBS = (
     "judge",
     "compare",
     "peak",
+    "export",
 )
 
 # Prints the help of `winnow` and of each verb as JSON, and the heavy modules that were loaded for it.

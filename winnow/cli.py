@@ -561,6 +561,18 @@ def peak(run_dir: RunFolder) -> None:
     _run_stage("peak", run_dir, open_run(run_dir).config.rounds.num_rounds)
 
 
+@app.command(cls=Verb, epilog="Example: winnow export runs/miniature --output models/miniature-peak")
+def export(
+    run_dir: RunFolder,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to make.")],
+) -> None:
+    """Write the peak checkpoint as a folder that transformers and vLLM load with its chat template."""
+    from eval.publishing.export import export_peak
+    from winnow.rundir import open_run
+
+    print(export_peak(open_run(run_dir, is_read_only=True), output))
+
+
 def _run_stage(name: str, run_dir: Path, round_number: int, first_round: int = 0) -> None:
     """Run a stage of one round in this process. Raises UsageError if the run has no such round."""
     from winnow.rundir import locked, open_run

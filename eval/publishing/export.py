@@ -1,0 +1,146 @@
+"""The peak of a run -> a folder that transformers and vLLM load, with the chat template and the ids that end a turn.
+
+config.json  *.safetensors                 the checkpoint's; weights are hard links where the file system allows it
+tokenizer.json  chat_template.jinja  ...   the tokenizer, whose template needs none of the run's settings
+generation_config.json                     the ids at which sampling stopped, the end of turn first
+README.md                                  the card
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.publishing.template import published_template
+from winnow.chat import Chat, load_chat
+from winnow.checkpoints import check_checkpoint
+from winnow.errors import UsageError, WinnowError
+from winnow.records import Message
+from winnow.rows import write_json, write_text
+from winnow.run_config import PolicyConfig
+from winnow.rundir import Run, atomic_folder
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+DESCRIPTIONS = ("config.json", "*.index.json")
+PROBES = (
+    [Message(role="user", content="What is 2 + 2?")],
+    [
+        Message(role="user", content="Name a colour."),
+        Message(role="assistant", content="Red."),
+        Message(role="user", content="Another, please!\n\nIn one word."),
+    ],
+    [Message(role="system", content="Answer in French."), Message(role="user", content="Good morning.")],
+)
+
+
+def export_peak(run: Run, output: Path) -> Path:
+    """Write the folder of a run's peak; it appears whole or not at all.
+
+    Raises UsageError for an output that exists, WinnowError for a run without a peak.
+    """
+    if output.exists():
+        raise UsageError(f"{output} exists; give a new folder")
+    if not run.peak_path.is_file():
+        raise WinnowError(f"{run.root} has no peak.json; finish the run, or run `winnow peak {run.root}`")
+    peak = json.loads(run.peak_path.read_text())["round"]
+    policy = run.config.policy
+    model = run.policy_path(peak)
+    folder = _local_folder(model)
+    check_checkpoint(str(folder))
+    chat = load_chat(policy, str(folder))
+    with atomic_folder(output) as partial:
+        _place(folder, partial)
+        write_tokenizer(policy, chat, partial)
+        write_json(partial / "generation_config.json", _generation_config(folder, chat))
+        write_text(partial / "README.md", _readme(run, peak, policy))
+    for warning in different_prompts(chat, output):
+        print(f"warning: {output}: {warning}", file=sys.stderr)
+    return output
+
+
+def write_tokenizer(policy: PolicyConfig, chat: Chat, folder: Path) -> None:
+    """Write a policy's tokenizer, with the one template that renders what its chat renders."""
+    template = published_template(policy, chat.tokenizer)
+    tokenizer = chat.tokenizer
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+def different_prompts(chat: Chat, folder: Path) -> list[str]:
+    """Render a few conversations with the exported tokenizer; return a warning for each whose ids differ."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    warnings: list[str] = []
+    for messages in PROBES:
+        try:
+            expected = chat.prompt_ids(messages)
+        except WinnowError:  # a template without system messages, or for one turn alone
+            continue
+        if _rendered_ids(tokenizer, messages) != expected:
+            warnings.append(
+                f"transformers renders a conversation of {len(messages)} messages to other token ids than the run did, "
+                f"whose template {chat.template} is encoded piece by piece"
+            )
+    return warnings
+
+
+def _rendered_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    rows = [message.model_dump() for message in messages]
+    rendered = tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=True)
+    return list(rendered["input_ids"])
+
+
+def _local_folder(model: str) -> Path:
+    """Return the folder of a checkpoint; a hub id is downloaded, as for the run itself."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model))
+
+
+def _place(source: Path, target: Path) -> None:
+    """Link or copy the weights, and copy what describes them."""
+    for pattern in WEIGHTS:
+        for path in sorted(source.glob(pattern)):
+            real_path = path.resolve()  # the hub's cache holds symbolic links
+            try:
+                os.link(real_path, target / path.name)
+            except OSError:  # another file system, or one without hard links
+                shutil.copy(real_path, target / path.name)
+    for pattern in DESCRIPTIONS:
+        for path in sorted(source.glob(pattern)):
+            shutil.copy(path.resolve(), target / path.name)
+
+
+def _generation_config(source: Path, chat: Chat) -> dict[str, Any]:
+    """Return the checkpoint's generation config with the ids at which its sampling stopped, the end of turn first."""
+    config: dict[str, Any] = {}
+    path = source / "generation_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text())
+    config["eos_token_id"] = [chat.end_of_turn_id, *sorted(chat.stop_ids - {chat.end_of_turn_id})]
+    for name in ("bos_token_id", "pad_token_id"):
+        token_id = getattr(chat.tokenizer, name)
+        if token_id is not None:
+            config.setdefault(name, token_id)
+    return config
+
+
+def _readme(run: Run, peak: int, policy: PolicyConfig) -> str:
+    """Return the card: what the model is, and how it is loaded and prompted."""
+    lines = [
+        f"# {run.config.name}",
+        "",
+        f"The peak of a winnow run, round {peak}, which began from `{policy.model}`.",
+        "",
+        "The chat template renders conversations as in the run. vLLM: `vllm serve FOLDER`.",
+    ]
+    if policy.system_prompt:
+        lines += ["", "System prompt, which the template writes unless a conversation has its own:", ""]
+        lines += [f"> {line}" for line in policy.system_prompt.splitlines()]
+    return "\n".join(lines) + "\n"
