@@ -40,6 +40,7 @@ VERBS = (
     "judge",
     "compare",
     "peak",
+    "card",
     "export",
 )
 

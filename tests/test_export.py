@@ -1,6 +1,5 @@
 """`winnow export`: the exported folder loads in transformers, renders as the run did, and stops where it stopped."""
 
-import json
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 
 from eval.publishing.export import PROBES, different_prompts, export_peak, write_tokenizer
 from eval.publishing.template import published_template
+from tests.finished_run import make_finished_run
 from tests.processes import winnow_in_process
 from tests.tiny_models import make_model
 from tests.tiny_run import tiny_config
@@ -31,13 +31,7 @@ DATED_TEMPLATE = """\
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Make the folder of a run whose peak is round 1."""
-    tree = tiny_config(tmp_path_factory.mktemp("export"))
-    tree["policy"]["system_prompt"] = SYSTEM_PROMPT
-    run = start_run(RunConfig.model_validate(tree), is_resumed=False)
-    make_model("llama", run.checkpoint_dir(1), seed=3)
-    run.peak_path.write_text(json.dumps({"round": 1}))
-    return run
+    return make_finished_run(tmp_path_factory.mktemp("export"), system_prompt=SYSTEM_PROMPT)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +81,8 @@ def test_weights_are_links_and_the_card_has_the_system_prompt(run: Run, exported
     weights = exported / "model.safetensors"
     assert weights.stat().st_ino == (run.checkpoint_dir(1) / "model.safetensors").stat().st_ino
     card = (exported / "README.md").read_text()
-    assert "round 1" in card
+    assert "The peak of a winnow run" in card
+    assert "round 1 of best-of-N" in card
     assert "it's {{ brace }}" in card
 
 

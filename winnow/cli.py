@@ -77,6 +77,10 @@ TlsKey = Annotated[Path | None, typer.Option(metavar="PEM", help="Its private ke
 Timeout = Annotated[
     float, typer.Option("--timeout-s", help="Longest wait for one prompt, including a restart of the server.")
 ]
+MaxUnreadable = Annotated[
+    float,
+    typer.Option(min=0, max=1, metavar="SHARE", help="Share of unreadable verdicts above which a mean is refused."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to set, by dotted path.")]
 
 
@@ -467,10 +471,7 @@ def judge(
     answers: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="With --summary: the answers, for their length.")
     ] = None,
-    max_unreadable: Annotated[
-        float,
-        typer.Option(min=0, max=1, metavar="SHARE", help="Share of unreadable verdicts above which a mean is refused."),
-    ] = 0.1,
+    max_unreadable: MaxUnreadable = 0.1,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Accept questions without an answer, or turns without a judgment.")
     ] = False,
@@ -539,10 +540,7 @@ def compare(
         typer.Option(metavar="NAME", help="A task, a task with its metric, or 'judged score'; may be repeated."),
     ] = None,
     judge: Annotated[str | None, typer.Option(help="The judge to read where a file holds several.")] = None,
-    max_unreadable: Annotated[
-        float,
-        typer.Option(min=0, max=1, metavar="SHARE", help="Share of unreadable verdicts above which a mean is refused."),
-    ] = 0.1,
+    max_unreadable: MaxUnreadable = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare results that exist: paired differences, intervals and tests; refuse what does not compare."""
@@ -559,6 +557,29 @@ def peak(run_dir: RunFolder) -> None:
     from winnow.rundir import open_run
 
     _run_stage("peak", run_dir, open_run(run_dir).config.rounds.num_rounds)
+
+
+@app.command(cls=Verb, epilog="Example: winnow card runs/miniature --output models/miniature-peak/README.md")
+def card(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|RESULT...", help="A finished run, or results of one model as `winnow compare` takes."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The card, README.md; further files go beside it.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model; unset: the run's, or the result's.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The judged questions, for MT-Bench by category.")
+    ] = None,
+    organization: Annotated[str, typer.Option(help="Who evaluated, for Every Eval Ever.")] = "unknown",
+    max_unreadable: MaxUnreadable = 0.1,
+) -> None:
+    """Write a model card with results, and the results for the hub and Every Eval Ever beside it."""
+    from eval.publishing.writing import CardRequest, write_card
+
+    for path in write_card(CardRequest(results, output, name, questions, organization, max_unreadable)):
+        print(path)
 
 
 @app.command(cls=Verb, epilog="Example: winnow export runs/miniature --output models/miniature-peak")

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.publishing.card import card_text
+from eval.publishing.content import WEIGHTS, read_peak, run_content
 from eval.publishing.template import published_template
 from winnow.chat import Chat, load_chat
 from winnow.checkpoints import check_checkpoint
@@ -23,7 +25,6 @@ from winnow.rows import write_json, write_text
 from winnow.run_config import PolicyConfig
 from winnow.rundir import Run, atomic_folder
 
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 DESCRIPTIONS = ("config.json", "*.index.json")
 PROBES = (
     [Message(role="user", content="What is 2 + 2?")],
@@ -43,19 +44,17 @@ def export_peak(run: Run, output: Path) -> Path:
     """
     if output.exists():
         raise UsageError(f"{output} exists; give a new folder")
-    if not run.peak_path.is_file():
-        raise WinnowError(f"{run.root} has no peak.json; finish the run, or run `winnow peak {run.root}`")
-    peak = json.loads(run.peak_path.read_text())["round"]
+    peak = read_peak(run)
     policy = run.config.policy
-    model = run.policy_path(peak)
-    folder = _local_folder(model)
+    folder = _local_folder(run.policy_path(peak.round))
     check_checkpoint(str(folder))
     chat = load_chat(policy, str(folder))
+    content = run_content(run)
     with atomic_folder(output) as partial:
         _place(folder, partial)
         write_tokenizer(policy, chat, partial)
         write_json(partial / "generation_config.json", _generation_config(folder, chat))
-        write_text(partial / "README.md", _readme(run, peak, policy))
+        write_text(partial / "README.md", card_text(content))
     for warning in different_prompts(chat, output):
         print(f"warning: {output}: {warning}", file=sys.stderr)
     return output
@@ -129,18 +128,3 @@ def _generation_config(source: Path, chat: Chat) -> dict[str, Any]:
         if token_id is not None:
             config.setdefault(name, token_id)
     return config
-
-
-def _readme(run: Run, peak: int, policy: PolicyConfig) -> str:
-    """Return the card: what the model is, and how it is loaded and prompted."""
-    lines = [
-        f"# {run.config.name}",
-        "",
-        f"The peak of a winnow run, round {peak}, which began from `{policy.model}`.",
-        "",
-        "The chat template renders conversations as in the run. vLLM: `vllm serve FOLDER`.",
-    ]
-    if policy.system_prompt:
-        lines += ["", "System prompt, which the template writes unless a conversation has its own:", ""]
-        lines += [f"> {line}" for line in policy.system_prompt.splitlines()]
-    return "\n".join(lines) + "\n"
