@@ -323,7 +323,8 @@ def test_results_of_several_kinds_are_joined(tmp_path: Path) -> None:
     assert content.judged is not None
     assert content.judged.by_category == {"writing": 8.0, "math": 3.0}
     assert [result.task for result in content.tasks] == ["gsm8k"]
-    assert set(content.hashes) == {"results_1.json", "judgments.jsonl"}
+    folder = tmp_path.name
+    assert set(content.hashes) == {f"{folder}/results_1.json", f"{folder}/judgments.jsonl"}
 
 
 def test_arguments_that_do_not_join_are_refused(run: Run, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from eval.compare.comparison import ComparedRow, as_json, compare
 from eval.compare.results import JudgedResult, ResultSet, TaskResult, Turn
 from eval.statistics.distributions import normal_tail
 from eval.statistics.paired_scores import score_statistic
+from eval.statistics.power import smallest_visible_difference
 from winnow.errors import PreflightError, UsageError
 
 KEY = ("sums", "acc,none")
@@ -112,6 +113,29 @@ def test_the_interval_of_subjects_is_stratified() -> None:
     assert difference.by_subject.by_size == pytest.approx(1 / 3)
     assert difference.by_subject.by_subject == pytest.approx((1 / 4 + 1 / 2) / 2)
     assert difference.p_value == pytest.approx(0.5)
+
+
+def test_an_unweighted_group_has_the_standard_error_of_its_unweighted_mean() -> None:
+    items = {f"mmlu_law/{n}/h": float(n % 2) for n in range(4)} | {f"mmlu_art/{n}/h": 0.0 for n in range(2)}
+    later = {**items, "mmlu_law/0/h": 1.0, "mmlu_art/0/h": 1.0}
+    # Means of the subjects: 1/2 and 0, then 3/4 and 1/2.
+    before = TaskResult("mmlu", "acc,none", 1 / 4, 0.1, 6, items)
+    after = TaskResult("mmlu", "acc,none", 5 / 8, 0.1, 6, later)
+    difference = row_of(result("a", before), result("b", after)).difference
+    assert difference.difference == pytest.approx(3 / 8)
+    assert difference.stderr == pytest.approx(math.sqrt((1 / 4) / 4 + (1 / 2) / 2) / 2)
+
+
+def test_the_smallest_visible_difference_is_that_at_holms_first_step() -> None:
+    start = result("a", task([0] * 8 + [1] * 12))
+    later = result("b", task([1] * 8 + [0] + [1] * 11))
+    [first, _] = compare([start, later, later]).results
+    assert first.rows[0].visible == smallest_visible_difference(20, 9 / 20, alpha=0.025)
+    stderr = math.sqrt(2 / 3) / 2
+    scored = row_of(
+        result("a", judged=judged([5] * 4, [5] * 4)), result("b", judged=judged([6, 7, 5, 7], [6, 5, 5, 7]))
+    )
+    assert scored.visible == pytest.approx((1.959964 + 0.841621) * stderr, abs=1e-5)
 
 
 def test_values_that_are_not_binary_have_a_t_test() -> None:

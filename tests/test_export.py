@@ -1,5 +1,7 @@
 """`winnow export`: the exported folder loads in transformers, renders as the run did, and stops where it stopped."""
 
+import json
+import shutil
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from tests.processes import winnow_in_process
 from tests.tiny_models import make_model
 from tests.tiny_run import tiny_config
 from winnow.chat import Chat, load_chat, load_tokenizer
-from winnow.errors import UsageError, WinnowError
+from winnow.errors import ModelError, UsageError, WinnowError
 from winnow.records import Message
 from winnow.run_config import PolicyConfig, RunConfig
 from winnow.rundir import Run, start_run
@@ -120,6 +122,28 @@ def test_ids_that_differ_with_a_real_tokenizer_are_found(
     warnings = different_prompts(chat, tmp_path / "exported")
     assert bool(warnings) == is_different
     assert all("to other token ids than the run did" in warning for warning in warnings)
+
+
+def test_a_peak_of_the_hub_is_exported_from_its_copy_on_this_machine(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = run.config.model_dump(mode="json")
+    tree |= {"runs_dir": str(tmp_path / "runs"), "policy": {**tree["policy"], "model": "team/student"}}
+    hub_run = Run(tmp_path / "run", RunConfig.model_validate(tree))
+    shutil.copytree(run.root, hub_run.root)
+    peak = json.loads(run.peak_path.read_text())
+    hub_run.peak_path.write_text(json.dumps({**peak, "round": 0}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ModelError, match="is 'team/student', which is not on this machine; copy it back, or run `hf"):
+        export_peak(hub_run, tmp_path / "peak")
+    repository = tmp_path / "hub" / "models--team--student"
+    snapshot = make_model("llama", repository / "snapshots" / "ab12", seed=4)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("ab12")
+    (snapshot / "consolidated.safetensors").write_text("the same weights for other software")
+    export_peak(hub_run, tmp_path / "peak")
+    assert [path.name for path in (tmp_path / "peak").glob("*.safetensors")] == ["model.safetensors"]
+    assert (tmp_path / "peak" / "model.safetensors").read_bytes() == (snapshot / "model.safetensors").read_bytes()
 
 
 def test_an_existing_output_and_a_run_without_a_peak_are_refused(run: Run, exported: Path, tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from eval.report import PeakReport
 from eval.stages import read_results
 from winnow.chat import load_chat
 from winnow.chat.templates import template_source
-from winnow.errors import UsageError, WinnowError
+from winnow.errors import ModelError, UsageError, WinnowError
 from winnow.rows import file_sha256
 from winnow.rundir import Run, open_run
 
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# In the names of transformers; consolidated.safetensors holds the same weights for other software.
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def run_content(run: Run, name: str | None = None) -> CardContent:
     """Return the content of a finished run's card. Raises WinnowError for a run without a peak."""
     peak = read_peak(run)
     policy = run.config.policy
-    model = run.policy_path(peak.round)
-    chat = load_chat(policy, model)
+    folder = peak_folder(run, peak)
+    chat = load_chat(policy, str(folder))
     return CardContent(
         name=name or run.config.name,
         tasks=tuple(read_round(run.eval_dir(peak.round)).values()),
@@ -86,7 +87,7 @@ def run_content(run: Run, name: str | None = None) -> CardContent:
             "chat template and settings": chat.template_hash,
             "tokenizer": chat.tokenizer_hash,
             **_file_hashes([run.config_path, run.eval_dir(peak.round) / "results.json"]),
-            **_weight_hashes(Path(model)),
+            **_file_hashes(weight_files(folder)),
         },
         has_own_tasks=run.config.evaluation.task_dir is not None,
     )
@@ -97,6 +98,34 @@ def read_peak(run: Run) -> PeakReport:
     if not run.peak_path.is_file():
         raise WinnowError(f"{run.root} has no peak.json; finish the run, or run `winnow peak {run.root}`")
     return PeakReport.model_validate_json(run.peak_path.read_text(encoding="utf-8"))
+
+
+def peak_folder(run: Run, peak: PeakReport) -> Path:
+    """Return the folder of the peak's checkpoint; of a model of the hub, the copy on this machine.
+
+    Raises ModelError if there is none.
+    """
+    model = run.policy_path(peak.round)
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model, "config.json")
+    if not isinstance(cached, str):
+        raise ModelError(
+            f"the peak of {run.root} is {model!r}, which is not on this machine; copy it back, or run `hf download` "
+            "if it is a model of the hub"
+        )
+    return Path(cached).parent
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a checkpoint; a folder with safetensors may hold the same weights once more."""
+    for pattern in WEIGHTS:
+        paths = sorted(folder.glob(pattern))
+        if paths:
+            return paths
+    return []
 
 
 def _joined_content(
@@ -119,7 +148,8 @@ def _joined_content(
         files = [path]
         if path.is_dir():
             files = sorted([*path.rglob("results*.json"), *path.glob("judgments.jsonl")])
-        hashes |= _file_hashes(files)
+        for file in files:
+            hashes[f"{file.parent.name}/{file.name}"] = file_sha256(file)
     return CardContent(name or Path(arguments[0].partition("#")[0]).stem, tuple(tasks.values()), judged, hashes=hashes)
 
 
@@ -159,11 +189,3 @@ def _run_settings(run: Run) -> dict[str, str]:
 
 def _file_hashes(paths: Sequence[Path]) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in paths if path.is_file()}
-
-
-def _weight_hashes(folder: Path) -> dict[str, str]:
-    """Return the hashes of a checkpoint's weight files; none for a model of the hub, whose id names them."""
-    paths: list[Path] = []
-    for pattern in WEIGHTS:
-        paths += sorted(folder.glob(pattern))
-    return _file_hashes(paths)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.publishing.card import card_text
-from eval.publishing.content import WEIGHTS, read_peak, run_content
+from eval.publishing.content import peak_folder, read_peak, run_content, weight_files
 from eval.publishing.template import published_template
 from winnow.chat import Chat, load_chat
 from winnow.checkpoints import check_checkpoint
@@ -46,7 +46,7 @@ def export_peak(run: Run, output: Path) -> Path:
         raise UsageError(f"{output} exists; give a new folder")
     peak = read_peak(run)
     policy = run.config.policy
-    folder = _local_folder(run.policy_path(peak.round))
+    folder = peak_folder(run, peak)
     check_checkpoint(str(folder))
     chat = load_chat(policy, str(folder))
     content = run_content(run)
@@ -93,24 +93,14 @@ def _rendered_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return list(rendered["input_ids"])
 
 
-def _local_folder(model: str) -> Path:
-    """Return the folder of a checkpoint; a hub id is downloaded, as for the run itself."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model))
-
-
 def _place(source: Path, target: Path) -> None:
     """Link or copy the weights, and copy what describes them."""
-    for pattern in WEIGHTS:
-        for path in sorted(source.glob(pattern)):
-            real_path = path.resolve()  # the hub's cache holds symbolic links
-            try:
-                os.link(real_path, target / path.name)
-            except OSError:  # another file system, or one without hard links
-                shutil.copy(real_path, target / path.name)
+    for path in weight_files(source):
+        real_path = path.resolve()  # the hub's cache holds symbolic links
+        try:
+            os.link(real_path, target / path.name)
+        except OSError:  # another file system, or one without hard links
+            shutil.copy(real_path, target / path.name)
     for pattern in DESCRIPTIONS:
         for path in sorted(source.glob(pattern)):
             shutil.copy(path.resolve(), target / path.name)
