@@ -130,6 +130,29 @@ def test_a_group_has_the_items_of_its_members(outputs: dict[str, Path]) -> None:
     assert {item.split("/")[0] for item in group.items} == {"choices", "first"}
 
 
+def test_a_group_of_groups_covers_its_members_and_has_their_shots(tmp_path: Path) -> None:
+    leaves = {"law": 1.0, "art": 0.0, "algebra": 0.5}
+    output: dict[str, Any] = {
+        "results": {name: {"acc,none": value} for name, value in {**leaves, "humanities": 0.5, "mmlu": 0.5}.items()},
+        "group_subtasks": {"mmlu": ["humanities", "algebra"], "humanities": ["law", "art"]},
+        "n-shot": {**dict.fromkeys(leaves, 5), "mmlu": 0, "humanities": 0},
+        "n-samples": {name: {"original": 2, "effective": 2} for name in leaves},
+    }
+    output["results"]["law"]["acc_norm,none"] = 1.0
+    (tmp_path / "results_1.json").write_text(json.dumps(output))
+    for name, value in leaves.items():
+        samples = []
+        for number, item_value in enumerate((value > 0, value > 0.5)):
+            hashes = {"doc_hash": f"{name}{number}", "prompt_hash": "p"}
+            samples.append({"doc_id": number, "filter": "none", "acc": float(item_value), **hashes})
+        write_jsonl(tmp_path / f"samples_{name}_1.jsonl", samples)
+    tasks = read_result(str(tmp_path), OPTIONS).tasks
+    assert set(tasks) == {("mmlu", "acc,none"), ("law", "acc_norm,none")}
+    mmlu = tasks["mmlu", "acc,none"]
+    assert (mmlu.num_items, mmlu.conditions["shots"]) == (6, 5)
+    assert sorted(mmlu.items.values()) == [0, 0, 0, 1, 1, 1]
+
+
 def test_a_round_compares_with_lm_eval_itself(outputs: dict[str, Path], round_dir: Path) -> None:
     output = compared(str(outputs["later"]), str(round_dir))
     result = output["results"][0]
@@ -137,7 +160,8 @@ def test_a_round_compares_with_lm_eval_itself(outputs: dict[str, Path], round_di
     for row in result["rows"]:
         assert (row["is_paired"], row["difference"]) == (True, pytest.approx(0))
         assert row["outcomes"]["ties"] == row["n"]
-    assert f"{round_dir} does not record: lm-eval version (endings, both)" in result["notes"]
+    unknown = "few-shot seed, generation arguments, lm-eval version, task version"
+    assert f"{round_dir} does not record: {unknown}" in result["notes"]
     endings = read_result(str(round_dir), OPTIONS).tasks["endings", "acc_norm,none"]
     assert endings.is_higher_better is True
 

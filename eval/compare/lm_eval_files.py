@@ -141,7 +141,7 @@ def _task_result(
         content_hashes=contents,
         task_hash=_task_hash(output, leaves),
         is_higher_better=(output.get("higher_is_better") or {}).get(task, {}).get(name),
-        conditions=_conditions(output, task, leaves),
+        conditions=_conditions(output, leaves),
     )
 
 
@@ -172,11 +172,11 @@ def _task_hash(output: Mapping[str, Any], leaves: Sequence[str]) -> str | None:
     return digest([hashes[leaf] for leaf in leaves])
 
 
-def _conditions(output: Mapping[str, Any], task: str, leaves: Sequence[str]) -> dict[str, Any]:
+def _conditions(output: Mapping[str, Any], leaves: Sequence[str]) -> dict[str, Any]:
     """Return what decides whether a result compares, as far as the file records it."""
     conditions: dict[str, Any] = {}
     shots = output.get("n-shot") or {}
-    known_shots = {shots[name] for name in (*leaves, task) if name in shots}
+    known_shots = {shots[name] for name in leaves if name in shots}
     if len(known_shots) == 1:
         conditions["shots"] = known_shots.pop()
     config = output.get("config") or {}

@@ -28,16 +28,19 @@ def refusals(baseline: ResultSet, later: ResultSet) -> list[str]:
 
 def unknown_conditions(baseline: ResultSet, later: ResultSet) -> list[str]:
     """Return the conditions that only one of the results records, in words."""
-    tasks_by_condition: dict[tuple[str, str], list[str]] = {}
+    conditions_of: dict[str, set[str]] = {}
     for key in shared_tasks(baseline, later):
         before = baseline.tasks[key].conditions
         after = later.tasks[key].conditions
-        for condition in sorted(before.keys() ^ after.keys()):
-            silent = later.name if condition in before else baseline.name
-            tasks_by_condition.setdefault((condition, silent), []).append(key[0])
+        for name, missing in (
+            (baseline.name, after.keys() - before.keys()),
+            (later.name, before.keys() - after.keys()),
+        ):
+            conditions_of.setdefault(name, set()).update(missing)
     lines: list[str] = []
-    for (condition, silent), tasks in tasks_by_condition.items():
-        lines.append(f"{silent} does not record: {condition} ({', '.join(dict.fromkeys(tasks))})")
+    for name, conditions in conditions_of.items():
+        if conditions:
+            lines.append(f"{name} does not record: {', '.join(sorted(conditions))}")
     return lines
 
 
