@@ -40,7 +40,6 @@ MAY_IMPORT = {
     "eval.judging": {"winnow", "eval.statistics", "sampler.engines"},
     "eval.compare": {"winnow", "eval", "eval.judging", "eval.statistics"},
     "eval.publishing": {"winnow", "eval", "eval.judging", "eval.statistics", "eval.compare"},
-    "eval.judging": {"winnow", "sampler.engines"},
     "eval.statistics": {"winnow"},
     "eval.reward_audit": {"winnow", "reward_server.client", "eval", "eval.statistics"},
 }
