@@ -192,6 +192,9 @@ def test_a_value_that_is_not_a_share_has_a_normal_interval_or_none() -> None:
     assert published.method == "normal"
     assert published.interval == pytest.approx((12.5 - 1.959964, 12.5 + 1.959964))
     assert task_interval(replace(perplexity, stderr=None)) is None
+    weighted_mean = task_interval(replace(perplexity, value=0.123))
+    assert weighted_mean is not None
+    assert weighted_mean.method == "normal"
 
 
 def test_mt_bench_has_turns_categories_and_runs() -> None:

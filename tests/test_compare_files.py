@@ -145,6 +145,7 @@ def test_a_group_of_groups_covers_its_members_and_has_their_shots(tmp_path: Path
         for number, item_value in enumerate((value > 0, value > 0.5)):
             hashes = {"doc_hash": f"{name}{number}", "prompt_hash": "p"}
             samples.append({"doc_id": number, "filter": "none", "acc": float(item_value), **hashes})
+            samples.append({"doc_id": number, "filter": "strict", "acc": 0.0, **hashes})
         write_jsonl(tmp_path / f"samples_{name}_1.jsonl", samples)
     tasks = read_result(str(tmp_path), OPTIONS).tasks
     assert set(tasks) == {("mmlu", "acc,none"), ("law", "acc_norm,none")}

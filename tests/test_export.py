@@ -33,7 +33,10 @@ DATED_TEMPLATE = """\
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return make_finished_run(tmp_path_factory.mktemp("export"), system_prompt=SYSTEM_PROMPT)
+    run = make_finished_run(tmp_path_factory.mktemp("export"), system_prompt=SYSTEM_PROMPT)
+    path = run.checkpoint_dir(1) / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [7, 9], "temperature": 0.5}))
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,8 @@ def test_generation_stops_where_sampling_stopped(run: Run, exported: Path) -> No
     config = GenerationConfig.from_pretrained(exported)
     assert config.eos_token_id[0] == chat.end_of_turn_id
     assert set(config.eos_token_id) == chat.stop_ids
+    assert chat.stop_ids >= {7, 9}
+    assert config.temperature == 0.5
 
 
 def test_weights_are_links_and_the_card_has_the_system_prompt(run: Run, exported: Path) -> None:
