@@ -12,6 +12,7 @@ import yaml
 
 from eval.compare.results import TaskResult
 from eval.judging.judged_scores import JudgedScore
+from eval.probe import ProbeScore
 from eval.publishing.card import card_text
 from eval.publishing.content import CardContent, CardPrompt, read_content, run_content
 from eval.publishing.every_eval_ever import every_eval_ever
@@ -304,6 +305,29 @@ def test_the_card_of_a_run_has_rounds_settings_hashes_and_the_prompt(run: Run) -
     assert "Chat template `lab`" in text
     assert "{{- '<|assistant|>\\n' if add_generation_prompt else '' -}}" in text
     assert table(text, "Benchmarks")[2][:2] == ["sums", "0.8000"]
+
+
+def test_rewards_on_the_probe_have_their_standard_errors(run: Run) -> None:
+    content = run_content(run)
+    assert content.peak is not None
+    first, last = content.peak.rounds
+    probe = ProbeScore(
+        mean_reward=1.5, mean_reward_stderr=0.25, best_of_n_reward=2.0, best_of_n_stderr=None, num_prompts=1
+    )
+    rounds = (first, last.model_copy(update={"probe": probe}))
+    peak = content.peak.model_copy(update={"rounds": rounds})
+    rows = table(card_text(replace(content, peak=peak)), "Rounds")
+    assert rows[0][4:] == ["probe: mean reward", "probe: best of N"]
+    assert [cells[4:] for cells in rows[2:]] == [["-", "-"], ["1.500 +- 0.250", "2.000"]]
+
+
+def test_a_peak_of_another_version_is_refused_with_the_remedy(run: Run, tmp_path: Path) -> None:
+    older = Run(tmp_path, run.config)
+    older.peak_path.write_text('{"round": 1}')
+    with pytest.raises(
+        WinnowError, match=r"peak\.json is not of this version \(checkpoint: Field required\); run `winnow"
+    ):
+        run_content(older)
 
 
 def test_the_verb_writes_every_file_and_names_it(run: Run, tmp_path: Path) -> None:

@@ -101,9 +101,18 @@ def _judged_row(name: str, mean: float, stderr: float | None) -> list[str]:
 
 
 def _round_table(peak: PeakReport) -> Iterator[str]:
-    rows = [_round_row(report, is_peak=report.round == peak.round) for report in peak.rounds]
-    yield from _table(["round", "batch reward", "random control", "judged score"], rows)
+    header = ["round", "batch reward", "random control", "judged score"]
+    if peak.has_probe:
+        header += ["probe: mean reward", "probe: best of N"]
+    rows: list[list[str]] = []
+    for report in peak.rounds:
+        row = _round_row(report, is_peak=report.round == peak.round)
+        if peak.has_probe:
+            row += _probe_cells(report)
+        rows.append(row)
+    yield from _table(header, rows)
     yield ""
+    yield "Batch reward is of the round's own prompts; rewards on the probe are of the same prompts in every round."
     yield f"Rule: {peak.rule}."
     for dropped in peak.dropped:
         yield f"Round {dropped.round} was dropped: {dropped.reason}."
@@ -113,6 +122,21 @@ def _round_row(report: RoundReport, *, is_peak: bool) -> list[str]:
     judged = NONE if report.judge_score is None else f"{report.judge_score.mean:.2f}"
     name = f"**{report.round}** (peak)" if is_peak else str(report.round)
     return [name, _decimal(report.batch_reward), _decimal(report.random_control_reward), judged]
+
+
+def _probe_cells(report: RoundReport) -> list[str]:
+    """Return both rewards on the probe, each with its standard error."""
+    probe = report.probe
+    if probe is None:
+        return [NONE, NONE]
+    cells: list[str] = []
+    for reward, stderr in (
+        (probe.mean_reward, probe.mean_reward_stderr),
+        (probe.best_of_n_reward, probe.best_of_n_stderr),
+    ):
+        error = "" if stderr is None else f" +- {stderr:.3f}"
+        cells.append(f"{reward:.3f}{error}")
+    return cells
 
 
 def _prompt(prompt: CardPrompt) -> Iterator[str]:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from eval.compare.reading import ReadingOptions, read_result
 from eval.compare.results import TaskResult
 from eval.compare.round_files import read_round
 from eval.judging.judged_scores import JudgedScore, summarize
 from eval.judging.judgment_files import only_set, read_judgment_sets
-from eval.judging.questions import read_questions
+from eval.judging.questions import first_problem, read_questions
 from eval.report import PeakReport
 from eval.stages import read_results
 from winnow.chat import load_chat
@@ -94,10 +96,15 @@ def run_content(run: Run, name: str | None = None) -> CardContent:
 
 
 def read_peak(run: Run) -> PeakReport:
-    """Return the peak of a finished run. Raises WinnowError for a run without one."""
+    """Return the peak of a finished run. Raises WinnowError for a run without one that this version can read."""
     if not run.peak_path.is_file():
         raise WinnowError(f"{run.root} has no peak.json; finish the run, or run `winnow peak {run.root}`")
-    return PeakReport.model_validate_json(run.peak_path.read_text(encoding="utf-8"))
+    try:
+        return PeakReport.model_validate_json(run.peak_path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise WinnowError(
+            f"{run.peak_path} is not of this version ({first_problem(error)}); run `winnow peak {run.root}` once more"
+        ) from None
 
 
 def peak_folder(run: Run, peak: PeakReport) -> Path:
