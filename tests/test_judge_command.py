@@ -107,7 +107,7 @@ def test_answers_are_judged_into_fastchats_rows_and_summarized(
 def test_a_folder_takes_no_judgments_of_other_inputs(command: Callable[..., JudgeCommand]) -> None:
     with chat_server(lambda request: "[[5]]") as (address, requests):
         judge_answer_files(command(address, "tiny"))
-        with pytest.raises(UsageError, match=r"holds judgments of other inputs \(answers differ, .*another --output"):
+        with pytest.raises(UsageError, match=r"holds results of other inputs \(answers differ, .*another --output"):
             judge_answer_files(command(address, "large"))
         assert len(requests) == 1 + 4
 

@@ -21,9 +21,9 @@ from winnow.errors import UsageError, WinnowError
 from winnow.rows import write_json, write_jsonl
 
 
-def claim_folder(folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Write the inputs of a folder's judgments. Raises UsageError if the folder has others."""
-    path = folder / "judging.json"
+def claim_folder(folder: Path, inputs: Mapping[str, Any], name: str = "judging.json") -> None:
+    """Write the inputs of a folder's results to the file `name`. Raises UsageError if the folder has others."""
+    path = folder / name
     if not path.exists():
         write_json(path, inputs)
         return
@@ -31,7 +31,7 @@ def claim_folder(folder: Path, inputs: Mapping[str, Any]) -> None:
     changed = [key for key in {**earlier, **inputs} if earlier.get(key) != inputs.get(key)]
     if changed:
         raise UsageError(
-            f"{folder} holds judgments of other inputs ({', '.join(changed)} differ, see {path}); give another --output"
+            f"{folder} holds results of other inputs ({', '.join(changed)} differ, see {path}); give another --output"
         )
 
 
