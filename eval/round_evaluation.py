@@ -41,7 +41,6 @@ NOT_OF_BENCHMARKS: dict[str, Any] = {
     "benchmarks": {"__all__": {"is_guard": True}},
 }
 NOT_OF_ANSWERS = {"judge", "references"}
-
 NOT_OF_JUDGMENTS = {"max_unreadable", "base_url", "timeout_s", "num_parallel"}
 
 

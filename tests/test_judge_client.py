@@ -39,16 +39,16 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
 def test_a_transient_fault_is_sent_again_until_the_tries_are_used_up(status: int) -> None:
     fault: Reply = openai_error(status, "No.", None, None)
-    with chat_server([*[fault] * 5, "yes"]) as (address, requests), endpoint(address) as opened:
+    with chat_server([*[fault] * 7, "yes"]) as (address, requests), endpoint(address) as opened:
         assert opened.ask(HELLO) == ChatReply("yes", "stop")
-        assert len(requests) == client.NUM_TRIES == 6
+        assert len(requests) == client.NUM_TRIES == 8
     with (
         chat_server(lambda body: fault) as (address, requests),
         endpoint(address) as opened,
         pytest.raises(ServerError, match=f"answers {status}: No"),
     ):
         opened.ask(HELLO)
-    assert len(requests) == 6
+    assert len(requests) == 8
 
 
 def test_an_account_without_money_and_a_wrong_key_are_not_tried_again() -> None:
@@ -186,6 +186,19 @@ def test_a_line_that_a_kill_cut_short_is_asked_for_again(tmp_path: Path) -> None
     assert (again.get("a"), again.get("b")) == ({"text": "ä"}, None)
     again.keep("b", {"text": "b"})
     assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_costs_its_own_request_alone(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    finished = FinishedRequests(path)
+    for key in "abc":
+        finished.keep(key, {"text": key})
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + "\0\0\0\n" + "[]\n" + lines[2])
+    again = FinishedRequests(path)
+    assert [again.get(key) is not None for key in "abc"] == [True, False, True]
+    again.keep("b", {"text": "b"})
+    assert FinishedRequests(path).get("b") == {"text": "b"}
 
 
 def test_the_first_result_of_a_request_stays(tmp_path: Path) -> None:

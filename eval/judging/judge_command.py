@@ -123,8 +123,10 @@ def _judge_pairs(command: JudgeCommand, questions: Sequence[Question], answers: 
     with open_chat_endpoint(endpoint_settings(command.judge, section=None), finished) as endpoint:
         judge = PairJudge(endpoint, prompts)
         judge.check()
-        judgments = judge.judge(pairs, questions, references, answers)
-        print(endpoint.usage.cost_line(f"judge {judge.name}"), file=sys.stderr, flush=True)
+        try:
+            judgments = judge.judge(pairs, questions, references, answers)
+        finally:
+            print(endpoint.usage.cost_line(f"judge {judge.name}"), file=sys.stderr, flush=True)
     path = command.output / "pairs.jsonl"
     write_jsonl(path, [judgment.model_dump(mode="json") for judgment in judgments])
     print_summary(SummaryRequest(path, max_unreadable=command.judge.max_unreadable))

@@ -34,9 +34,11 @@ def open_judge(config: JudgeConfig, requests: Path | None = None, section: str |
     prompts = read_judge_prompts(config.prompts)
     finished = None if requests is None else FinishedRequests(requests)
     with open_chat_endpoint(endpoint_settings(config, section), finished) as endpoint:
-        yield LlmJudge(endpoint, prompts)
-        if requests is not None:
-            print(endpoint.usage.cost_line(f"judge {config.model}"), file=sys.stderr, flush=True)
+        try:
+            yield LlmJudge(endpoint, prompts)
+        finally:
+            if requests is not None:
+                print(endpoint.usage.cost_line(f"judge {config.model}"), file=sys.stderr, flush=True)
 
 
 def endpoint_settings(config: JudgeConfig, section: str | None = SECTION) -> EndpointSettings:

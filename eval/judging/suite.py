@@ -170,8 +170,10 @@ def _answerer(request: MtBenchRequest, chat: Chat | None) -> Iterator[Callable[[
         finished = FinishedRequests(request.output / "answer_requests.jsonl")
         settings = replace(model, max_tokens=request.config.max_new_tokens)
         with open_chat_endpoint(settings, finished) as endpoint:
-            yield lambda: EndpointAnswerer(endpoint)
-            print(endpoint.usage.cost_line(f"answers of {model.model}"), file=sys.stderr, flush=True)
+            try:
+                yield lambda: EndpointAnswerer(endpoint)
+            finally:
+                print(endpoint.usage.cost_line(f"answers of {model.model}"), file=sys.stderr, flush=True)
         return
     assert chat is not None  # the caller loads it for a checkpoint
     local = model

@@ -39,7 +39,8 @@ from winnow.records import digest
 if TYPE_CHECKING:
     from openai import DefaultHttpxClient, OpenAI
 
-NUM_TRIES = 6
+# The waits add up to a minute: the window of common rate limits.
+NUM_TRIES = 8
 FIRST_WAIT_S = 0.5
 MAX_WAIT_S = 30.0
 MAX_RETRY_AFTER_S = 120.0

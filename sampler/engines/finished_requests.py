@@ -38,16 +38,15 @@ class FinishedRequests:
             return result
 
     def _read(self) -> None:
-        """Read every whole line, and cut the file after the last one."""
-        num_bytes = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
+        """Read every whole line, and cut off the line that a kill cut short. A damaged line is left as it is."""
+        content = self.path.read_bytes()
+        num_bytes = content.rfind(b"\n") + 1
+        for line in content[:num_bytes].splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
-                break
-            self._results.setdefault(row["key"], row["result"])
-            num_bytes += len(line)
-        with self.path.open("r+b") as file:
-            file.truncate(num_bytes)
+                self._results.setdefault(row["key"], row["result"])
+            except (ValueError, KeyError, TypeError):
+                continue  # its request is sent again
+        if num_bytes < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(num_bytes)
