@@ -243,6 +243,23 @@ def test_judgments_of_two_models_in_one_file_are_compared_with_their_lengths(tmp
     assert "holds no judgments of model huge" in refusal(f"{path}#tiny", f"{path}#huge", exit_code=1)
 
 
+def test_judgments_of_a_folder_have_the_lengths_of_a_given_file(tmp_path: Path) -> None:
+    judged = tmp_path / "judged"
+    judged.mkdir()
+    write_jsonl(judged / "judgments.jsonl", [*rows(), *rows(model="large", score=9)])
+    path = tmp_path / "both.jsonl"
+    write_jsonl(path, [answer(81, ["a", "b"]), answer(82, ["aaa", ""]), answer(81, ["aaaa", "b"], "large")])
+    without = read_result(f"{judged}#tiny", OPTIONS).judged
+    with_answers = read_result(f"{judged}#tiny", ReadingOptions(answers=(path,))).judged
+    assert without is not None
+    assert with_answers is not None
+    assert (without.lengths, with_answers.lengths) == ({}, {81: 1.0, 82: 1.5})
+    arguments = (f"{judged}#tiny", f"{judged}#large", "--answers", str(path))
+    assert compared(*arguments)["results"][0]["rows"][0]["length_controlled"] is None  # large has one answer
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_result(f"{judged}#tiny", ReadingOptions(answers=(tmp_path / "nowhere.jsonl",)))
+
+
 def test_too_many_unreadable_verdicts_are_refused_unless_allowed(tmp_path: Path) -> None:
     path = tmp_path / "judgments.jsonl"
     write_jsonl(path, [*rows(), {**rows()[0], "model": "large", "score": -1}, *rows(model="large")[1:]])

@@ -540,6 +540,10 @@ def compare(
         typer.Option(metavar="NAME", help="A task, a task with its metric, or 'judged score'; may be repeated."),
     ] = None,
     judge: Annotated[str | None, typer.Option(help="The judge to read where a file holds several.")] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Judged answers, for the difference at equal length; may be repeated."),
+    ] = None,
     max_unreadable: MaxUnreadable = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -547,7 +551,7 @@ def compare(
     from eval.compare.comparison import print_comparison
     from eval.compare.reading import ReadingOptions
 
-    options = ReadingOptions(has_rounds=rounds, judge=judge, max_unreadable=max_unreadable)
+    options = ReadingOptions(rounds, judge, max_unreadable, tuple(answers or ()))
     print_comparison(results, options, only or (), is_json=as_json)
 
 

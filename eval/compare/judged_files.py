@@ -24,11 +24,15 @@ ANSWER_MARK = "The Start of Assistant"
 
 
 def read_judged(
-    path: Path, model: str | None = None, judge: str | None = None, max_unreadable: float = 0.1
+    path: Path,
+    model: str | None = None,
+    judge: str | None = None,
+    max_unreadable: float = 0.1,
+    answers: Sequence[Path] = (),
 ) -> tuple[str, JudgedResult]:
     """Return the name of the model and its score. Raises InputError, and WinnowError for too many unreadable verdicts.
 
-    Turns without a judgment are left out here; the comparison counts them.
+    Turns without a judgment are left out here; the comparison counts them. `answers` are further files of answers.
     """
     judged = only_set(read_judgment_sets(path, is_missing_allowed=True), model, judge)
     score = summarize(judged.judgments, None, ())
@@ -40,7 +44,7 @@ def read_judged(
         scores=_scores(judged.judgments),
         prompts={(row.question_id, row.turn): _prompt(row) for row in judged.judgments},
         num_unreadable=score.num_unparsable,
-        lengths=_lengths(path, judged.model),
+        lengths=_lengths(path, judged.model, answers),
     )
     return judged.model, result
 
@@ -60,13 +64,13 @@ def _prompt(judgment: Judgment) -> str:
     return f"{judgment.judge[1]}\n{text if mark else ''}"
 
 
-def _lengths(path: Path, model: str) -> dict[QuestionId, float]:
+def _lengths(path: Path, model: str, answers: Sequence[Path]) -> dict[QuestionId, float]:
     """Return the mean length of the answers to each question; nothing without the model's answers."""
-    candidates = (path.with_name("answers.jsonl"), path.parent.parent / "model_answer" / f"{model}.jsonl")
+    beside = (path.with_name("answers.jsonl"), path.parent.parent / "model_answer" / f"{model}.jsonl")
     lengths: dict[QuestionId, list[int]] = defaultdict(list)
-    for candidate in candidates:
-        if candidate.is_file():
-            for answer in read_answers(candidate).get(model, ()):
-                lengths[answer.question_id] += [len(text) for text in answer.texts]
+    for file in (*answers, *(file for file in beside if file.is_file())):
+        for answer in read_answers(file).get(model, ()):
+            lengths[answer.question_id] += [len(text) for text in answer.texts]
+        if lengths:
             break
     return {question: fmean(sizes) for question, sizes in lengths.items() if sizes}

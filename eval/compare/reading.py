@@ -21,11 +21,12 @@ KINDS = "a round's eval folder, a folder of lm-eval's results, or a judgment fil
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """The options of reading: all rounds of a run, the judge to read, the allowed share of unreadable verdicts."""
+    """The options of reading: all rounds of a run, the judge, the share of unreadable verdicts, files of answers."""
 
     has_rounds: bool = False
     judge: str | None = None
     max_unreadable: float = 0.1
+    answers: tuple[Path, ...] = ()
 
 
 def read_results(arguments: Sequence[str], options: ReadingOptions) -> list[ResultSet]:
@@ -48,7 +49,7 @@ def read_result(argument: str, options: ReadingOptions) -> ResultSet:
     if not path.is_file():
         raise UsageError(f"{name} does not exist; give {KINDS}")
     if path.suffix == ".jsonl":
-        judged_model, judged = read_judged(path, model or None, options.judge, options.max_unreadable)
+        judged_model, judged = read_judged(path, model or None, options.judge, options.max_unreadable, options.answers)
         return ResultSet(argument if model else f"{name}#{judged_model}", {}, judged)
     return ResultSet(argument, read_lm_eval(path))
 
@@ -64,7 +65,9 @@ def _read_folder(folder: Path, name: str, model: str | None, options: ReadingOpt
     if (folder / "results.json").is_file():
         tasks = read_round(folder)
     if (folder / "judgments.jsonl").is_file():
-        _, judged = read_judged(folder / "judgments.jsonl", model, options.judge, options.max_unreadable)
+        _, judged = read_judged(
+            folder / "judgments.jsonl", model, options.judge, options.max_unreadable, options.answers
+        )
     files = result_files(folder)
     if len(files) > 1:
         raise UsageError(f"{folder} holds {len(files)} results of lm-eval, {files[0]} and {files[1]}; give one of them")
