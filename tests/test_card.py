@@ -3,10 +3,10 @@
 import json
 import os
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -28,8 +28,6 @@ from tests.tiny_run import write_jsonl
 from winnow.errors import UsageError, WinnowError
 from winnow.rows import file_sha256
 from winnow.rundir import Run
-
-jsonschema = import_module("jsonschema")  # it has no types
 
 SYSTEM_PROMPT = "You are careful."
 GSM8K = TaskResult(
