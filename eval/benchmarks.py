@@ -3,31 +3,34 @@
 EvalResult       one row per configured task: value, stderr and n as lm-eval reports them
 BenchmarkItem    one row per item of a task; the paired tests of two checkpoints read these rows
 
-Tasks come with lm-eval, or from the YAML files of `task_dir` (then nothing is fetched). A relative `data_files`
-path in a YAML file starts at the working directory. Prompts are plain few-shot text, as on the model cards. A chat
-template would change the scores; a task that needs the policy's chat format writes it in its `doc_to_text`. lm-eval's
-response cache is never used, because it ignores the model. Few-shot examples come from the task's sampler with
-lm-eval's default seed.
+Tasks come with lm-eval, or from the YAML files of `task_dir`, which come first. A relative `data_files` path in a YAML
+file starts at the working directory. Prompts are plain few-shot text, as on the model cards, unless `chat_template`
+asks for the policy's chat format. Names, metrics and shots are checked before a model is loaded, and two metrics of a
+task with the same settings are read from one evaluation of it.
 """
 
-import difflib
 import hashlib
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from eval.quiet import quiet
+from eval.task_metrics import check_metric, suggestion, unknown_metric_error
+from eval.task_settings import TaskSettings, apply_settings, num_shots
 from winnow.chat import Chat
 from winnow.config import Dtype
-from winnow.errors import InputError, UsageError, WinnowError, first_line
+from winnow.errors import UsageError, WinnowError, first_line
 from winnow.models import load_causal_lm
-from winnow.records import EvalResult, Row
+from winnow.records import EvalResult, Message, Row, digest
 from winnow.run_config import BenchmarkConfig, EvaluationConfig
+
+if TYPE_CHECKING:
+    from eval.harness import TaskRun
 
 
 class BenchmarkItem(Row):
@@ -50,24 +53,29 @@ class BenchmarkRun:
 def run_benchmarks(config: EvaluationConfig, model: str, chat: Chat, dtype: Dtype, label: str) -> BenchmarkRun:
     """Load a checkpoint and run every task on it; `label` begins the titles of the progress bars.
 
-    Raises UsageError for an unknown task or metric, ModelError for an unusable model.
+    Raises UsageError for an unknown task or metric or too many shots, ModelError for an unusable model.
     """
     if not config.benchmarks:
         return BenchmarkRun([], [])
-    from eval.harness import evaluate, open_lm, quiet
+    from eval.harness import TaskRun, evaluate, open_lm
     from sampler.engines.transformers import isolated_random_state
 
     with quiet(), isolated_random_state(0):
         tasks = load_tasks(config)
-        lm = open_lm(load_causal_lm(model, dtype=dtype, use="evaluation").eval(), chat.tokenizer, config.batch_size)
+        loaded_model = load_causal_lm(model, dtype=dtype, use="evaluation").eval()
+        lm = open_lm(loaded_model, chat.tokenizer, config.batch_size, add_bos_token=config.add_bos_token)
+        lm.apply_chat_template = _lm_eval_template(chat)
+        task_runs: dict[str, TaskRun] = {}
         results: list[EvalResult] = []
         items: list[BenchmarkItem] = []
         for benchmark in config.benchmarks:
-            output = evaluate(
-                lm, tasks[benchmark.task], benchmark.num_fewshot, benchmark.limit, f"{label}: {benchmark.task}"
-            )
-            result = _result(benchmark, output)
-            task_items = list(_items(benchmark, output["samples"]))
+            key = settings_key(benchmark)
+            if key not in task_runs:
+                title = f"{label}: {benchmark.task}"
+                task_runs[key] = evaluate(lm, tasks[key], settings_of(benchmark), title)
+                _warn_of_truncation(task_runs[key], title)
+            result = _result(benchmark, task_runs[key], tasks[key])
+            task_items = list(_items(benchmark, task_runs[key].output["samples"]))
             if benchmark.is_guard:
                 check_guard(result, task_items)
             results.append(result)
@@ -75,34 +83,71 @@ def run_benchmarks(config: EvaluationConfig, model: str, chat: Chat, dtype: Dtyp
     return BenchmarkRun(results, items)
 
 
+def settings_of(benchmark: BenchmarkConfig) -> TaskSettings:
+    """Return the settings of a configured task."""
+    return TaskSettings(benchmark.num_fewshot, benchmark.limit, benchmark.chat_template, benchmark.generation_arguments)
+
+
+def settings_key(benchmark: BenchmarkConfig) -> str:
+    """Return a text that is equal for the metrics of one evaluation of a task."""
+    return digest(benchmark.model_dump(mode="json", exclude={"metric", "is_guard"}))
+
+
 def load_tasks(config: EvaluationConfig) -> dict[str, Any]:
-    """Load each configured task with its data. Raises UsageError for an unknown task, with the closest names."""
+    """Load each configured task with its data and settings, by `settings_key`, once for all its metrics.
+
+    Raises UsageError for an unknown task or metric, with the closest names, and for too many shots.
+    """
     manager = task_manager(config)
     for benchmark in config.benchmarks:
         check_task(config, benchmark.task, manager)
-    return {benchmark.task: _load(manager, benchmark.task) for benchmark in config.benchmarks}
+        check_metric(benchmark, manager.task_index[benchmark.task])
+    tasks: dict[str, Any] = {}
+    for benchmark in config.benchmarks:
+        key = settings_key(benchmark)
+        if key not in tasks:
+            tasks[key] = load_task(manager, benchmark.task)
+            apply_settings(benchmark.task, tasks[key], settings_of(benchmark))
+    return tasks
 
 
 def task_manager(config: EvaluationConfig) -> Any:
-    """Return lm-eval's index of the tasks, which takes seconds for lm-eval's own. Raises UsageError for no folder."""
+    """Return lm-eval's index of the tasks. Raises UsageError for a missing folder.
+
+    lm-eval's own tasks are indexed, which takes seconds, only if `task_dir` does not hold all that the config names.
+    """
     from lm_eval.tasks import TaskManager
 
-    if config.task_dir is not None and not Path(config.task_dir).is_dir():
+    if config.task_dir is None:
+        return TaskManager()
+    if not Path(config.task_dir).is_dir():
         raise UsageError(f"evaluation.task_dir {config.task_dir!r} is not a folder; give one with lm-eval task files")
-    return TaskManager(include_defaults=config.task_dir is None, include_path=config.task_dir)
+    local = TaskManager(include_defaults=False, include_path=config.task_dir)
+    names = [benchmark.task for benchmark in config.benchmarks]
+    if _holds_all(local.task_index, names):
+        return local
+    return TaskManager(include_path=config.task_dir)
 
 
 def check_task(config: EvaluationConfig, task: str, manager: Any) -> None:
     """Raise UsageError for a task that lm-eval's index does not hold, with the closest names."""
     if task not in manager.all_tasks:
-        source = config.task_dir or "lm-eval's tasks"
-        raise UsageError(f"no task {task!r} in {source}; {_suggestion(task, manager.all_tasks)}")
+        source = "lm-eval's tasks"
+        if config.task_dir is not None:
+            source = f"{config.task_dir} and {source}"
+        raise UsageError(f"no task {task!r} in {source}; {suggestion(task, manager.all_tasks)}")
 
 
-def unknown_metric_error(benchmark: BenchmarkConfig, known: Iterable[str]) -> UsageError:
-    """Return the error of a metric that a task does not have, with the closest names."""
-    suggestion = _suggestion(benchmark.metric, known)
-    return UsageError(f"task {benchmark.task} has no metric {benchmark.metric!r}; {suggestion}")
+def load_task(manager: Any, task: str) -> Any:
+    """Load a task or group with its data. Raises UsageError for missing data, WinnowError for a faulty task file."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return manager.load([task])
+    except FileNotFoundError as error:
+        raise UsageError(f"task {task}: its data is missing: {first_line(error)}") from None
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError, DatasetsError) as error:
+        raise WinnowError(f"task {task} cannot be loaded: {first_line(error)}") from error
 
 
 def check_guard(result: EvalResult, items: Sequence[BenchmarkItem]) -> None:
@@ -125,33 +170,46 @@ def check_guard(result: EvalResult, items: Sequence[BenchmarkItem]) -> None:
         )
 
 
-def data_files(task_dir: str | Path) -> list[Path]:
-    """Return the files that decide a local benchmark, sorted: a folder's task files and the data files they name."""
-    files: set[Path] = set()
-    for path in sorted(Path(task_dir).glob("**/*")):
-        if path.is_file():
-            files.add(path)
-        if path.suffix == ".yaml":
-            dataset_arguments = _read_task(path).get("dataset_kwargs") or {}
-            names = strings_of(dataset_arguments.get("data_files"))
-            files |= {Path(name) for name in names if Path(name).is_file()}
-    return sorted(files)
+def _holds_all(index: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Tell whether an index holds tasks, and all that groups among them consist of."""
+    for name in names:
+        if name not in index:
+            return False
+        children = (index[name].cfg or {}).get("task")
+        if isinstance(children, list):
+            child_names = [child.get("task", "") if isinstance(child, dict) else child for child in children]
+            is_inline = [isinstance(child, dict) and "dataset_path" in child for child in children]
+            references = [child for child, inline in zip(child_names, is_inline, strict=True) if not inline]
+            if not _holds_all(index, references):
+                return False
+    return True
 
 
-def strings_of(tree: Any) -> Iterator[str]:
-    """Yield the strings of nested mappings and lists."""
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict):
-        for child in tree.values():
-            yield from strings_of(child)
-    elif isinstance(tree, list):
-        for child in tree:
-            yield from strings_of(child)
+def _lm_eval_template(chat: Chat) -> Callable[..., str]:
+    """Return the chat template in the form that lm-eval calls."""
+
+    def render(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        turns = [Message.model_validate(dict(message)) for message in messages]
+        if add_generation_prompt:
+            return chat.prompt_text(turns)
+        return chat.prompt_text(turns[:-1]) + turns[-1].content  # the task begins the answer
+
+    return render
 
 
-def _result(benchmark: BenchmarkConfig, output: Mapping[str, Any]) -> EvalResult:
+def _warn_of_truncation(task_run: "TaskRun", label: str) -> None:
+    requests = task_run.requests
+    if requests.num_truncated:
+        print(
+            f"warning: {label}: {requests.num_truncated} of {requests.num_requests} prompts do not fit the model's "
+            "positions and were cut on the left; lower num_fewshot",
+            file=sys.stderr,
+        )
+
+
+def _result(benchmark: BenchmarkConfig, task_run: "TaskRun", loaded: Mapping[str, Any]) -> EvalResult:
     """Read a task's result from the output of lm-eval's evaluator. Raises UsageError for an unknown metric."""
+    output = task_run.output
     values = output["results"].get(benchmark.task, {})
     if benchmark.metric not in values:
         known = [key for key in values if "," in key and "_stderr," not in key]
@@ -171,6 +229,8 @@ def _result(benchmark: BenchmarkConfig, output: Mapping[str, Any]) -> EvalResult
         stderr=stderr,
         n=num_items,
         higher_is_better=output["higher_is_better"].get(benchmark.task, {}).get(metric),
+        num_fewshot=max(num_shots(task) for task in loaded["tasks"].values()),
+        num_truncated=task_run.requests.num_truncated,
     )
 
 
@@ -186,37 +246,3 @@ def _items(
                 content = hashlib.sha256(f"{row['doc_hash']}{row['prompt_hash']}".encode()).hexdigest()[:16]
                 item_id = f"{task}/{row['doc_id']}/{content}"
                 yield BenchmarkItem(task=benchmark.task, metric=benchmark.metric, item_id=item_id, value=float(value))
-
-
-def _load(manager: Any, task: str) -> Any:
-    try:
-        return manager.load([task])
-    except FileNotFoundError as error:
-        raise UsageError(f"task {task}: its data is missing: {first_line(error)}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WinnowError(f"task {task} cannot be loaded: {first_line(error)}") from error
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"there are: {', '.join(names[:20]) or 'none'}"
-
-
-class _TaskLoader(yaml.SafeLoader):
-    """A loader for lm-eval's task files; it ignores the values of tags such as `!function`."""
-
-
-_TaskLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
-
-
-def _read_task(path: Path) -> dict[str, Any]:
-    try:
-        task = yaml.load(path.read_text(), Loader=_TaskLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {first_line(error)}") from None
-    if not isinstance(task, dict):
-        return {}
-    return task

@@ -7,16 +7,20 @@ The data of lm-eval's own tasks is not looked at: lm-eval downloads it when it l
 """
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks import check_task, data_files, strings_of, task_manager, unknown_metric_error
+from eval.benchmarks import check_task, load_task, settings_of, task_manager
 from eval.judging.llm_judge import JudgePrompt, prompt_fields, prompt_name, read_judge_prompts
 from eval.judging.mt_bench import check_questions
 from eval.judging.opening import endpoint_settings
 from eval.judging.questions import NUM_TURNS, Question, References, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
+from eval.quiet import quiet
+from eval.task_files import data_files, data_folder, strings_of
+from eval.task_metrics import check_metric
+from eval.task_settings import apply_settings
 from sampler.engines.chat_endpoint import open_chat_endpoint
 from winnow.chat import Chat
 from winnow.errors import ChatError, InputError, UsageError
@@ -56,93 +60,41 @@ def _check_benchmarks(inspection: Inspection) -> None:
             with inspection.collect():
                 check_task(config, benchmark.task, manager)
                 entry = manager.task_index[benchmark.task]
-                if not _has_local_data(entry):
-                    remote.append(benchmark.task)
                 with inspection.collect():
-                    _check_data(benchmark.task, entry)
-                _check_metric(inspection, benchmark, entry)
+                    if not check_metric(benchmark, entry):
+                        text = f"metric {benchmark.metric} of task {benchmark.task}: only its evaluation knows it"
+                        inspection.unchecked.append(text)
+                if _has_local_data(entry):
+                    _check_data(benchmark, entry, manager)
+                else:
+                    remote.append(benchmark.task)
         if remote:
             inspection.unchecked.append(f"data of {', '.join(remote)}: lm-eval fetches it")
     inspection.add_checked(f"{counted(len(config.benchmarks), 'benchmark')}: name and metric", num_faults)
 
 
-def _check_metric(inspection: Inspection, benchmark: BenchmarkConfig, entry: Any) -> None:
-    """Raise UsageError for a metric or filter that a task's file does not define."""
-    if entry.kind.name == "TAG":
-        raise UsageError(
-            f"{benchmark.task} is a tag of several tasks, and has no metrics; name its tasks: "
-            f"{', '.join(sorted(entry.tags))}"
-        )
-    task = entry.cfg or {}
-    if not _has_plain_metrics(entry.kind.name, task):
-        inspection.unchecked.append(f"metric {benchmark.metric} of task {benchmark.task}: only its evaluation knows it")
-        return
-    known = list(_metrics(entry.kind.name, task))
-    if benchmark.metric not in known:
-        raise unknown_metric_error(benchmark, known)
-    if benchmark.is_guard:
-        _check_guard_metric(benchmark, task)
-
-
-def _check_guard_metric(benchmark: BenchmarkConfig, task: Mapping[str, Any]) -> None:
-    """Raise UsageError for a guard whose task aggregates the metric otherwise than by the mean; see `check_guard`."""
-    name = benchmark.metric.partition(",")[0]
-    for entry in task.get("metric_list") or []:
-        aggregation = entry.get("aggregation", "mean")
-        if entry["metric"] == name and aggregation != "mean":
-            raise UsageError(
-                f"{benchmark.task} {benchmark.metric} is a guard, but the task aggregates it by {aggregation}, not by "
-                "the mean, so that a loss cannot be tested item by item; choose another metric, or set is_guard: false"
-            )
-
-
-def _has_plain_metrics(kind: str, task: Mapping[str, Any]) -> bool:
-    """Tell whether a task's file alone decides the names of its metrics; a function of it may make further ones."""
-    if kind == "GROUP":
-        return bool(task.get("aggregate_metric_list"))
-    names = [entry.get("metric") for entry in task.get("metric_list") or []]
-    has_functions = any(not isinstance(name, str) or "." in name for name in names)
-    return kind == "TASK" and not has_functions and task.get("process_results") is None
-
-
-def _metrics(kind: str, task: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the metrics of a task or group as lm-eval names them: "acc,none"."""
-    if kind == "GROUP":
-        for entry in task["aggregate_metric_list"]:
-            filters = entry.get("filter_list", "none")
-            if isinstance(filters, str):
-                filters = [filters]
-            yield from (f"{entry['metric']},{name}" for name in filters)
-        return
-    from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
-
-    metrics = DEFAULT_METRIC_REGISTRY.get(task.get("output_type", "generate_until"), [])
-    if task.get("metric_list"):
-        metrics = [entry["metric"] for entry in task["metric_list"]]
-    filters = ["none"]
-    if task.get("filter_list"):
-        filters = [entry["name"] for entry in task["filter_list"]]
-    for metric in metrics:
-        yield from (f"{metric},{name}" for name in filters)
-
-
 def _has_local_data(entry: Any) -> bool:
     """Tell whether a task reads files that its own file names."""
-    return (entry.cfg or {}).get("dataset_path") in LOCAL_FORMATS
+    dataset_path = str((entry.cfg or {}).get("dataset_path"))
+    return dataset_path in LOCAL_FORMATS or Path(dataset_path).exists()
 
 
-def _check_data(task: str, entry: Any) -> None:
-    """Raise UsageError for a local data file of a task that does not exist."""
-    if not _has_local_data(entry):
-        return
-    arguments = entry.cfg.get("dataset_kwargs") or {}
-    folder = Path(arguments.get("data_dir") or "")
-    for name in strings_of(arguments.get("data_files")):
-        if "://" not in name and not (folder / name).exists() and not glob.glob(str(folder / name)):
+def _check_data(benchmark: BenchmarkConfig, entry: Any, manager: Any) -> None:
+    """Raise UsageError for a local data file of a task that does not exist, and for more shots than examples."""
+    task = benchmark.task
+    folder = data_folder(entry.cfg)
+    for name in strings_of((entry.cfg.get("dataset_kwargs") or {}).get("data_files")):
+        if "://" in name:
+            return
+        if not (folder / name).exists() and not glob.glob(str(folder / name)):
             raise UsageError(
                 f"task {task}: its data is missing: {folder / name} does not exist; make it, or change data_files in "
                 f"{entry.yaml_path}"
             )
+    settings = settings_of(benchmark)
+    if settings.num_fewshot or entry.cfg.get("num_fewshot") or settings.generation_arguments:
+        with quiet():
+            apply_settings(task, load_task(manager, task), settings)
 
 
 def _check_question_set(inspection: Inspection, config: QuestionsConfig, chat: Chat | None) -> None:

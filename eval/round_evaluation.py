@@ -18,13 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks import data_files, run_benchmarks
+from eval.benchmarks import run_benchmarks
 from eval.judging.answer_files import read_answers
 from eval.judging.answering import EngineAnswerer, answer_questions
 from eval.judging.judged_scores import Judgment
 from eval.judging.mt_bench import Answer, check_answered, check_questions, judge_answers
 from eval.judging.opening import open_judge
 from eval.judging.questions import read_questions, read_references
+from eval.task_files import benchmark_inputs
 from sampler.engines.finished_requests import FinishedRequests
 from winnow.chat import Chat, load_chat
 from winnow.records import EvalResult, digest, seed_from
@@ -175,10 +176,8 @@ class RoundEvaluation:
     @cached_property
     def _benchmark_inputs(self) -> str:
         config = self.run.config.evaluation
-        files = data_files(config.task_dir) if config.task_dir else []
-        return digest(
-            [self._checkpoint_inputs, config.model_dump(mode="json", exclude=NOT_OF_BENCHMARKS), _hashes(*files)]
-        )
+        settings = config.model_dump(mode="json", exclude=NOT_OF_BENCHMARKS)
+        return digest([self._checkpoint_inputs, settings, benchmark_inputs(config)])
 
     @cached_property
     def _part_inputs(self) -> str:

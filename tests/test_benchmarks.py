@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from eval.benchmarks import BenchmarkItem, BenchmarkRun, check_guard, data_files, run_benchmarks
+from eval.benchmarks import BenchmarkItem, BenchmarkRun, check_guard, run_benchmarks
+from eval.task_files import data_files
 from tests.tiny_models import make_model
 from tests.tiny_run import write_jsonl
 from winnow.chat import Chat, load_tokenizer
@@ -193,8 +194,8 @@ def test_a_group_of_tasks_is_one_benchmark_with_all_items(card: BenchmarkRun, mo
 @pytest.mark.parametrize(
     ("metric", "aggregation", "output_type", "complaint"),
     [
-        ("brier_score", "brier_score", "multiple_choice", "0 of its 9 items have a value of their own"),
-        ("perplexity", "perplexity", "loglikelihood", "is not its items' mean"),
+        ("brier_score", "brier_score", "multiple_choice", "aggregates it by brier_score, not by the mean"),
+        ("perplexity", "perplexity", "loglikelihood", "aggregates it by perplexity, not by the mean"),
     ],
 )
 def test_a_guard_whose_metric_is_no_mean_over_items_is_refused(
@@ -239,7 +240,7 @@ def test_only_winnows_progress_bar_is_shown(model: str, task_dir: Path, capfd: p
 
 
 def test_an_unknown_task_is_an_error_with_the_closest_names(model: str, task_dir: Path) -> None:
-    with pytest.raises(UsageError, match=r"no task 'choises' in .*; did you mean choices\?"):
+    with pytest.raises(UsageError, match=r"no task 'choises' in .*; did you mean choices"):
         run(model, task_dir, BenchmarkConfig(task="choises", metric="acc,none"))
 
 

@@ -110,7 +110,7 @@ def test_run_and_dry_run_list_the_same_six_faults_and_nothing_is_computed(config
         r"rows.jsonl: 1 of 1 rows will be left out of phase skills: 1 x the row has no list of messages",
         r"nowhere.jsonl cannot be read: No such file or directory",
         r"model folder '.*/nowhere' does not exist",
-        r"no task 'sum' in .*; did you mean sums\?",
+        r"no task 'sum' in .*; did you mean .*sums",
         r"no-questions.jsonl cannot be read",
         r"runs/tiny needs about 6000.0 TB, and its disk has",
     ]
@@ -213,6 +213,7 @@ def without_end_of_turn(tree: Tree, folder: Path) -> None:
             set_key("evaluation.benchmarks.0.metric", "exact_match,strict"),
             "no metric 'exact_match,strict'; did you mean",
         ),
+        (set_key("evaluation.benchmarks.0.num_fewshot", 3), "task sums: 3 shots need 3 examples, and test has 1"),
         (write("tasks/sums.yaml", "task: [\n"), "sums.yaml: not valid YAML"),
         (lambda _, folder: (folder / "data.jsonl").unlink(), "task sums: its data is missing: .*data.jsonl"),
         (write("question.jsonl", '{"question_id": 1}\n'), "question.jsonl line 1: category"),

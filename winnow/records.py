@@ -113,6 +113,7 @@ class EvalResult(Row):
     """One metric of one task on one checkpoint; `stderr` is the standard error of `value` over `n` items.
 
     `higher_is_better` is the metric's direction, None if the task does not say.
+    `num_truncated` counts the requests whose prompt was cut on the left, because it did not fit the model.
     """
 
     task: str
@@ -121,6 +122,8 @@ class EvalResult(Row):
     stderr: float | None
     n: int
     higher_is_better: bool | None = True
+    num_fewshot: int | None = None
+    num_truncated: int = 0
 
 
 def digest(value: object) -> str:

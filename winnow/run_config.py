@@ -4,7 +4,7 @@ The string under a field gives its meaning and its unit; validators refuse value
 """
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -231,12 +231,16 @@ class BenchmarkConfig(Section):
 
     task: str
     """Name of the task in lm-eval or in `task_dir`."""
-    num_fewshot: int = Field(default=0, ge=0)
-    """Solved examples before each item."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Solved examples before each item; unset: the task's own number, else 0. A task that sets 0 keeps 0."""
     metric: str
     """Metric and filter as lm-eval names them, like `acc,none` or `exact_match,strict-match`."""
     limit: Positive | None = None
     """Items of the task to use; unset: all."""
+    chat_template: bool = False
+    """Ask in the policy's chat format, with examples as earlier turns; false: plain text, as on the model cards."""
+    generation_arguments: dict[str, Any] = Field(default={})
+    """Added to the generation_kwargs of a task that generates, like {max_gen_toks: 512}."""
     is_guard: bool = True
     """Exclude a checkpoint from the peak if its loss against round 0 is significantly greater than guard_tolerance."""
 
@@ -323,9 +327,11 @@ class EvaluationConfig(Section):
 
     benchmarks: tuple[BenchmarkConfig, ...] = ()
     task_dir: str | None = None
-    """Folder of lm-eval task files; unset: lm-eval's own tasks."""
-    batch_size: Positive = 8
-    """lm-eval's batch size."""
+    """Folder of lm-eval task files, which come before lm-eval's own tasks."""
+    batch_size: Positive | Literal["auto"] = 8
+    """lm-eval's batch size; `auto`: the largest that fits."""
+    add_bos_token: bool | None = None
+    """Put BOS before the prompts of benchmarks; unset: the tokenizer decides."""
     questions: QuestionsConfig | None = None
     guard_alpha: float = Field(default=0.05, gt=0, lt=1)
     """One-sided significance (Holm over all guards and rounds) at which a loss above the tolerance is proven."""
