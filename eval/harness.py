@@ -49,6 +49,13 @@ def open_lm(model: Any, tokenizer: Any, batch_size: int | Literal["auto"], *, ad
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos_token)
 
 
+def open_vllm_lm(model: str, dtype: str, *, add_bos_token: bool | None = None) -> Any:
+    """Open a checkpoint as lm-eval's vLLM model, which chooses its batches by itself."""
+    from lm_eval.models.vllm_causallms import VLLM
+
+    return VLLM(pretrained=model, dtype=dtype, batch_size="auto", add_bos_token=add_bos_token)
+
+
 def evaluate(lm: Any, loaded: Mapping[str, Any], settings: TaskSettings, label: str) -> TaskRun:
     """Evaluate tasks that lm-eval's TaskManager loaded and `apply_settings` prepared."""
     requests = RequestCount()

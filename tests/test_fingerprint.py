@@ -12,12 +12,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.tiny_models import make_tokenizer
-from reward_server.scoring import fingerprint
-from reward_server.scoring.fingerprint import weight_hash
 from tests.tiny_models import FOREIGN_TEXTS, make_model
+from winnow import fingerprint
 from winnow.chat import load_tokenizer
 from winnow.chat.tokenizer_hash import tokenizer_difference, tokenizer_hash
 from winnow.errors import ModelError
+from winnow.fingerprint import weight_hash
 
 
 def test_equal_weights_have_equal_hashes(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from winnow.reward_options import RewardOptions, RewardSpec, choices_of, option_
 if TYPE_CHECKING:
     from winnow.inspection import Inspection
     from winnow.run_config import RunConfig
+    from winnow.rundir import Run
 
 
 class Verb(TyperCommand):
@@ -370,10 +371,101 @@ def sft(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
     _run_stage(stage, run_dir, round_number)
 
 
-@app.command("eval", cls=Verb, epilog="Example: winnow eval runs/miniature --round 2")
-def evaluate(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
-    """Run the evaluation of one round: benchmarks and judged questions."""
-    _run_stage("evaluate", run_dir, round_number)
+@app.command("eval", cls=Verb, epilog="Example: winnow eval models/merlinite-7b --suite card --data eval-data")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help="A run's folder; with --suite also any model.")],
+    round_number: Annotated[int, typer.Option("--round", min=0, help="Number of the round of a run.")] = 0,
+    suite: Annotated[
+        str | None, typer.Option(metavar="card", help="Evaluate the model cards' benchmarks, outside the run's config.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Tasks of the suite, separated by commas; unset: all.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Data sets as `hf download` lays them out; unset: from the hub.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the results; unset: in eval-results, by their key.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task; the results are stamped.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm, or unset: transformers.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Precision: bfloat16, float16 or float32; unset: the checkpoint's.")
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="A number, or auto: the largest that fits; unset: 8. vLLM chooses by itself.")
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask in the tokenizer's chat format; unset: plain text.")
+    ] = False,
+    add_bos_token: Annotated[
+        bool | None, typer.Option(help="Put BOS before prompts, or not; unset: the tokenizer decides.")
+    ] = None,
+    generation_arguments: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Added to generation_kwargs, like '{\"max_gen_toks\": 512}'.")
+    ] = None,
+) -> None:
+    """Evaluate a round of a run, or with --suite any checkpoint or hub id on the model cards' benchmarks."""
+    if suite is None:
+        _refuse_suite_flags(
+            *(tasks, data, output, limit, engine, dtype, batch_size, chat_template or None),
+            *(add_bos_token, generation_arguments),
+        )
+        _run_stage("evaluate", Path(model), round_number)
+        return
+    from eval.suites.command import SuiteFlags, evaluate_suite
+
+    flags = SuiteFlags(
+        model=_checkpoint_of(model, round_number),
+        suite=suite,
+        tasks=tasks,
+        data=data,
+        output=output,
+        limit=limit,
+        engine=engine,
+        dtype=dtype,
+        batch_size=batch_size,
+        is_chat=chat_template,
+        add_bos_token=add_bos_token,
+        generation_arguments=generation_arguments,
+    )
+    for line in evaluate_suite(flags):
+        print(line)
+
+
+def _refuse_suite_flags(*values: object) -> None:
+    """Raise UsageError if a flag of a suite is given without one."""
+    if any(value is not None for value in values):
+        raise UsageError("only --round goes with a run alone; add --suite card, or set the run's evaluation keys")
+
+
+def _checkpoint_of(model: str, round_number: int) -> str:
+    """Return the checkpoint of a run's round, if the folder is a run's; else the model as it is given."""
+    from winnow.rundir import is_run_folder, open_run
+
+    if not is_run_folder(Path(model)):
+        if round_number:
+            raise UsageError(f"{model} is not a run's folder and has no round {round_number}; take --round out")
+        return model
+    opened_run = open_run(Path(model), is_read_only=True)
+    _check_round(opened_run, round_number)
+    return opened_run.policy_path(round_number)
+
+
+@app.command("import-data", cls=Verb, epilog="Example: winnow import-data downloads --output eval-data")
+def import_data(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with gsm8k, mmlu, arc, hellaswag, winogrande.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for `winnow eval --data`.")],
+    shots_from_eval: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Items to set aside as examples where these have no split.")
+    ] = 0,
+) -> None:
+    """Bring benchmark data in its makers' formats into the layout that `winnow eval --data` reads."""
+    from eval.suites.import_data import describe
+    from eval.suites.import_data import import_data as import_folder
+
+    for imported in import_folder(source, output, shots_from_eval):
+        print(describe(imported))
 
 
 @app.command(
@@ -604,13 +696,18 @@ def _run_stage(name: str, run_dir: Path, round_number: int, first_round: int = 0
     from winnow.stages import run_inline
 
     opened_run = open_run(run_dir)
+    _check_round(opened_run, round_number, first_round)
+    with locked(opened_run.root):
+        run_inline(name, opened_run, round_number)
+
+
+def _check_round(opened_run: "Run", round_number: int, first_round: int = 0) -> None:
+    """Raise UsageError if a run has no such round."""
     last_round = opened_run.config.rounds.num_rounds
     if not first_round <= round_number <= last_round:
         raise UsageError(
-            f"{run_dir} has rounds {first_round} to {last_round}; --round {round_number} is not one of them"
+            f"{opened_run.root} has rounds {first_round} to {last_round}; --round {round_number} is not one of them"
         )
-    with locked(opened_run.root):
-        run_inline(name, opened_run, round_number)
 
 
 def _check_pair_is_complete(keys: set[str]) -> None:

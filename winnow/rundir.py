@@ -189,6 +189,16 @@ def open_run(root: Path, *, is_read_only: bool = False) -> Run:
         raise
 
 
+def is_run_folder(root: Path) -> bool:
+    """Tell whether `winnow run` made a folder, and not another program that writes a config.json, too."""
+    if (root / "ledger.jsonl").is_file():
+        return True
+    try:
+        return "winnow_version" in json.loads((root / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def _format_error(root: Path, folder_format: int, version: str) -> RunFolderError:
     return RunFolderError(
         f"{root} was made by winnow {version}: its format is {folder_format}, and winnow {__version__} continues "

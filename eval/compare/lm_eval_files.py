@@ -141,7 +141,7 @@ def _task_result(
         content_hashes=contents,
         task_hash=_task_hash(output, leaves),
         is_higher_better=(output.get("higher_is_better") or {}).get(task, {}).get(name),
-        conditions=_conditions(output, leaves),
+        conditions={**_conditions(output, leaves), **_suite_conditions(output, task)},
     )
 
 
@@ -197,3 +197,18 @@ def _conditions(output: Mapping[str, Any], leaves: Sequence[str]) -> dict[str, A
     if all(leaf in versions for leaf in leaves):
         conditions["task version"] = sorted({str(versions[leaf]) for leaf in leaves})
     return conditions
+
+
+def _suite_conditions(output: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return what `winnow eval --suite` records besides: how the data differs from the official, and the settings."""
+    facts = output.get("winnow", {}).get("tasks", {}).get(task)
+    if facts is None:
+        return {}
+    identity = facts["identity"]
+    return {
+        "unofficial data": "; ".join(facts["data_problems"]) or None,
+        "BOS": identity["add_bos_token"],
+        "dtype": identity["dtype"],
+        "engine": identity["engine"],
+        "examples": identity["examples_from"],
+    }

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward_server.engines import ScoringEngine
-from reward_server.scoring.fingerprint import weight_hash
 from reward_server.scoring.model_pair import ModelFacts, Pair, ScoredModel
 from reward_server.scoring.rendering import Limits, Renderer
 from winnow.chat import Chat, load_tokenizer, make_chat
 from winnow.chat.tokenizer_hash import tokenizer_difference, tokenizer_hash
 from winnow.checkpoints import check_checkpoint, generation_eos_ids, max_positions
 from winnow.errors import ModelError, UsageError
+from winnow.fingerprint import weight_hash
 from winnow.models import check_model_path
 from winnow.serve_config import ServeConfig
 

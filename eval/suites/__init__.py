@@ -1,0 +1,1 @@
+"""Suites of benchmarks on any checkpoint, outside a run: the card suite, its data, its results."""
