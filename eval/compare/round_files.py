@@ -46,9 +46,16 @@ def read_round(folder: Path) -> dict[tuple[str, str], TaskResult]:
             benchmark.n,
             values,
             is_higher_better=benchmark.higher_is_better,
-            conditions=conditions.get(key, {}),
+            conditions={**conditions.get(key, {}), **_shots(benchmark)},
         )
     return results
+
+
+def _shots(benchmark: EvalResult) -> dict[str, Any]:
+    """Return the shots that a result records; older ones leave them to the config."""
+    if benchmark.num_fewshot is None:
+        return {}
+    return {"shots": benchmark.num_fewshot}
 
 
 def _read_items(path: Path) -> dict[tuple[str, str], dict[str, float]]:
@@ -60,16 +67,16 @@ def _read_items(path: Path) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def _read_conditions(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the settings of each benchmark; winnow's benchmarks use neither a chat template nor an instruction."""
+    """Return the settings of each benchmark; the policy's chat format may stand for a chat template."""
     path = folder.resolve().parent.parent / "config.json"
     if not path.is_file():
         return {}
     conditions: dict[tuple[str, str], dict[str, Any]] = {}
     for benchmark in json.loads(path.read_text(encoding="utf-8")).get("evaluation", {}).get("benchmarks", ()):
-        conditions[benchmark["task"], benchmark["metric"]] = {
-            "shots": benchmark["num_fewshot"],
-            "limit": benchmark["limit"],
-            "chat template": None,
-            "system instruction": None,
-        }
+        key = (benchmark["task"], benchmark["metric"])
+        conditions[key] = {"limit": benchmark["limit"], "chat template": None, "system instruction": None}
+        if benchmark.get("chat_template"):
+            conditions[key]["chat template"] = "the policy's"
+        if benchmark["num_fewshot"] is not None:  # unset: the task's own number
+            conditions[key]["shots"] = benchmark["num_fewshot"]
     return conditions
