@@ -193,6 +193,23 @@ def test_a_template_that_refuses_a_conversation_is_a_chat_error(tokenizer: Any, 
         Chat(tokenizer, str(path)).prompt_ids([QUESTION])
 
 
+@pytest.mark.parametrize("expression", ["messages[0].content + 1", "1 / 0", "'x'.index('y')", "[1][2:]|sum + 'x'"])
+def test_an_expression_that_fails_in_a_template_is_a_chat_error(
+    tokenizer: Any, tmp_path: Path, expression: str
+) -> None:
+    path = tmp_path / "wrong.jinja"
+    path.write_text(f"{{{{ {expression} }}}}")
+    with pytest.raises(ChatError, match="wrong.jinja does not take this conversation: "):
+        Chat(tokenizer, str(path)).prompt_ids([QUESTION])
+
+
+def test_a_template_that_is_not_text_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "latin.jinja"
+    path.write_bytes(b"\xff{{ bos_token }}")
+    with pytest.raises(UsageError, match=r"latin.jinja' cannot be read: .* give a readable file of UTF-8 text"):
+        Chat(tokenizer, str(path))
+
+
 def test_a_merge_is_cut_where_it_would_cross_into_the_completion(tmp_path: Path) -> None:
     """The example at the top of winnow/chat/encoding.py, and that of `TextEncoder.encode_after`."""
     make_tokenizer(tmp_path, ("\n\n",))

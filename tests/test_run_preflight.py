@@ -20,7 +20,7 @@ from winnow.inspection import DRAWN_ROWS, Inspection
 from winnow.row_checks import LONG_FILE, check_rows
 from winnow.rows import draw_lines
 from winnow.run_config import RunConfig
-from winnow.rundir import Run
+from winnow.rundir import Run, start_run
 
 pytestmark = pytest.mark.usefixtures("_evaluation_resources")
 
@@ -347,13 +347,24 @@ def test_libraries_that_are_not_installed_are_found_before_the_stage_that_import
 
 def test_a_finished_run_needs_no_checks(config: Tree, tmp_path: Path) -> None:
     path = write_config(tmp_path, config)
-    run = inspect(config).run
+    run = start_run(inspect(config).config, is_resumed=False)
     with run.ledger.record("peak", "inputs"):
         pass
     shutil.rmtree(tmp_path / "student")
     result = winnow_in_process("run", path, "--resume", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "not checked: anything: the run is finished" in result.stdout
+
+
+def test_a_dry_run_finds_the_folder_of_another_run(config: Tree, tmp_path: Path) -> None:
+    path = write_config(tmp_path, config)
+    assert "nothing to resume" in error_of(winnow_in_process("run", path, "--resume", "--dry-run"))
+    run = start_run(inspect(config).config, is_resumed=False)
+    with run.ledger.record("round-01/prompts", "inputs"):
+        pass
+    assert "exists; continue with --resume" in error_of(winnow_in_process("run", path, "--dry-run"))
+    changed = error_of(winnow_in_process("run", path, "seed=1", "--resume", "--dry-run"))
+    assert "was made by another config (seed" in changed
 
 
 def test_a_hub_model_that_is_not_on_this_machine_is_not_checked(config: Tree, tmp_path: Path) -> None:

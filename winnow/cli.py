@@ -171,7 +171,7 @@ def _plan_run(config: "RunConfig", *, is_resumed: bool) -> None:
     """Print the plan of a run and what its checks find. Raises PreflightError with every fault."""
     from sampler.plan import print_plan
     from winnow.inspection import Inspection
-    from winnow.rundir import Run, run_root
+    from winnow.rundir import Run, check_run_folder, run_root
 
     print_plan(config)
     planned_run = Run(run_root(config), config)
@@ -179,6 +179,8 @@ def _plan_run(config: "RunConfig", *, is_resumed: bool) -> None:
     if is_resumed:
         finished = planned_run.ledger.pieces()
     inspection = Inspection(planned_run, is_dry=True, finished_pieces=finished)
+    with inspection.collect():
+        check_run_folder(planned_run, is_resumed=is_resumed)
     _inspect(inspection)
     inspection.print_findings(sys.stdout)
     inspection.raise_faults()

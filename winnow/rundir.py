@@ -141,25 +141,32 @@ def start_run(config: RunConfig, *, is_resumed: bool) -> Run:
     takes new values of CHANGEABLE_KEYS.
     """
     run = Run(run_root(config), config)
+    check_run_folder(run, is_resumed=is_resumed)
+    version = __version__
+    if run.ledger.entries():
+        version = json.loads(run.config_path.read_text())["winnow_version"]
+    _write_config(run, version)
+    return run
+
+
+def check_run_folder(run: Run, *, is_resumed: bool) -> None:
+    """Raise RunFolderError if a run cannot start in its folder, or resume there with its config; write nothing."""
     if not run.ledger.entries():
         if is_resumed and not run.config_path.exists():
             raise RunFolderError(f"nothing to resume: {run.root} holds no config.json; run without --resume")
         if not run.config_path.exists() and set(run.root.glob("*")) - {run.lock_path}:
             raise RunFolderError(f"{run.root} exists and is not a run folder; set another name= or runs_dir=")
-        _write_config(run, __version__)
-        return run
+        return
     if not is_resumed:
         raise RunFolderError(f"{run.root} exists; continue with --resume, set another name=, or delete the folder")
     changed: list[str] = []
-    for line in differences(open_run(run.root).config, config):
+    for line in differences(open_run(run.root).config, run.config):
         if not line.startswith(CHANGEABLE_KEYS):
             changed.append(line)
     if changed:
         raise RunFolderError(
             f"{run.root} was made by another config ({'; '.join(changed)}); undo that or set another name="
         )
-    _write_config(run, json.loads(run.config_path.read_text())["winnow_version"])
-    return run
 
 
 def _write_config(run: Run, version: str) -> None:

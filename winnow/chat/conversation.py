@@ -27,6 +27,9 @@ from winnow.chat_config import DEFAULT_TEMPLATE_DATE
 from winnow.errors import ChatError, ControlTokenError, ModelError, first_line
 from winnow.records import Message
 
+# What an expression of a template raises by itself, like "text" + 1.
+EXPRESSION_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
 
 @dataclass(frozen=True)
 class RenderedConversation:
@@ -320,7 +323,7 @@ class Chat:
                 document_bos=self._document_bos,
                 **self.template_kwargs,
             )
-        except TemplateError as error:
+        except (TemplateError, *EXPRESSION_ERRORS) as error:
             raise ChatError(f"template {self.template} does not take this conversation: {first_line(error)}") from error
         return str(text)
 

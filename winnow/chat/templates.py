@@ -8,7 +8,7 @@ anything else                      the path of a .jinja file
 from pathlib import Path
 from typing import Any
 
-from winnow.errors import ModelError, UsageError
+from winnow.errors import ModelError, UsageError, first_line
 
 TEMPLATE_DIR = Path(__file__).parents[1] / "templates"
 SEGMENTED_TEMPLATES = frozenset({"mixtral"})  # each segment between two borders is encoded by itself
@@ -18,7 +18,7 @@ def template_source(name: str, tokenizer: Any) -> str:
     """Return the jinja text of a template: a built-in name, "tokenizer" for the tokenizer's own, or a path to a file.
 
     Some tokenizers come with several templates: "tokenizer" is their "default", "tokenizer:NAME" any of them. Raises
-    UsageError for an unknown name, ModelError for a tokenizer without a template.
+    UsageError for an unknown name or a file that cannot be read, ModelError for a tokenizer without a template.
     """
     if name == "tokenizer" or name.startswith("tokenizer:"):
         return _tokenizer_template(tokenizer, name.partition(":")[2])
@@ -29,7 +29,12 @@ def template_source(name: str, tokenizer: Any) -> str:
         raise UsageError(
             f"chat_template {name!r} is neither a file nor one of {', '.join(built_in_templates())}, tokenizer"
         )
-    return path.read_text()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"chat_template {name!r} cannot be read: {first_line(error)}; give a readable file of UTF-8 text"
+        ) from error
 
 
 def _tokenizer_template(tokenizer: Any, name: str) -> str:
