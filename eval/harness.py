@@ -25,7 +25,6 @@ from winnow.progress import progress
 
 # Batches per step of the bar.
 BATCHES_PER_STEP = 16
-REQUEST_TYPES = ("loglikelihood", "generate_until")
 
 
 @dataclass

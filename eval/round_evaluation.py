@@ -22,6 +22,7 @@ from eval.benchmarks import run_benchmarks
 from eval.judging.answer_files import read_answers
 from eval.judging.answering import EngineAnswerer, answer_questions
 from eval.judging.judged_scores import Judgment
+from eval.judging.judgment_inputs import judgment_settings
 from eval.judging.mt_bench import Answer, check_answered, check_questions, judge_answers
 from eval.judging.opening import open_judge
 from eval.judging.questions import read_questions, read_references
@@ -33,7 +34,7 @@ from winnow.rows import file_sha256, read_jsonl_files, write_jsonl
 from winnow.run_config import QuestionsConfig
 from winnow.rundir import Run
 
-# Keys of `evaluation` that change no benchmark, of `questions` that change no answer, and of `judge` no judgment.
+# Keys of `evaluation` that change no benchmark, and of `questions` that change no answer.
 NOT_OF_BENCHMARKS: dict[str, Any] = {
     "guard_alpha": True,
     "guard_tolerance": True,
@@ -42,7 +43,6 @@ NOT_OF_BENCHMARKS: dict[str, Any] = {
     "benchmarks": {"__all__": {"is_guard": True}},
 }
 NOT_OF_ANSWERS = {"judge", "references"}
-NOT_OF_JUDGMENTS = {"max_unreadable", "base_url", "timeout_s", "num_parallel"}
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class RoundEvaluation:
     def _judgment_inputs(self) -> str:
         config = self.run.config.evaluation.questions
         assert config is not None  # the caller has questions
-        settings = config.judge.model_dump(mode="json", exclude=NOT_OF_JUDGMENTS)
+        settings = judgment_settings(config.judge)
         return digest([self._answer_inputs, settings, _hashes(config.references, config.judge.prompts)])
 
 

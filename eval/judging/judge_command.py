@@ -10,6 +10,7 @@ from pathlib import Path
 
 from eval.judging.answer_files import read_answer_files
 from eval.judging.judge_folder import claim_folder, judge_into, judging_noise
+from eval.judging.judgment_inputs import judgment_inputs
 from eval.judging.llm_judge import read_judge_prompts
 from eval.judging.mt_bench import Answer
 from eval.judging.noise import noise_lines
@@ -134,13 +135,9 @@ def _judge_pairs(command: JudgeCommand, questions: Sequence[Question], answers: 
 
 def _inputs(command: JudgeCommand) -> dict[str, object]:
     """Return all that decides the judgments, for judging.json."""
-    judge = command.judge.model_dump(mode="json", include={"model", "temperature", "max_tokens", "max_tokens_name"})
-    files = {"questions": command.questions, "references": command.references, "prompts": command.judge.prompts}
-    hashes = {name: file_sha256(path) for name, path in files.items() if path is not None}
     return {
-        "judge": judge,
+        **judgment_inputs(command.judge, command.questions, command.references),
         "answers": {str(path): file_sha256(path) for path in command.answers},
-        **hashes,
         "pairwise": command.is_pairwise,
         "baseline": command.baseline,
     }

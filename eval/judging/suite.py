@@ -19,6 +19,7 @@ from typing import Any
 from eval.judging.answering import Answerer, EndpointAnswerer, EngineAnswerer, answer_questions
 from eval.judging.judge_folder import claim_folder, judge_into, judging_noise
 from eval.judging.judged_scores import JudgedScore, check_readable, summarize, unreadable_warning
+from eval.judging.judgment_inputs import judgment_inputs
 from eval.judging.mt_bench import Answer, check_answered, check_questions
 from eval.judging.opening import open_judge
 from eval.judging.questions import Question, read_questions, read_references
@@ -27,11 +28,8 @@ from sampler.engines.endpoint_settings import EndpointSettings
 from sampler.engines.finished_requests import FinishedRequests
 from winnow.chat import Chat, load_chat
 from winnow.records import Row, seed_from
-from winnow.rows import file_sha256, write_json, write_jsonl
+from winnow.rows import write_json, write_jsonl
 from winnow.run_config import PolicyConfig, QuestionsConfig, SamplingConfig
-
-# Keys of the judge that change no judgment.
-NOT_OF_JUDGMENTS = {"max_unreadable", "base_url", "timeout_s", "num_parallel", "prompts"}
 
 
 @dataclass(frozen=True)
@@ -191,14 +189,12 @@ def _answerer(request: MtBenchRequest, chat: Chat | None) -> Iterator[Callable[[
 def _inputs(request: MtBenchRequest) -> dict[str, Any]:
     """Return all that decides the results, but for the numbers of runs and judgings: more of them add to a folder."""
     config = request.config
-    files = {"questions": config.questions, "references": config.references, "prompts": config.judge.prompts}
     return {
         "name": request.name,
         "model": _model_inputs(request),
         "seed": request.seed,
         "settings": config.model_dump(mode="json", include={"max_new_tokens", "temperature"}),
-        "judge": config.judge.model_dump(mode="json", exclude=NOT_OF_JUDGMENTS),
-        **{name: file_sha256(path) for name, path in files.items() if path is not None},
+        **judgment_inputs(config.judge, config.questions, config.references),
     }
 
 
