@@ -168,12 +168,14 @@ def table(text: str, title: str) -> list[list[str]]:
 
 
 def test_the_table_of_the_cards_names_other_shots_and_items() -> None:
-    header, _, cells = table(card_text(CONTENT), "Results")
+    header, _, cells, *published = table(card_text(CONTENT), "Results")
     assert header == [
         *("model", "MT-Bench", "MMLU (5)", "ARC-C (25)", "HellaSwag (10)", "Winogrande (5)"),
         "GSM8K strict (5)",
     ]
     assert cells == ["tiny", "7.50", "-", "50.00 (0-shot, 100 items)", "-", "-", "48.67"]
+    assert ["Merlinite-7b-pt (published)", "-", "63.59", "64.50", "84.28", "79.72", "48.67"] in published
+    assert published[-1] == ["Granite-7b-lab (published)", "-", "51.91", "-", "-", "-", "-"]
 
 
 def test_benchmarks_have_wilsons_interval_and_their_settings() -> None:

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "eval": {"winnow", "eval.judging", "eval.statistics", "sampler.engines", "reward_server.client"},
     "eval.judging": {"winnow", "eval.statistics", "sampler.engines"},
     "eval.compare": {"winnow", "eval", "eval.judging", "eval.statistics"},
-    "eval.publishing": {"winnow", "eval", "eval.judging", "eval.statistics", "eval.compare"},
+    "eval.publishing": {"winnow", "eval", "eval.judging", "eval.statistics", "eval.compare", "eval.suites"},
     "eval.statistics": {"winnow"},
     "eval.reward_audit": {"winnow", "reward_server.client", "eval", "eval.statistics"},
     "eval.suites": {"winnow", "eval", "sampler.engines"},

@@ -9,6 +9,7 @@ from eval.publishing.content import CardContent, CardPrompt
 from eval.publishing.intervals import PublishedInterval, normal_interval, task_interval
 from eval.publishing.metadata import front_matter, settings_text
 from eval.report import PeakReport, RoundReport
+from eval.suites.definition import PublishedRow, published_rows
 
 NONE = "-"
 
@@ -45,14 +46,17 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
 
 
 def _card_table(content: CardContent) -> Iterator[str]:
-    """Yield the table of the recipe's cards; a task with other shots than theirs says so."""
+    """Yield the table of the recipe's cards, their rows below; a task with other shots than theirs says so."""
     header = ["model", "MT-Bench", *(f"{card_task.name} ({card_task.shots})" for card_task in CARD_TASKS)]
     cells = [content.name, NONE if content.judged is None else f"{content.judged.mean:.2f}"]
     for card_task in CARD_TASKS:
         cells.append(_card_cell(content.tasks, card_task))
-    yield from _table(header, [cells])
+    published = published_rows()
+    yield from _table(header, [cells, *map(_published_cells, published.rows)])
     yield ""
     yield "Percent; in brackets the number of examples before each item. MT-Bench is from 1 to 10."
+    yield ""
+    yield f"Rows marked as published are shown, not compared. {published.provenance}"
 
 
 def _card_cell(tasks: Sequence[TaskResult], card_task: CardTask) -> str:
@@ -67,6 +71,15 @@ def _card_cell(tasks: Sequence[TaskResult], card_task: CardTask) -> str:
             text = f"{100 * result.value:.2f}"
             return f"{text} ({', '.join(notes)})" if notes else text
     return NONE
+
+
+def _published_cells(row: PublishedRow) -> list[str]:
+    """Return the cells of a model card's row, which has no MT-Bench."""
+    cells = [f"{row.model} (published)", NONE]
+    for card_task in CARD_TASKS:
+        value = getattr(row, card_task.task)
+        cells.append(NONE if value is None else f"{value:.2f}")
+    return cells
 
 
 def _task_table(tasks: Sequence[TaskResult]) -> Iterator[str]:

@@ -1,10 +1,12 @@
-"""The tasks of the recipe's cards: how each is evaluated there, and the data set behind it on the hub.
+"""The tasks of the recipe's cards, from the card suite, with the words of the cards' table and of the hub for each.
 
-name         task           metric                     shots   items   data set, configuration, split
-GSM8K        gsm8k          exact_match,strict-match       5    1319   openai/gsm8k, main, test
+name           task    metric                      shots   items   data set, configuration, split
+GSM8K strict   gsm8k   exact_match,strict-match        5    1319   openai/gsm8k, main, test
 """
 
 from dataclasses import dataclass
+
+from eval.suites.definition import SuiteTask, card_suite
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,29 @@ class CardTask:
     split: str
 
 
-CARD_TASKS = (
-    CardTask("MMLU", "mmlu", "acc,none", 5, 14042, "cais/mmlu", "all", "test"),
-    CardTask("ARC-C", "arc_challenge", "acc_norm,none", 25, 1172, "allenai/ai2_arc", "ARC-Challenge", "test"),
-    CardTask("HellaSwag", "hellaswag", "acc_norm,none", 10, 10042, "Rowan/hellaswag", "default", "validation"),
-    CardTask("Winogrande", "winogrande", "acc,none", 5, 1267, "allenai/winogrande", "winogrande_xl", "validation"),
-    CardTask("GSM8K strict", "gsm8k", "exact_match,strict-match", 5, 1319, "openai/gsm8k", "main", "test"),
-)
+def _card_tasks() -> tuple[CardTask, ...]:
+    tasks = {task.name: task for task in card_suite().tasks}
+    return (
+        _card_task("MMLU", tasks["mmlu"], "all", "test"),
+        _card_task("ARC-C", tasks["arc_challenge"], "ARC-Challenge", "test"),
+        _card_task("HellaSwag", tasks["hellaswag"], "default", "validation"),
+        _card_task("Winogrande", tasks["winogrande"], "winogrande_xl", "validation"),
+        _card_task("GSM8K strict", tasks["gsm8k"], "main", "test"),
+    )
+
+
+def _card_task(name: str, task: SuiteTask, configuration: str, split: str) -> CardTask:
+    """Return the column of a task with its first metric."""
+    return CardTask(
+        name=name,
+        task=task.name,
+        metric=task.metrics[0],
+        shots=task.num_fewshot,
+        num_items=sum(num_rows[split] for num_rows in task.splits.values()),
+        dataset=task.dataset,
+        configuration=configuration,
+        split=split,
+    )
+
+
+CARD_TASKS = _card_tasks()
