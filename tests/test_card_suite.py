@@ -30,7 +30,7 @@ SENTENCES = [
     {"sentence": f"The cup {n} and the bag: the _ fell.", "option1": "cup", "option2": "bag", "answer": "1"}
     for n in range(9)
 ]
-FLAGS = SuiteFlags("model", "card", None, None, None, None, None, None, None, False, None, None)
+FLAGS = SuiteFlags("model", None, None, None, None, None, None, None, False, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,6 @@ def test_data_that_is_missing_is_named(model: str, data: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("flag", "value", "fault"),
     [
-        ("suite", "cards", "--suite 'cards' is unknown; give card"),
         ("engine", "hf", "--engine 'hf' is unknown; give transformers or vllm"),
         ("dtype", "int8", "--dtype 'int8' is unknown"),
         ("batch_size", "0", "--batch-size '0' is neither a number above 0 nor auto"),
@@ -234,7 +233,12 @@ def test_a_round_of_a_run_is_a_model(model: str, data: Path, tmp_path: Path, out
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["--limit", "2"], "only --round goes with a run alone; add --suite card"),
+        (["--limit", "2"], "--limit belongs to --suite card; add --suite card, or set the run's evaluation keys"),
+        (["--chat-template"], "--chat-template belongs to --suite card; add --suite card"),
+        (["--output", "x"], "--output belongs to --suite card and mt-bench; add --suite card or mt-bench"),
+        (["--suite", "cards"], "--suite 'cards' is unknown; give card or mt-bench"),
+        (["--suite", "card", "--judge-model", "m"], "--judge-model belongs to --suite mt-bench; take it out"),
+        (["--suite", "card", "--num-runs", "1"], "--num-runs belongs to --suite mt-bench; take it out"),
         (["--suite", "card", "--round", "1"], "is not a run's folder and has no round 1"),
     ],
 )

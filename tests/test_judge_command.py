@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from eval.judging.judge_command import JudgeCommand, find_prompts, judge_answer_files
+from eval.judging.judge_command import JudgeCommand, judge_answer_files
+from eval.judging.judge_flags import find_prompts
 from eval.judging.llm_judge import fill_in, read_judge_prompts
 from eval.judging.mt_bench import Answer
 from eval.judging.noise import Noise, noise, noise_lines
@@ -319,8 +320,8 @@ def test_the_verb_judges_answers(command: Callable[..., JudgeCommand], tmp_path:
     files = ["--questions", str(tmp_path / "question.jsonl"), "--references", str(tmp_path / "reference.jsonl")]
     command(NOWHERE)
     with chat_server(lambda request: "Rating: [[6]]") as (address, requests):
-        arguments = [str(tmp_path / "tiny.jsonl"), *files, "--judge-model", "judge-1", "--base-url", address]
-        output = ["--output", str(tmp_path / "out"), "--temperature", "none", "--max-tokens", "9"]
+        arguments = [str(tmp_path / "tiny.jsonl"), *files, "--judge-model", "judge-1", "--judge-base-url", address]
+        output = ["--output", str(tmp_path / "out"), "--judge-temperature", "none", "--judge-max-tokens", "9"]
         result = winnow_in_process("judge", *arguments, *output)
     assert result.returncode == 0, result.stderr
     assert "6.000000" in result.stdout

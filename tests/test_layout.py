@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "eval.publishing": {"winnow", "eval", "eval.judging", "eval.statistics", "eval.compare", "eval.suites"},
     "eval.statistics": {"winnow"},
     "eval.reward_audit": {"winnow", "reward_server.client", "eval", "eval.statistics"},
-    "eval.suites": {"winnow", "eval", "sampler.engines"},
+    "eval.suites": {"winnow", "eval", "eval.judging", "sampler.engines"},
 }
 # The composition roots know every package, inside functions only, so that importing them stays light.
 COMPOSITION_ROOTS = ("winnow/cli.py", "winnow/stages.py")

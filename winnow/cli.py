@@ -10,7 +10,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from winnow.errors import UsageError
 from winnow.exit_codes import end_when_interrupted, exit_on_error
 from winnow.import_path import child_environment
 from winnow.reward_options import RewardOptions, RewardSpec, choices_of, option_text
+from winnow.suite_flags import CARD, MT_BENCH, SUITES, check_suite_flags, suites_of
 
 if TYPE_CHECKING:
     from winnow.inspection import Inspection
@@ -58,6 +59,24 @@ class ServeVerb(Verb):
             formatter.write_dl(list(key_meanings(ServeConfig)))
 
 
+class EvalVerb(Verb):
+    """A verb whose help lists the flags of each suite apart."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options like TyperCommand, but in sections by suite."""
+        titles: dict[tuple[str, ...], str] = {
+            (): "Arguments and options",
+            SUITES: "Options of every suite",
+            (CARD,): f"Options of --suite {CARD}",
+            (MT_BENCH,): f"Options of --suite {MT_BENCH}",
+        }
+        for suites, title in titles.items():
+            parameters = [parameter for parameter in self.get_params(ctx) if suites_of(str(parameter.name)) == suites]
+            records = [parameter.get_help_record(ctx) for parameter in parameters]
+            with formatter.section(title):
+                formatter.write_dl([record for record in records if record is not None])
+
+
 app = typer.Typer(
     name="winnow",
     help="Sample many, keep the best, train on it, repeat; stop at the peak.",
@@ -82,6 +101,35 @@ MaxUnreadable = Annotated[
     float,
     typer.Option(min=0, max=1, metavar="SHARE", help="Share of unreadable verdicts above which a mean is refused."),
 ]
+References = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Reference answers, for math, reasoning and coding.")
+]
+JudgePrompts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Judge prompts; unset: judge_prompts.jsonl beside or above the questions."),
+]
+Rejudge = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Judge everything N times more, and show the judge's noise.")
+]
+# A field of JudgeFlags -> the flag --judge-FIELD with its default.
+JUDGE_FLAGS: dict[str, tuple[Any, Any]] = {
+    "model": (Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name at its endpoint.")], None),
+    "base_url": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="URL", help="Its endpoint, like http://localhost:8000/v1; unset: OpenAI's."),
+        ],
+        None,
+    ),
+    "temperature": (Annotated[str, typer.Option(help="Temperature of the judge, or none: not sent.")], "0"),
+    "max_tokens": (
+        Annotated[int, typer.Option(min=1, help="Longest reply of the judge, reasoning included.")],
+        2048,
+    ),
+    "max_tokens_name": (Annotated[str, typer.Option(help="max_tokens or max_completion_tokens.")], "max_tokens"),
+    "timeout_s": (Annotated[float, typer.Option("--judge-timeout-s", help="Longest wait for a reply.")], 600.0),
+    "num_parallel": (Annotated[int, typer.Option(min=1, help="Most calls at a time.")], 32),
+}
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to set, by dotted path.")]
 
 
@@ -89,22 +137,44 @@ def with_reward_flags(*options: str) -> Callable[[Callable[..., None]], Callable
     """Give a verb a flag for each of these reward options. The verb receives them all in its parameter `options`."""
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(verb)
-        def verb_with_flags(**arguments: Any) -> None:
-            values = {option: arguments.pop(option) for option in options}
-            verb(**arguments, options=RewardOptions(**values))
-
-        parameters: list[inspect.Parameter] = []
-        for parameter in inspect.signature(verb).parameters.values():
-            if parameter.name == "options":
-                parameters += [_reward_flag(option) for option in options]
-            else:
-                parameters.append(parameter)
-        # Typer makes its flags from the signature.
-        verb_with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return verb_with_flags
+        return _with_flags(verb, "options", [_reward_flag(option) for option in options], RewardOptions)
 
     return decorate
+
+
+def with_judge_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the flags of a judge. The verb receives them all in its parameter `judge_flags`, by field."""
+    flags: list[inspect.Parameter] = []
+    for field, (annotation, default) in JUDGE_FLAGS.items():
+        flags.append(
+            inspect.Parameter(f"judge_{field}", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+
+    def by_field(**values: Any) -> dict[str, Any]:
+        return {name.removeprefix("judge_"): value for name, value in values.items()}
+
+    return _with_flags(verb, "judge_flags", flags, by_field)
+
+
+def _with_flags(
+    verb: Callable[..., None], name: str, flags: Sequence[inspect.Parameter], bundle: Callable[..., Any]
+) -> Callable[..., None]:
+    """Return a verb that has these flags in place of the parameter `name`, which receives their bundle."""
+
+    @functools.wraps(verb)
+    def verb_with_flags(**arguments: Any) -> None:
+        values = {flag.name: arguments.pop(flag.name) for flag in flags}
+        verb(**arguments, **{name: bundle(**values)})
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb).parameters.values():
+        if parameter.name == name:
+            parameters += flags
+        else:
+            parameters.append(parameter)
+    # Typer makes its flags from the signature.
+    verb_with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return verb_with_flags
 
 
 def _reward_flag(option: str) -> inspect.Parameter:
@@ -373,12 +443,39 @@ def sft(run_dir: RunFolder, round_number: RoundNumber = 0) -> None:
     _run_stage(stage, run_dir, round_number)
 
 
-@app.command("eval", cls=Verb, epilog="Example: winnow eval models/merlinite-7b --suite card --data eval-data")
+@app.command(
+    "eval",
+    cls=EvalVerb,
+    epilog=(
+        "Example: winnow eval models/merlinite-7b --suite card --data eval-data\n"
+        "  Example: winnow eval models/merlinite-7b --suite mt-bench --questions question.jsonl --judge-model gpt-4"
+    ),
+)
+@with_judge_flags
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help="A run's folder; with --suite also any model.")],
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_DIR|MODEL", help="A run's folder; with --suite also a checkpoint, hub id or name at a server."
+        ),
+    ],
+    *,
     round_number: Annotated[int, typer.Option("--round", min=0, help="Number of the round of a run.")] = 0,
     suite: Annotated[
-        str | None, typer.Option(metavar="card", help="Evaluate the model cards' benchmarks, outside the run's config.")
+        str | None,
+        typer.Option(
+            metavar="card|mt-bench", help="Outside the run's config: the model cards' benchmarks, or judged questions."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the results; unset: in eval-results, by their key.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="vllm or transformers; unset: the run's (mt-bench), or transformers.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Precision: bfloat16, float16 or float32; unset: the checkpoint's.")
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Tasks of the suite, separated by commas; unset: all.")
@@ -386,14 +483,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Data sets as `hf download` lays them out; unset: from the hub.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the results; unset: in eval-results, by their key.")
-    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task; the results are stamped.")] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm, or unset: transformers.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Precision: bfloat16, float16 or float32; unset: the checkpoint's.")
-    ] = None,
     batch_size: Annotated[
         str | None, typer.Option(help="A number, or auto: the largest that fits; unset: 8. vLLM chooses by itself.")
     ] = None,
@@ -406,39 +496,90 @@ def evaluate(
     generation_arguments: Annotated[
         str | None, typer.Option(metavar="JSON", help="Added to generation_kwargs, like '{\"max_gen_toks\": 512}'.")
     ] = None,
+    questions: Annotated[Path | None, typer.Option(metavar="FILE", help="The questions, FastChat's rows.")] = None,
+    references: References = None,
+    prompts: JudgePrompts = None,
+    judge_flags: dict[str, Any],
+    max_unreadable: MaxUnreadable = 0.1,
+    num_runs: Annotated[int, typer.Option(min=1, help="Times that answers are sampled; 5 for a final number.")] = 1,
+    rejudge: Rejudge = 0,
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="MODEL is the name at this server, like http://localhost:8000/v1."),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Chat template, as policy.chat_template; unset: the run's or tokenizer's."),
+    ] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="System message; unset: the run's, or none.")] = None,
+    eos_token: Annotated[
+        str | None, typer.Option(help="Token that closes a turn, where the template writes another than EOS.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    max_tokens_name: Annotated[
+        str, typer.Option(help="max_tokens or max_completion_tokens, for a server.")
+    ] = "max_tokens",
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Temperature of answers; unset: MT-Bench's, by category.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the answers.")] = 0,
 ) -> None:
-    """Evaluate a round of a run, or with --suite any checkpoint or hub id on the model cards' benchmarks."""
+    """Evaluate a round of a run, or with --suite any model on the model cards' benchmarks or on MT-Bench.
+
+    The key of a judge or server is read from OPENAI_API_KEY. The same command again repeats nothing that is finished.
+    """
+    check_suite_flags(context, suite)
     if suite is None:
-        _refuse_suite_flags(
-            *(tasks, data, output, limit, engine, dtype, batch_size, chat_template or None),
-            *(add_bos_token, generation_arguments),
-        )
         _run_stage("evaluate", Path(model), round_number)
         return
-    from eval.suites.command import SuiteFlags, evaluate_suite
+    if suite == CARD:
+        from eval.suites.command import SuiteFlags, evaluate_suite
 
-    flags = SuiteFlags(
-        model=_checkpoint_of(model, round_number),
-        suite=suite,
-        tasks=tasks,
-        data=data,
-        output=output,
-        limit=limit,
-        engine=engine,
-        dtype=dtype,
-        batch_size=batch_size,
-        is_chat=chat_template,
-        add_bos_token=add_bos_token,
-        generation_arguments=generation_arguments,
-    )
-    for line in evaluate_suite(flags):
+        lines = evaluate_suite(
+            SuiteFlags(
+                model=_checkpoint_of(model, round_number),
+                tasks=tasks,
+                data=data,
+                output=output,
+                limit=limit,
+                engine=engine,
+                dtype=dtype,
+                batch_size=batch_size,
+                is_chat=chat_template,
+                add_bos_token=add_bos_token,
+                generation_arguments=generation_arguments,
+            )
+        )
+    else:
+        from eval.suites.mt_bench_command import MtBenchFlags, evaluate_mt_bench
+
+        lines = evaluate_mt_bench(
+            MtBenchFlags(
+                model=model,
+                checkpoint=None if base_url is not None else _checkpoint_of(model, round_number),
+                round_number=round_number,
+                questions=questions,
+                references=references,
+                prompts=prompts,
+                judge=judge_flags,
+                max_unreadable=max_unreadable,
+                num_runs=num_runs,
+                num_rejudged=rejudge,
+                base_url=base_url,
+                template=template,
+                system_prompt=system_prompt,
+                eos_token=eos_token,
+                max_tokens=max_tokens,
+                max_tokens_name=max_tokens_name,
+                temperature=temperature,
+                seed=seed,
+                engine=engine,
+                dtype=dtype,
+                output=output,
+            )
+        )
+    for line in lines:
         print(line)
-
-
-def _refuse_suite_flags(*values: object) -> None:
-    """Raise UsageError if a flag of a suite is given without one."""
-    if any(value is not None for value in values):
-        raise UsageError("only --round goes with a run alone; add --suite card, or set the run's evaluation keys")
 
 
 def _checkpoint_of(model: str, round_number: int) -> str:
@@ -527,6 +668,7 @@ def eval_reward(
         "  Example: winnow judge --summary gpt-4_single.jsonl --questions question.jsonl"
     ),
 )
+@with_judge_flags
 def judge(
     answer_files: Annotated[
         list[Path] | None, typer.Argument(metavar="ANSWERS", help="FastChat's answer files, of any models.")
@@ -536,32 +678,17 @@ def judge(
         Path | None, typer.Option(metavar="FILE", help="Judge nothing: print what a judgment file says.")
     ] = None,
     questions: Annotated[Path | None, typer.Option(metavar="FILE", help="The questions; --summary: optional.")] = None,
-    references: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Reference answers, for math, reasoning and coding.")
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Judge prompts; unset: judge_prompts.jsonl beside or above the questions."),
-    ] = None,
+    references: References = None,
+    prompts: JudgePrompts = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the judgments.")] = None,
-    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name at its endpoint.")] = None,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The endpoint, like http://localhost:8000/v1; unset: OpenAI's.")
-    ] = None,
-    temperature: Annotated[str, typer.Option(help="Temperature of the judge, or none: not sent.")] = "0",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the judge, reasoning included.")] = 2048,
-    max_tokens_name: Annotated[str, typer.Option(help="max_tokens or max_completion_tokens.")] = "max_tokens",
-    timeout_s: Annotated[float, typer.Option("--timeout-s", help="Longest wait for a reply.")] = 600.0,
-    num_parallel: Annotated[int, typer.Option(min=1, help="Most calls at a time.")] = 32,
+    judge_flags: dict[str, Any],
     pairwise: Annotated[
         bool, typer.Option("--pairwise", help="Compare the answers of each pair of models, in both orders.")
     ] = False,
     baseline: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Pairs with this model alone (with --pairwise).")
     ] = None,
-    rejudge: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Judge everything N times more, and show the judge's noise.")
-    ] = 0,
+    rejudge: Rejudge = 0,
     answers: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="With --summary: the answers, for their length.")
     ] = None,
@@ -581,34 +708,21 @@ def judge(
 
         print_summary(SummaryRequest(summary, questions, tuple(answers or ()), max_unreadable, allow_missing))
         return
-    needed = {"--questions": questions, "--judge-model": judge_model, "--output": output}
+    needed = {"--questions": questions, "--judge-model": judge_flags["model"], "--output": output}
     missing = [flag for flag, value in needed.items() if value is None]
     if missing or questions is None or output is None:
         raise UsageError(f"{missing[0]} is missing; judging answers needs {', '.join(needed)}")
     if (baseline is not None and not pairwise) or (rejudge and pairwise):
         raise UsageError("--baseline needs --pairwise, and --rejudge judges single answers alone")
-    from eval.judging.judge_command import JudgeCommand, find_prompts, judge_answer_files
-    from winnow.config import parse_config
-    from winnow.run_config import JudgeConfig
+    from eval.judging.judge_command import JudgeCommand, judge_answer_files
+    from eval.judging.judge_flags import JudgeFlags
 
-    tree = {
-        "kind": "llm",
-        "model": judge_model,
-        "base_url": base_url,
-        "prompts": str(prompts or find_prompts(questions)),
-        "temperature": None if temperature == "none" else temperature,
-        "max_tokens": max_tokens,
-        "max_tokens_name": max_tokens_name,
-        "timeout_s": timeout_s,
-        "num_parallel": num_parallel,
-        "max_unreadable": max_unreadable,
-    }
     judge_answer_files(
         JudgeCommand(
             answers=tuple(answer_files or ()),
             questions=questions,
             output=output,
-            judge=parse_config(tree, JudgeConfig, "winnow judge"),
+            judge=JudgeFlags(**judge_flags).config(questions, prompts, max_unreadable, "winnow judge"),
             references=references,
             is_pairwise=pairwise,
             baseline=baseline,

@@ -14,6 +14,7 @@ from eval.compare.judged_files import read_judged
 from eval.compare.lm_eval_files import read_lm_eval, result_files
 from eval.compare.results import JudgedResult, ResultSet, TaskResult
 from eval.compare.round_files import read_round
+from eval.judging.judge_folder import SUITE_INPUTS_NAME
 from winnow.errors import UsageError
 
 KINDS = "a round's eval folder, a folder of lm-eval's results, or a judgment file"
@@ -62,7 +63,7 @@ def _read_folder(folder: Path, name: str, model: str | None, options: ReadingOpt
         raise UsageError(f"{folder} is a whole run; give --rounds for all its rounds, or the folder of one round")
     tasks: dict[tuple[str, str], TaskResult] = {}
     judged: JudgedResult | None = None
-    if (folder / "results.json").is_file():
+    if (folder / "results.json").is_file() and not (folder / SUITE_INPUTS_NAME).is_file():
         tasks = read_round(folder)
     if (folder / "judgments.jsonl").is_file():
         _, judged = read_judged(

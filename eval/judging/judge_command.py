@@ -20,11 +20,10 @@ from eval.judging.questions import Question, read_questions, read_references
 from eval.judging.summary import SummaryRequest, print_summary
 from sampler.engines.chat_endpoint import open_chat_endpoint
 from sampler.engines.finished_requests import FinishedRequests
-from winnow.errors import InputError, UsageError
+from winnow.errors import InputError
 from winnow.rows import file_sha256, write_jsonl
 from winnow.run_config import JudgeConfig
 
-PROMPTS_NAME = "judge_prompts.jsonl"
 NUM_SHOWN = 3
 
 
@@ -58,17 +57,6 @@ def judge_answer_files(command: JudgeCommand) -> None:
         _judge_pairs(command, questions, answers)
     else:
         _judge_singly(command, questions, answers)
-
-
-def find_prompts(questions: Path) -> Path:
-    """Return judge_prompts.jsonl beside the questions or in the folder above, as in FastChat's data.
-
-    Raises UsageError if there is none.
-    """
-    for folder in (questions.parent, questions.parent.parent):
-        if (folder / PROMPTS_NAME).is_file():
-            return folder / PROMPTS_NAME
-    raise UsageError(f"no {PROMPTS_NAME} beside {questions} or in the folder above; give FastChat's with --prompts")
 
 
 def check_answers(

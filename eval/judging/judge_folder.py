@@ -20,6 +20,9 @@ from eval.judging.questions import Question, References
 from winnow.errors import UsageError, WinnowError
 from winnow.rows import write_json, write_jsonl
 
+# The inputs of MT-Bench outside a run: results.json in such a folder is not that of a round.
+SUITE_INPUTS_NAME = "inputs.json"
+
 
 def claim_folder(folder: Path, inputs: Mapping[str, Any], name: str = "judging.json") -> None:
     """Write the inputs of a folder's results to the file `name`. Raises UsageError if the folder has others."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judging.answering import Answerer, EndpointAnswerer, EngineAnswerer, answer_questions
-from eval.judging.judge_folder import claim_folder, judge_into, judging_noise
+from eval.judging.judge_folder import SUITE_INPUTS_NAME, claim_folder, judge_into, judging_noise
 from eval.judging.judged_scores import JudgedScore, check_readable, summarize, unreadable_warning
 from eval.judging.judgment_inputs import judgment_inputs
 from eval.judging.mt_bench import Answer, check_answered, check_questions
@@ -78,7 +78,7 @@ def run_mt_bench(request: MtBenchRequest) -> MtBenchResults:
     questions = read_questions(config.questions)
     references = read_references(config.references)
     request.output.mkdir(parents=True, exist_ok=True)
-    claim_folder(request.output, _inputs(request), "inputs.json")
+    claim_folder(request.output, inputs_of(request), SUITE_INPUTS_NAME)
     chat: Chat | None = None
     if isinstance(request.model, LocalModel):
         chat = load_chat(request.model.policy, request.model.policy.model)
@@ -107,6 +107,18 @@ def run_mt_bench(request: MtBenchRequest) -> MtBenchResults:
     _report(results)
     check_readable(results.score, config.judge.max_unreadable, request.name, "--max-unreadable")
     return results
+
+
+def inputs_of(request: MtBenchRequest) -> dict[str, Any]:
+    """Return all that decides the results, but for the numbers of runs and judgings: more of them add to a folder."""
+    config = request.config
+    return {
+        "name": request.name,
+        "model": _model_inputs(request),
+        "seed": request.seed,
+        "settings": config.model_dump(mode="json", include={"max_new_tokens", "temperature"}),
+        **judgment_inputs(config.judge, config.questions, config.references),
+    }
 
 
 def result_lines(results: MtBenchResults) -> Iterator[str]:
@@ -184,18 +196,6 @@ def _answerer(request: MtBenchRequest, chat: Chat | None) -> Iterator[Callable[[
         return EngineAnswerer(engine, rendering)
 
     yield open_local
-
-
-def _inputs(request: MtBenchRequest) -> dict[str, Any]:
-    """Return all that decides the results, but for the numbers of runs and judgings: more of them add to a folder."""
-    config = request.config
-    return {
-        "name": request.name,
-        "model": _model_inputs(request),
-        "seed": request.seed,
-        "settings": config.model_dump(mode="json", include={"max_new_tokens", "temperature"}),
-        **judgment_inputs(config.judge, config.questions, config.references),
-    }
 
 
 def _model_inputs(request: MtBenchRequest) -> dict[str, Any]:

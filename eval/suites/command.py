@@ -11,15 +11,12 @@ from eval.suites.run import Engine, SuiteRequest, read_results, run_suite
 from winnow.config import Dtype
 from winnow.errors import UsageError
 
-SUITES = ("card",)
-
 
 @dataclass(frozen=True)
 class SuiteFlags:
     """The flags as they were given."""
 
     model: str
-    suite: str
     tasks: str | None
     data: Path | None
     output: Path | None
@@ -41,7 +38,6 @@ def evaluate_suite(flags: SuiteFlags) -> Iterator[str]:
 
 def request_of(flags: SuiteFlags) -> SuiteRequest:
     """Return the request that the flags make. Raises UsageError for a wrong value, with the right ones."""
-    _check_choice("--suite", flags.suite, SUITES)
     engine = flags.engine or "transformers"
     dtype = flags.dtype or "auto"
     _check_choice("--engine", engine, get_args(Engine))

@@ -88,6 +88,9 @@ def remedy(status: int, text: str, settings: EndpointSettings) -> str:
 def _refusal_remedy(status: int, message: str, settings: EndpointSettings) -> str:
     """Return the setting that a refusal is about; `message` is in lower case."""
     if "temperature" in message:
+        if settings.role == "model":
+            # Answers always have a temperature: the question set says which.
+            return f"set {settings.name_of('temperature')} to a value that the endpoint accepts"
         unset = "none" if settings.section is None else "null"
         return (
             f"set {settings.name_of('temperature')} to {unset}, which does not send it, or to a value that the "

@@ -3,7 +3,9 @@
 EndpointSettings(role="judge", section="evaluation.questions.judge", model="gpt-4")
     .name_of("base_url")   ->  evaluation.questions.judge.base_url      a key of a config
 EndpointSettings(role="judge", section=None, model="gpt-4")
-    .name_of("base_url")   ->  --base-url                               a flag of a command
+    .name_of("base_url")   ->  --judge-base-url                         a flag of a command
+EndpointSettings(role="model", section=None, model="gpt-4")
+    .name_of("base_url")   ->  --base-url                               the command's own model, MODEL
 """
 
 from dataclasses import dataclass
@@ -30,9 +32,12 @@ class EndpointSettings:
         """Return the name of a setting for its user: a config key, or a flag."""
         if self.section is not None:
             return f"{self.section}.{key}"
+        flag = key.replace("_", "-")
+        if self.role != "model":
+            return f"--{self.role}-{flag}"
         if key == "model":
-            return f"--{self.role}-model"
-        return f"--{key.replace('_', '-')}"
+            return "MODEL"
+        return f"--{flag}"
 
     @property
     def parameters(self) -> dict[str, float]:
