@@ -199,7 +199,7 @@ def test_an_expression_that_fails_in_a_template_is_a_chat_error(
 ) -> None:
     path = tmp_path / "wrong.jinja"
     path.write_text(f"{{{{ {expression} }}}}")
-    with pytest.raises(ChatError, match="wrong.jinja does not take this conversation: "):
+    with pytest.raises(ChatError, match=r"wrong\.jinja does not take this conversation: "):
         Chat(tokenizer, str(path)).prompt_ids([QUESTION])
 
 
