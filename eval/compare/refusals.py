@@ -2,7 +2,8 @@
 
 A difference in any of these is refused: the items, the prompts, shots, limit, chat template, system instruction,
 generation arguments, few-shot seed, versions of lm-eval and of the task, the metric, the judge, its prompts, the
-questions. A condition that only one result records is named as unknown and not refused.
+questions; for a suite also unofficial data, BOS, dtype, engine and the source of the examples. A condition that only
+one result records is named as unknown and not refused.
 """
 
 from collections.abc import Iterator
