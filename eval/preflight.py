@@ -21,6 +21,7 @@ from eval.quiet import quiet
 from eval.task_files import data_files, data_folder, strings_of
 from eval.task_metrics import check_metric
 from eval.task_settings import apply_settings
+from sampler.engines import max_prompt_tokens
 from sampler.engines.chat_endpoint import open_chat_endpoint
 from winnow.chat import Chat
 from winnow.errors import ChatError, InputError, UsageError
@@ -116,7 +117,7 @@ def _check_question_set(inspection: Inspection, config: QuestionsConfig, chat: C
         longest = _check_lengths(inspection, config, chat, questions)
         inspection.add_checked(
             f"{counted(len(questions), 'question')} with references and judge, the longest first turn has {longest} "
-            f"tokens{describe_limit(_max_question_tokens(inspection, config))}",
+            f"tokens{describe_limit(max_prompt_tokens(inspection.context_tokens, config.max_new_tokens))}",
             num_faults,
         )
 
@@ -170,7 +171,7 @@ def _check_lengths(inspection: Inspection, config: QuestionsConfig, chat: Chat, 
             lengths.append(len(chat.prompt_ids([Message(role="user", content=question.turns[0])])))
         except ChatError:
             continue  # `check_questions` has reported it
-    limit = _max_question_tokens(inspection, config)
+    limit = max_prompt_tokens(inspection.context_tokens, config.max_new_tokens)
     if limit is not None:
         num_long = sum(1 for length in lengths if length > limit)
         text = (
@@ -182,10 +183,3 @@ def _check_lengths(inspection: Inspection, config: QuestionsConfig, chat: Chat, 
         elif num_long:
             inspection.warnings.append(f"{text} and will have no answer")
     return max(lengths, default=0)
-
-
-def _max_question_tokens(inspection: Inspection, config: QuestionsConfig) -> int | None:
-    """Return the longest first turn that can be answered, in tokens; None if the policy's positions are unknown."""
-    if inspection.context_tokens is None:
-        return None
-    return inspection.context_tokens - config.max_new_tokens

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sampler.engines import max_prompt_tokens
 from sampler.plan import PROBE, format_bytes, plan
 from sampler.prompts import check_has_prompts, parse_prompt, probe_sizes, quotas, source_of
 from winnow.chat import Chat, load_chat
@@ -89,7 +90,7 @@ def check_prompts(inspection: Inspection, chat: Chat | None) -> None:
         inspection.warnings.append(
             f"prompts.num_prompts is {config.num_prompts}, but there are {num_prompts} prompts; no round has more"
         )
-    limit = _max_prompt_tokens(inspection)
+    limit = _limit(inspection)
     inspection.add_checked(describe(reports, "prompts", limit), num_faults)
 
 
@@ -101,7 +102,7 @@ def check_probe_files(inspection: Inspection, chat: Chat | None) -> None:
     num_faults = len(inspection.faults)
     reports = _check_files(inspection, probe.files, chat, {})
     if len(reports) == len(probe.files):
-        inspection.add_checked(describe(reports, "the probe's prompts", _max_prompt_tokens(inspection)), num_faults)
+        inspection.add_checked(describe(reports, "the probe's prompts", _limit(inspection)), num_faults)
 
 
 def check_disk(inspection: Inspection, free_bytes: Callable[[Path], int] = free_bytes_of) -> None:
@@ -127,7 +128,7 @@ def _check_files(
 
     The source of each prompt is added to `sources` under the prompt's id.
     """
-    limit = _max_prompt_tokens(inspection)
+    limit = _limit(inspection)
     reports: list[FileReport] = []
     for file in files:
         with inspection.collect():
@@ -159,11 +160,9 @@ def _num_probe_prompts(inspection: Inspection, sizes: dict[str, int]) -> int:
     return num_prompts
 
 
-def _max_prompt_tokens(inspection: Inspection) -> int | None:
+def _limit(inspection: Inspection) -> int | None:
     """Return the longest prompt that can be completed, in tokens; None if the policy's positions are unknown."""
-    if inspection.context_tokens is None:
-        return None
-    return inspection.context_tokens - inspection.config.sampling.max_new_tokens
+    return max_prompt_tokens(inspection.context_tokens, inspection.config.sampling.max_new_tokens)
 
 
 def _measure(file: PromptFile, chat: Chat | None, sources: dict[str, str]) -> Measure:

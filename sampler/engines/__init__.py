@@ -8,7 +8,6 @@ What is stored is what was sampled: a completion keeps its token ids, and its te
 cannot be completed gets rows with a status, and so does a completion that holds a control token before its end.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -67,6 +66,13 @@ def open_engine(config: SamplingConfig, model: str, chat: Chat, dtype: Dtype) ->
     return TransformersSampler(model, chat, dtype)
 
 
+def max_prompt_tokens(max_tokens: int | None, max_new_tokens: int) -> int | None:
+    """Return the longest prompt that can be completed, in tokens; `max_tokens` is an engine's, None without a limit."""
+    if max_tokens is None:
+        return None
+    return max_tokens - max_new_tokens
+
+
 def sample_conversations(
     engine: SamplingEngine, chat: Chat, conversations: Mapping[str, Sequence[Message]], params: SamplingParams
 ) -> dict[str, list[Completion]]:
@@ -74,9 +80,7 @@ def sample_conversations(
 
     A conversation that cannot be rendered, or that is too long to be completed, gets rows with a status and an error.
     """
-    max_prompt_tokens: float = math.inf
-    if engine.max_tokens is not None:
-        max_prompt_tokens = engine.max_tokens - params.max_new_tokens
+    limit = max_prompt_tokens(engine.max_tokens, params.max_new_tokens)
     prompts: dict[str, list[int]] = {}
     completions: dict[str, list[Completion]] = {}
     for prompt_id, messages in conversations.items():
@@ -85,10 +89,10 @@ def sample_conversations(
         except ChatError as error:
             completions[prompt_id] = _failed_completions(prompt_id, params, chat, error.status, str(error))
             continue
-        if len(token_ids) <= max_prompt_tokens:
+        if limit is None or len(token_ids) <= limit:
             prompts[prompt_id] = token_ids
         else:
-            problem = f"the prompt has {len(token_ids)} tokens; with max_new_tokens at most {max_prompt_tokens} fit"
+            problem = f"the prompt has {len(token_ids)} tokens; with max_new_tokens at most {limit} fit"
             completions[prompt_id] = _failed_completions(prompt_id, params, chat, "too_long", problem)
     if prompts:
         for prompt_id, sequences in engine.sample(prompts, params).items():
