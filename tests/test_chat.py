@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.tiny_models import BOS, EOS, HEADERS, PAD, TEXTS, make_tokenizer
+from tests.completions import encode_completion
 from winnow.chat import Chat, load_tokenizer
 from winnow.chat.templates import built_in_templates
 from winnow.errors import ChatError, ModelError, UsageError
@@ -58,7 +59,7 @@ def test_a_template_that_changes_the_completion_is_refused(
     turn = "{% if m['role'] == 'user' %}{{ m['content'] }}[A]{% else %}" + written + "{{ eos_token }}{% endif %}"
     path.write_text("{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}")
     with pytest.raises(ChatError, match="changes the completion"):
-        Chat(tokenizer, str(path)).encode_completion([QUESTION], completion)
+        encode_completion(Chat(tokenizer, str(path)), [QUESTION], completion)
 
 
 @pytest.mark.parametrize("written", [" {{ m['content'] }}\n", "{{ m['content'] | trim }}"])
@@ -68,7 +69,7 @@ def test_a_template_may_change_the_white_space_around_the_completion(
     path = tmp_path / "spaced.jinja"
     turn = "{% if m['role'] == 'user' %}{{ m['content'] }}[A]{% else %}" + written + "{{ eos_token }}{% endif %}"
     path.write_text("{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}")
-    _, completion_ids = Chat(tokenizer, str(path)).encode_completion([QUESTION], "It is 5. ")
+    _, completion_ids = encode_completion(Chat(tokenizer, str(path)), [QUESTION], "It is 5. ")
     assert tokenizer.decode(completion_ids).strip().startswith("It is 5.")
 
 
@@ -120,7 +121,7 @@ def test_a_prompt_is_a_prefix_of_every_continuation(tokenizer: Any, template: st
     chat = Chat(tokenizer, template)
     messages = [Message(role="user", content=question)]
     prompt_ids = chat.prompt_ids(messages)
-    ids_before_completion, completion_ids = chat.encode_completion(messages, answer)
+    ids_before_completion, completion_ids = encode_completion(chat, messages, answer)
     full = chat.conversation([*messages, Message(role="assistant", content=answer)])
     assert ids_before_completion == prompt_ids
     assert full.token_ids == prompt_ids + completion_ids

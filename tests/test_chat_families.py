@@ -25,6 +25,7 @@ from tests.chat_families import (
     save_base,
     save_tokenizer,
 )
+from tests.completions import encode_completion
 from winnow.chat import Chat, RenderedConversation, load_chat, load_tokenizer
 from winnow.chat_config import DEFAULT_TEMPLATE_DATE
 from winnow.errors import ChatError, ModelError
@@ -220,7 +221,7 @@ def test_a_system_prompt_that_the_template_refuses_is_refused_when_the_chat_is_l
 def test_a_conversation_that_is_refused_is_not_scored(family: Family, case: str, chat_of: ChatOf) -> None:
     *messages, answer = CASES[case]
     with pytest.raises(ChatError, match=family.refusals[case]):
-        chat_of(family).encode_completion(messages, answer.content)
+        encode_completion(chat_of(family), messages, answer.content)
 
 
 @parametrize(LOADED)

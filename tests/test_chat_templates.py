@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.tiny_models import make_tokenizer
 from reward_server.scoring.load_pair import load_chats
+from tests.completions import encode_completion
 from winnow.chat import Chat, load_chat, load_tokenizer
 from winnow.errors import ChatError, ModelError, UsageError
 from winnow.records import Message
@@ -171,7 +172,7 @@ def test_a_server_takes_the_token_that_its_template_writes(model: str, tmp_path:
     with pytest.raises(ModelError, match=r"set eos_token: '<\|pad\|>'"):
         load_chats(config)
     chats = load_chats(config.model_copy(update={"eos_token": "<|pad|>"}))
-    _, completion_ids = chats.base.encode_completion([QUESTION], "It is 5.")
+    _, completion_ids = encode_completion(chats.base, [QUESTION], "It is 5.")
     assert completion_ids[-1] == chats.instruct.tokenizer.pad_token_id
     with pytest.raises(ModelError, match="eos_token '<end>' is not a token of"):
         load_chats(config.model_copy(update={"eos_token": "<end>"}))

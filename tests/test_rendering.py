@@ -10,6 +10,7 @@ from benchmarks.tiny_models import make_tokenizer
 from reward_server.groups import CompletionInput, CompletionText, Group, Prompt
 from reward_server.scoring.rendering import Limits, Renderer, with_instruction
 from reward_server.scoring.spans import RenderedCompletion, UnscorableError
+from tests.completions import encode_completion
 from winnow.chat import Chat, load_tokenizer
 from winnow.records import Message
 
@@ -179,7 +180,7 @@ def chat_with(tokenizer: Any, folder: Path, close: str, *, allow_changed_message
 
 def test_text_of_a_template_after_eos_is_not_scored(tokenizer: Any, tmp_path: Path) -> None:
     chat = chat_with(tokenizer, tmp_path, "eos_token")
-    _, completion_ids = chat.encode_completion([Message(role="user", content="Hi")], "It is 5.")
+    _, completion_ids = encode_completion(chat, [Message(role="user", content="Hi")], "It is 5.")
     assert tokenizer.decode(completion_ids) == "It is 5.<|endoftext|>"
     assert completion_ids[-1] == chat.end_of_turn_id
 

@@ -20,6 +20,7 @@ from reward_server.groups import CompletionText, Group
 from reward_server.scoring.load_pair import check_models
 from reward_server.scoring.model_pair import Pair
 from reward_server.scoring.reward import CompletionResult
+from tests.completions import encode_completion
 from tests.oracle import Oracle
 from tests.pairs import open_pair
 from tests.processes import wait_until
@@ -61,7 +62,7 @@ def score(pair: Pair, group: Group, options: RewardOptions) -> list[CompletionRe
 
 def oracle_logp(folder: Path, template: str, text: str, *, with_eos: bool) -> float:
     chat = Chat(load_tokenizer(str(folder)), template)
-    prompt_ids, scored_ids = chat.encode_completion(QUESTION, text)
+    prompt_ids, scored_ids = encode_completion(chat, QUESTION, text)
     if not with_eos:
         scored_ids = scored_ids[:-1]
     return Oracle(folder).logp(prompt_ids, scored_ids)
@@ -93,7 +94,7 @@ def test_a_reference_free_reward_does_not_call_the_base_model(
 
 def oracle_logp_after(question: str, folder: Path) -> float:
     chat = Chat(load_tokenizer(str(folder)), "lab")
-    prompt_ids, completion_ids = chat.encode_completion([Message(role="user", content=question)], "It is 5.")
+    prompt_ids, completion_ids = encode_completion(chat, [Message(role="user", content=question)], "It is 5.")
     return Oracle(folder).logp(prompt_ids, completion_ids)
 
 

@@ -17,6 +17,7 @@ from reward_server.pb import reward_pb2 as pb
 from reward_server.pb.reward_pb2_grpc import RewardServiceStub
 from reward_server.protocol import SERVICE_NAME
 from reward_server.scheduling.scheduler import MAX_FAILED_BATCHES
+from tests.completions import encode_completion
 from tests.oracle import Oracle
 from tests.pairs import open_pair
 from tests.processes import wait_until
@@ -59,7 +60,7 @@ def expect(server: ServerThread, chat: Chat) -> Expect:
 
     def logps_of(text: str, with_eos: bool) -> tuple[float, float, int]:
         messages = [Message.model_validate(message) for message in MESSAGES]
-        prompt_ids, scored_ids = chat.encode_completion(messages, text)
+        prompt_ids, scored_ids = encode_completion(chat, messages, text)
         if not with_eos:
             scored_ids = scored_ids[:-1]
         instruct = instruct_oracle.logp(prompt_ids, scored_ids)

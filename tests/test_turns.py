@@ -11,6 +11,7 @@ from reward_server.groups import Group
 from reward_server.scoring.load_pair import load_chats
 from reward_server.scoring.rendering import Limits, Renderer
 from reward_server.scoring.spans import RenderedCompletion
+from tests.completions import encode_completion
 from winnow.chat import Chat, load_chat, load_tokenizer
 from winnow.chat.tokenizer import pattern_of
 from winnow.chat.turns import find_turn
@@ -121,7 +122,7 @@ def test_both_readings_of_a_pair_close_a_turn_in_the_same_way(tmp_path: Path) ->
     chats = load_chats(ServeConfig(instruct=model, base=model, chat_template="tokenizer", base_prompt="plain"))
     assert chats.base.template == "plain"
     assert chats.base.end_of_turn == chats.instruct.end_of_turn == "<|pad|>"
-    assert chats.base.encode_completion([QUESTION], "It is 5.")[1][-1] == chats.instruct.end_of_turn_id
+    assert encode_completion(chats.base, [QUESTION], "It is 5.")[1][-1] == chats.instruct.end_of_turn_id
     assert chats.base.stop_ids == chats.instruct.stop_ids == frozenset([PAD_ID, EOS_ID])
 
 
@@ -141,7 +142,7 @@ def test_the_header_of_the_next_turn_may_close_a_turn(tmp_path: Path) -> None:
         load_chat(policy(model), model)
     chat = load_chat(policy(model, eos_token="<|user|>"), model)
     assert spans_of(chat, TWO_TURNS) == ["It is 5.<|user|>", "It is 7.<|user|>"]
-    prompt_ids, completion_ids = chat.encode_completion([QUESTION], "It is 5.")
+    prompt_ids, completion_ids = encode_completion(chat, [QUESTION], "It is 5.")
     assert prompt_ids + completion_ids == chat.conversation([QUESTION, ANSWER]).token_ids
     assert completion_ids[-1] == chat.end_of_turn_id in chat.stop_ids
 
@@ -170,7 +171,7 @@ def test_a_last_turn_is_rendered_where_earlier_turns_cannot_be(tmp_path: Path) -
         chat.conversation(TWO_TURNS)
     rendered = chat.conversation(TWO_TURNS, is_last_turn_only=True)
     assert [rendered.text[start:end] for start, end in rendered.loss_spans] == ["It is 7.<|endoftext|>"]
-    prompt_ids, completion_ids = chat.encode_completion(TWO_TURNS[:-1], NEXT_ANSWER.content)
+    prompt_ids, completion_ids = encode_completion(chat, TWO_TURNS[:-1], NEXT_ANSWER.content)
     assert rendered.token_ids == prompt_ids + completion_ids
     assert rendered.loss_mask == [False] * len(prompt_ids) + [True] * len(completion_ids)
 

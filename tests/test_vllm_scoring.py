@@ -16,6 +16,7 @@ from benchmarks.tiny_models import VOCAB_SIZE
 from reward_server.client import RewardClient
 from reward_server.engines import TokenGroup
 from reward_server.engines.loading import load_engines
+from tests.completions import encode_completion
 from tests.oracle import LENGTHS, MAX_ERROR, EngineCase, Oracle, assert_logprobs_equal, engine_case, logps, random_group
 from tests.processes import read_address, server_process
 from tests.tiny_models import make_model
@@ -174,7 +175,7 @@ def test_a_server_with_two_vllm_engines_answers_a_call(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log_path.read_text()[-3000:]
     chat = Chat(load_tokenizer(str(folders[0])), "lab")
-    prompt_ids, completion_ids = chat.encode_completion([Message(role="user", content="Hi")], "It is 5.")
+    prompt_ids, completion_ids = encode_completion(chat, [Message(role="user", content="Hi")], "It is 5.")
     instruct, base = (Oracle(folder).logp(prompt_ids, completion_ids) for folder in folders)
     assert scores[0].reward == pytest.approx(instruct - base, abs=2e-3)
     assert scores[1].status == "empty_completion"

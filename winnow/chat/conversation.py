@@ -224,13 +224,6 @@ class Chat:
         self._check_holds_messages(messages, text)
         return self._encode_turns(text, turns, trained_turns)
 
-    def encode_completion(self, messages: Sequence[Message], completion: str) -> tuple[list[int], list[int]]:
-        """Return the token ids of a prompt and of its completion. Raises ChatError for a control token in either."""
-        prompt_ids, completion_ids = self.encode_completions(messages, [completion])
-        if isinstance(completion_ids[0], ChatError):
-            raise completion_ids[0]
-        return prompt_ids, completion_ids[0]
-
     def encode_completions(
         self, messages: Sequence[Message], completions: Sequence[str]
     ) -> tuple[list[int], list[list[int] | ChatError]]:
