@@ -43,7 +43,7 @@ def winnow_in_process(*arguments: str) -> "subprocess.CompletedProcess[str]":
     with (
         mock.patch.dict(os.environ),
         mock.patch.object(sys, "argv", ["winnow", *arguments]),
-        mock.patch("winnow.cli.end_when_interrupted"),
+        mock.patch("winnow.cli.rewards.end_when_interrupted"),
         mock.patch("reward_server.serving.server.log_to_stderr"),
         redirect_stdout(stdout),
         redirect_stderr(stderr),

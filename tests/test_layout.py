@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "eval.suites": {"winnow", "eval", "eval.judging", "sampler.engines"},
 }
 # The composition roots know every package, inside functions only, so that importing them stays light.
-COMPOSITION_ROOTS = ("winnow/cli.py", "winnow/stages.py")
+VERBS = ("runs", "rewards", "evaluation", "results")
+COMPOSITION_ROOTS = (*(f"winnow/cli/{name}.py" for name in VERBS), "winnow/stages.py")
 LIGHT_MODULES = (
     "winnow.cli",
     "winnow.config",

@@ -1,0 +1,5 @@
+"""`python -m winnow.cli`, which needs no installed command."""
+
+from winnow.cli import main
+
+main()
