@@ -16,8 +16,9 @@ from sampler.engines import max_prompt_tokens
 from sampler.plan import PROBE, format_bytes, plan
 from sampler.prompts import check_has_prompts, parse_prompt, probe_sizes, quotas, source_of
 from winnow.chat import Chat, load_chat
-from winnow.checkpoints import check_checkpoint, has_tokenizer, is_on_this_machine
-from winnow.errors import UsageError
+from winnow.chat.end_of_turn import ANSWER, QUESTION
+from winnow.checkpoints import check_checkpoint, has_tokenizer, is_on_this_machine, num_embeddings
+from winnow.errors import ModelError, UsageError
 from winnow.inspection import Inspection
 from winnow.models import check_model_path
 from winnow.row_checks import FileReport, Measure, check_rows, counted, describe, tell_refusals
@@ -62,8 +63,30 @@ def check_policy(inspection: Inspection) -> Chat | None:
     chat = None
     with inspection.collect():
         chat = load_chat(policy, model)
+        if not _has_unfinished_phases(inspection):
+            _check_embeddings(chat, model)
     inspection.add_checked(f"policy {model}, its files, tokenizer and template {policy.chat_template}", num_faults)
     return chat
+
+
+def _has_unfinished_phases(inspection: Inspection) -> bool:
+    """Tell whether LAB phases will grow the model's embedding before anything is sampled."""
+    return bool(inspection.config.lab.phases) and not inspection.is_finished(inspection.run.policy_piece(0))
+
+
+def _check_embeddings(chat: Chat, model: str) -> None:
+    """Raise ModelError if the template writes tokens that the model has no embedding for: it could not read them."""
+    limit = num_embeddings(model)
+    if limit is None:
+        return
+    token_ids = chat.conversation([QUESTION, ANSWER]).token_ids
+    token_id = max(token_ids)
+    if token_id >= limit:
+        token = chat.tokenizer.convert_ids_to_tokens(token_id)
+        raise ModelError(
+            f"the template writes {token!r} (id {token_id}), and {model!r} has embeddings for {limit} ids; the first "
+            "SFT job adds them: set lab.phases, or take a template and an eos_token of tokens that the model knows"
+        )
 
 
 def check_prompts(inspection: Inspection, chat: Chat | None) -> None:

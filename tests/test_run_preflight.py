@@ -356,6 +356,20 @@ def test_a_finished_run_needs_no_checks(config: Tree, tmp_path: Path) -> None:
     assert "not checked: anything: the run is finished" in result.stdout
 
 
+def test_tokens_without_embeddings_are_found_unless_an_sft_start_adds_them(config: Tree) -> None:
+    """Otherwise the first prompt that holds one ends sampling with an IndexError."""
+    config["policy"]["eos_token"] = "<|end|>"
+    inspection = inspect(config)
+    check_policy(inspection)
+    assert inspection.faults == []
+    config["lab"] = {"phases": []}
+    inspection = inspect(config)
+    check_policy(inspection)
+    assert re.search(
+        r"writes '<\|end\|>' \(id 384\), and .* embeddings for 384 ids; .* set lab.phases", inspection.faults[0]
+    )
+
+
 def test_a_dry_run_finds_the_folder_of_another_run(config: Tree, tmp_path: Path) -> None:
     path = write_config(tmp_path, config)
     assert "nothing to resume" in error_of(winnow_in_process("run", path, "--resume", "--dry-run"))

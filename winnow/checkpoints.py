@@ -104,16 +104,28 @@ def max_positions(model: str) -> int | None:
 
     None if the file does not name it, or is not on this machine yet.
     """
+    return _config_number(model, "max_position_embeddings")
+
+
+def num_embeddings(model: str) -> int | None:
+    """Return the number of token ids that a model has embeddings for, from its config.json; None as in `max_positions`.
+
+    A tokenizer may have fewer tokens than that, or more after tokens were added.
+    """
+    return _config_number(model, "vocab_size")
+
+
+def _config_number(model: str, key: str) -> int | None:
     path = _local_file(model, "config.json")
     if path is None:
         return None
     try:
         config = json.loads(path.read_text())
-        limit = config.get("text_config", config).get("max_position_embeddings")
+        number = config.get("text_config", config).get(key)
     except (OSError, ValueError, AttributeError):
         return None  # loading reports what is wrong with it
-    if isinstance(limit, int):
-        return limit
+    if isinstance(number, int):
+        return number
     return None
 
 
