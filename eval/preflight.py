@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.benchmarks import check_task, load_task, settings_of, task_manager
 from eval.judging.llm_judge import JudgePrompt, prompt_fields, prompt_name, read_judge_prompts
-from eval.judging.mt_bench import check_questions
+from eval.judging.mt_bench import check_questions, turn_lengths
 from eval.judging.opening import endpoint_settings
 from eval.judging.questions import NUM_TURNS, Question, References, read_questions, read_references
 from eval.judging.reference_judge import ReferenceJudge
@@ -26,7 +26,6 @@ from sampler.engines.chat_endpoint import open_chat_endpoint
 from winnow.chat import Chat
 from winnow.errors import ChatError, InputError, UsageError
 from winnow.inspection import Inspection
-from winnow.records import Message
 from winnow.row_checks import counted, describe_limit
 from winnow.run_config import BenchmarkConfig, JudgeConfig, QuestionsConfig
 
@@ -164,22 +163,26 @@ def _fill_in(prompt: JudgePrompt, fields: Mapping[str, str], path: str) -> None:
 
 
 def _check_lengths(inspection: Inspection, config: QuestionsConfig, chat: Chat, questions: Sequence[Question]) -> int:
-    """Count the questions whose first turn leaves no space for an answer; return the tokens of the longest one."""
-    lengths: list[int] = []
+    """Count the questions with a turn that leaves no space for an answer; return the tokens of the longest first turn.
+
+    The answer before a second turn is a placeholder of a few tokens: the real one is longer.
+    """
+    lengths: list[tuple[int, ...]] = []
     for question in questions:
         try:
-            lengths.append(len(chat.prompt_ids([Message(role="user", content=question.turns[0])])))
+            lengths.append(turn_lengths(chat, question))
         except ChatError:
             continue  # `check_questions` has reported it
     limit = max_prompt_tokens(inspection.context_tokens, config.max_new_tokens)
     if limit is not None:
-        num_long = sum(1 for length in lengths if length > limit)
+        num_long = sum(1 for turns in lengths if max(turns) > limit)
         text = (
             f"{config.questions}: {num_long} of {len(questions)} questions have more than {limit} tokens (the policy's "
-            f"{inspection.context_tokens} positions less evaluation.questions.max_new_tokens {config.max_new_tokens})"
+            f"{inspection.context_tokens} positions less evaluation.questions.max_new_tokens {config.max_new_tokens}), "
+            "the first turn included in the second"
         )
         if num_long == len(lengths) and num_long:
             inspection.add_fault(f"{text}; lower evaluation.questions.max_new_tokens")
         elif num_long:
-            inspection.warnings.append(f"{text} and will have no answer")
-    return max(lengths, default=0)
+            inspection.warnings.append(f"{text}, and a turn without an answer")
+    return max((turns[0] for turns in lengths), default=0)

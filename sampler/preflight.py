@@ -130,9 +130,9 @@ def check_probe_files(inspection: Inspection, chat: Chat | None) -> None:
 
 def check_disk(inspection: Inspection, free_bytes: Callable[[Path], int] = free_bytes_of) -> None:
     """Compare the plan's bytes with the free bytes at the run's folder, which should be writable."""
-    folder = _nearest_folder(inspection.run.root)
     num_bytes = _planned_bytes(inspection)
     with inspection.collect():
+        folder = _nearest_folder(inspection.run.root)
         if not os.access(folder, os.W_OK):
             raise UsageError(f"{inspection.run.root} cannot be made: {folder} is not writable; set another runs_dir=")
         num_free = free_bytes(folder)
@@ -237,8 +237,10 @@ def _planned_bytes(inspection: Inspection) -> int:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """Return the folder itself, or its nearest parent that exists."""
+    """Return the folder itself, or its nearest parent that exists. Raises UsageError if that is a file."""
     path = path.absolute()
-    while not path.is_dir():
+    while not path.exists():
         path = path.parent
+    if not path.is_dir():
+        raise UsageError(f"no folder can be made in {str(path)!r}, which is a file; set another runs_dir=")
     return path

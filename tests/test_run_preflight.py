@@ -221,6 +221,11 @@ def without_end_of_turn(tree: Tree, folder: Path) -> None:
         (set_key("evaluation.questions.references", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (set_key("evaluation.questions.max_new_tokens", 512), "1 of 1 questions have more than 0 tokens"),
         (write("question.jsonl", json.dumps({**QUESTIONS[0], "turns": ["<s>", "b"]})), "cannot be rendered at turn 1"),
+        (
+            write("question.jsonl", json.dumps({**QUESTIONS[0], "turns": ["a", "9 " * 600]})),
+            "1 of 1 questions have more than 500 tokens",
+        ),
+        (set_key("runs_dir", "{folder}/sums.jsonl"), "no folder can be made in '.*sums.jsonl', which is a file"),
         (without_endpoint, "needs evaluation.questions.judge.base_url, or OPENAI_API_KEY"),
         (with_unknown_field, "the prompt single-math-v1 cannot be filled in .KeyError: 'nothing'"),
         (lambda tree, folder: with_llm_judge(tree, folder, JUDGE_PROMPTS[1:]), "holds no prompt named single-v1"),

@@ -13,7 +13,7 @@ the row has a further key "errors" with the reason, and the turn is not judged:
     "choices": [{"index": 0, "turns": ["5", ""]}], "errors": [null, "the prompt has 4099 tokens; ..."]
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -67,15 +67,12 @@ def check_questions(chat: Chat, questions: Sequence[Question]) -> None:
     """Render both turns of every question. Raises UsageError if the chat template refuses one."""
     failures: list[tuple[Question, int, ChatError]] = []
     for question in questions:
-        messages: list[Message] = []
-        for turn in range(NUM_TURNS):
-            messages.append(Message(role="user", content=question.turns[turn]))
+        for turn, messages in enumerate(_prompts(question), start=1):
             try:
                 chat.prompt_ids(messages)
             except ChatError as error:
-                failures.append((question, turn + 1, error))
+                failures.append((question, turn, error))
                 break
-            messages.append(Message(role="assistant", content=PLACEHOLDER))
     if not failures:
         return
     first, first_turn, reason = failures[0]
@@ -83,6 +80,20 @@ def check_questions(chat: Chat, questions: Sequence[Question]) -> None:
         f"question_id {first.question_id!r} cannot be rendered at turn {first_turn}: {reason} "
         f"({len(failures)} of {len(questions)} questions cannot be rendered); {_remedy(chat, reason)}"
     )
+
+
+def turn_lengths(chat: Chat, question: Question) -> tuple[int, ...]:
+    """Return the tokens of the prompt of each turn, with a short answer before the second. Raises ChatError."""
+    return tuple(len(chat.prompt_ids(messages)) for messages in _prompts(question))
+
+
+def _prompts(question: Question) -> Iterator[list[Message]]:
+    """Yield the messages up to each turn of a question, with a placeholder for each answer."""
+    messages: list[Message] = []
+    for turn in range(NUM_TURNS):
+        messages.append(Message(role="user", content=question.turns[turn]))
+        yield list(messages)
+        messages.append(Message(role="assistant", content=PLACEHOLDER))
 
 
 def _remedy(chat: Chat, error: ChatError) -> str:
