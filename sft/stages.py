@@ -4,8 +4,11 @@ start   policy.model -> LAB phases -> round-00/checkpoint     without phases rou
 train   round-(n-1) policy + round-n/selected.jsonl -> round-n/checkpoint
 """
 
+import json
+
 from sft.phases import phase_inputs, run_phases
 from winnow.chat import load_chat
+from winnow.errors import TrainingError
 from winnow.records import digest, seed_from
 from winnow.rows import file_sha256, read_jsonl_files
 from winnow.run_config import TrainConfig
@@ -38,12 +41,15 @@ def train(run: Run, round_number: int) -> None:
 
     policy = run.config.policy
     model = run.policy_path(round_number - 1)
+    rows = read_jsonl_files([run.selected_path(round_number)])
+    if not rows:
+        raise TrainingError(_explain_no_rows(run, round_number))
     with run.ledger.record(piece, inputs) as facts:
         job = TrainingJob(
             config=config,
             model=model,
             chat=load_chat(policy, model),
-            rows=read_jsonl_files([run.selected_path(round_number)]),
+            rows=rows,
             output_dir=run.checkpoint_dir(round_number),
             seed=seed_from(run.config.seed, "train", round_number),
             dtype=policy.dtype,
@@ -51,6 +57,18 @@ def train(run: Run, round_number: int) -> None:
             is_last_turn_only=True,
         )
         facts.update(train_policy(job).model_dump(exclude={"seconds"}))
+
+
+def _explain_no_rows(run: Run, round_number: int) -> str:
+    """Return the error of a round that selected nothing: what became of its completions, and what to change."""
+    metrics = json.loads(run.metrics_path(round_number).read_text())
+    failures = [f"{count} x {status}" for status, count in metrics["failures"].items()] or ["none"]
+    return (
+        f"{run.round_name(round_number)} selected nothing to train on: of the completions of {metrics['num_prompts']} "
+        f"prompts {metrics['num_truncated']} are unfinished, and {', '.join(failures)} could not be scored; raise "
+        "sampling.max_new_tokens for unfinished ones and reward.server.max_tokens for too_long ones, in a new name=; "
+        f"each failure's error is in {run.rewards_dir(round_number)}"
+    )
 
 
 def _train_inputs(run: Run, round_number: int, config: TrainConfig) -> str:

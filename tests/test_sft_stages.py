@@ -10,9 +10,9 @@ from sft.mixing import TrainingRow
 from sft.phases import phase_rows
 from sft.stages import start, train
 from tests.tiny_models import make_model
-from winnow.errors import UsageError
+from winnow.errors import TrainingError, UsageError
 from winnow.records import Message, Selection
-from winnow.rows import write_jsonl
+from winnow.rows import write_json, write_jsonl
 from winnow.run_config import RunConfig
 from winnow.rundir import Run, start_run
 
@@ -130,6 +130,18 @@ def test_rounds_train_the_last_policy_on_their_selected_rows(model: str, tmp_pat
     assert len({model_bytes(run.policy_path(round_number)) for round_number in range(3)}) == 3
     train(run, 2)
     assert len(pieces(run)) == 3
+
+
+def test_a_round_that_selected_nothing_says_what_became_of_its_completions(model: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path, model, num_phases=0)
+    start(run, 0)
+    write_jsonl(run.selected_path(1), [])
+    write_json(run.metrics_path(1), {"num_prompts": 3, "num_truncated": 5, "failures": {"too_long": 4}})
+    with pytest.raises(TrainingError) as error:
+        train(run, 1)
+    assert "round-01 selected nothing to train on: of the completions of 3 prompts 5 are unfinished" in str(error.value)
+    assert "4 x too_long could not be scored" in str(error.value)
+    assert pieces(run) == ["round-00/start"]
 
 
 def test_a_round_is_trained_again_when_the_round_before_it_was(model: str, tmp_path: Path) -> None:
