@@ -93,3 +93,10 @@ def test_a_folder_of_this_format_with_an_unknown_key_is_a_wrong_config(run: Run)
     rewrite(run, format=FORMAT, winnow_version=__version__, key_of_that_time=1)
     with pytest.raises(ConfigError, match="unknown key key_of_that_time"):
         open_run(run.root)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"name": "ti', b"[]", b'{"format": "2"}', b'{"format": null}', b"\xff"])
+def test_a_damaged_config_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"config\.json is damaged: .* restore it, or set another"):
+        open_run(tmp_path)

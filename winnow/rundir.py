@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from winnow import __version__
 from winnow.config import differences, parse_config
@@ -183,7 +184,7 @@ def open_run(root: Path, *, is_read_only: bool = False) -> Run:
     config_path = root / "config.json"
     if not config_path.is_file():
         raise RunFolderError(f"{root} is not a run folder (no config.json); give a folder that `winnow run` made")
-    tree = json.loads(config_path.read_text())
+    tree = _read_config(config_path)
     folder_format = tree.pop("format", 1)
     version = tree.pop("winnow_version", "0.1.0")
     if folder_format > FORMAT or (folder_format < FORMAT and not is_read_only):
@@ -194,6 +195,20 @@ def open_run(root: Path, *, is_read_only: bool = False) -> Run:
         if folder_format < FORMAT:
             raise _format_error(root, folder_format, version) from None
         raise
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return the contents of a run's config.json. Raises RunFolderError for a damaged one."""
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict) or not isinstance(tree.get("format", 1), int):
+        raise RunFolderError(
+            f"{path} is damaged: it should be a JSON object with a whole number as format; restore it, or set another "
+            "name= or runs_dir= to start a new run"
+        )
+    return tree
 
 
 def is_run_folder(root: Path) -> bool:
