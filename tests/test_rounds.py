@@ -136,6 +136,7 @@ def leave_half_a_checkpoint(round_dir: Path) -> None:
     (partial / "left-behind.json").write_text("{")
 
 
+@pytest.mark.timeout(900)  # many runs, on a slow processor
 def test_a_run_that_is_killed_repeatedly_ends_with_the_same_files(
     folder: Path, config: dict[str, Any], undisturbed: Path
 ) -> None:
