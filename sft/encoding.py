@@ -123,7 +123,9 @@ def _sampled_turn(metadata: Mapping[str, Any], text: str, chat: Chat) -> list[in
 
 
 def parse_messages(row: Mapping[str, Any]) -> list[Message]:
-    """Return the messages of a row. Raises ChatError if they are not a list of {role, content}."""
+    """Return the messages of a row. Raises ChatError if they are not a list of {role, content}, or come with tools."""
+    if row.get("tools"):
+        raise ChatError("the row has tools, which are not rendered; write them into a message, or take them out")
     messages = row.get("messages")
     if not isinstance(messages, list | tuple):
         raise ChatError("the row has no list of messages")

@@ -66,6 +66,8 @@ def test_recipes_hold_the_facts_of_the_model_cards() -> None:
         (MINIMAL + "rounds: {num_rounds: 2}\n", "rounds.train is missing"),
         (MINIMAL + "reward: {}\n", "give exactly one of address (a running server) and server"),
         (MINIMAL + "sampling: {num_completions: 0}\n", "sampling.num_completions: Input should be greater than 0"),
+        ("name: ../x\npolicy: {model: m}\n", "name: '../x' should be the name of one folder, without /"),
+        ("name: x\npolicy: {model: m, eos_token: ''}\n", "policy.eos_token: String should have at least 1 char"),
         ("- 1\n", "a config is a mapping"),
         ("name: [x\n", "not valid YAML"),
     ],

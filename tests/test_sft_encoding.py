@@ -52,6 +52,7 @@ def test_long_rows_are_dropped_and_counted_and_never_cut(chat: Chat) -> None:
         ({"prompt": "x"}, "no list of messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role: Input should be"),
         ({"messages": [{"role": "user"}]}, "content: Field required"),
+        ({**row("Name a sea.", "Salt."), "tools": [{"type": "function"}]}, "the row has tools"),
         (row("Only a question."), "the last message should be assistant"),
         (row("Say <|endoftext|>.", "No."), "control token"),
     ],

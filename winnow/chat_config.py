@@ -38,7 +38,7 @@ class ChatConfig(Section):
     """A name in winnow/templates, `tokenizer`, `tokenizer:NAME` for one of several, or a .jinja file."""
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_check_variables)] = Field(default={})
     """Variables for the template, like {enable_thinking: false} for Qwen3's."""
-    eos_token: str | None = None
+    eos_token: str | None = Field(default=None, min_length=1)
     """Token that closes an assistant turn, where the template writes another than the tokenizer's own EOS."""
     template_date: date = DEFAULT_TEMPLATE_DATE
     """The date for a template that writes today's; never the clock's, so that a conversation keeps its token ids."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from winnow.errors import ConfigError, first_line
 
@@ -20,6 +20,16 @@ NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _check_folder_name(name: str) -> str:
+    """Raise ValueError unless the name is that of one folder."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name or name != name.strip():
+        raise ValueError(f"{name!r} should be the name of one folder, without / and without spaces around it")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_check_folder_name)]
 
 
 class Section(BaseModel):

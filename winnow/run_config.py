@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from winnow.chat_config import ChatConfig
-from winnow.config import Dtype, Fraction, Positive, Seconds, Section
+from winnow.config import Dtype, FolderName, Fraction, Positive, Seconds, Section
 from winnow.reward_options import RewardSpec
 from winnow.serve_config import ServeConfig
 
@@ -57,7 +57,7 @@ class PolicyConfig(ChatConfig):
     """A name in winnow/templates, `tokenizer`, `tokenizer:NAME` for one of several, or a .jinja file."""
     system_prompt: str | None = None
     """System message of conversations without one; each model performs best with its own."""
-    eos_token: str | None = None
+    eos_token: str | None = Field(default=None, min_length=1)
     """Token that closes an assistant turn, added if the tokenizer lacks it; unset: the tokenizer's own."""
     added_tokens: tuple[str, ...] = ()
     """Special tokens to add to a tokenizer that lacks them, such as the LAB form's headers."""
@@ -72,7 +72,7 @@ class PolicyConfig(ChatConfig):
 class TrainConfig(Section):
     """One SFT job."""
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
     """Peak learning rate of AdamW."""
     num_epochs: float = Field(default=1.0, gt=0)
     """Passes over the rows."""
@@ -132,7 +132,7 @@ class TrainConfig(Section):
 class PhaseConfig(Section):
     """One LAB phase: its own rows, and a replay of rows of earlier phases."""
 
-    name: str
+    name: FolderName
     """Also the name of its folder."""
     files: tuple[str, ...]
     """JSONL files of `{"messages": [...], "metadata": {...}}` rows."""
@@ -342,7 +342,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """A whole recipe. `winnow run` reads it; `config.json` in the run folder holds it resolved."""
 
-    name: str
+    name: FolderName
     """The run's folder name."""
     runs_dir: str = "runs"
     """Folder in which the run's folder is made."""
