@@ -14,6 +14,9 @@ pytestmark = [
     pytest.mark.timeout(600),
     # vLLM imports parts of torch that use its old compiler.
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    # Its sockets are closed when they are collected.
+    pytest.mark.filterwarnings("ignore:Unclosed (context|socket):ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
