@@ -138,6 +138,7 @@ def evaluation(reference_data: Path, folder: Path) -> Row:
     question = {"question_id": 1, "category": "extraction", "turns": ["What is the capital of France?", "Of Italy?"]}
     reference = {"question_id": 1, "choices": [{"turns": ["Paris", "Rome"]}]}
     return {
+        "probe": None,  # every instruction is for the round
         "task_dir": str(task_dir),
         "batch_size": NUM_PROBLEMS,
         "benchmarks": [{"task": "problems", "metric": "exact_match,last-number", "limit": NUM_PROBLEMS}],
